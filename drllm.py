@@ -1,0 +1,176 @@
+"""The routers of Dr.LLM: one small MLP per layer that says skip, execute or repeat.
+
+Paper §3.1: the prompt's hidden states entering a layer are averaged in W windows; each window
+passes Linear - GELU - Linear; the windows' logits are averaged; the largest of three wins. The
+routers of all layers are stacked, so training them is one batched problem. Paper §3.3: focal
+loss with effective-number class weights. The base model is never touched.
+
+Ours: `tilt`, a constant added to the logits, moves finished routers along the accuracy-layers
+frontier; routers are a file of their own that names the model they belong to.
+
+    routers = Routers.load("runs/demo/routers.safetensors", model); generate(model, ids, routers.route)
+"""
+import json
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cli import InputError, write_whole
+
+# N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
+
+SETTINGS = ("num_layers", "hidden_size", "width", "windows")
+
+
+# ---- windowed pooling ----
+
+def window_counts(lengths, windows):
+    """How many windows each prompt fills, (N,): a short prompt has one per token."""
+    return lengths.clamp(max=windows)
+
+
+def window_matrix(lengths, T, windows):
+    """(N, min(W, T), T): row w averages the tokens of window w; unused windows are zero.
+
+    A prompt of n tokens has w = min(W, n) windows of n // w tokens; the remainder is dropped
+    (paper §3.1). Ten tokens in four windows: [0,1] [2,3] [4,5] [6,7], and 8, 9 unseen.
+    """
+    counts = window_counts(lengths, windows)
+    sizes = lengths // counts
+    window_of = torch.arange(T, device=lengths.device) // sizes[:, None]  # (N, T)
+    window_of = window_of.masked_fill(window_of >= counts[:, None], -1)
+    numbers = torch.arange(min(windows, T), device=lengths.device)
+    return (window_of[:, None] == numbers[:, None]) / sizes[:, None, None]
+
+
+def pool_windows(hidden, lengths, windows):
+    """Mean hidden state of every window: (N, T, D) and lengths (N,) give (N, min(W, T), D).
+
+    float32. Rows with fewer windows than the widest end in zeros.
+    """
+    return window_matrix(lengths, hidden.shape[1], windows) @ hidden.float()
+
+
+# ---- loss ----
+
+def class_weights(counts, beta=0.999):
+    """Weight per class from its count: (1 - beta) / (1 - beta ** n), scaled to a mean of 1.
+
+    The effective number of samples (paper §3.3). Counts (10, 100, 1000), beta 0.999 give about
+    (2.68, 0.28, 0.04). A class never seen counts as seen once.
+    """
+    counts = torch.as_tensor(counts, dtype=torch.float64).clamp(min=1)
+    weights = (1 - beta) / (1 - beta ** counts)
+    return (weights / weights.mean()).float()
+
+
+def focal_loss(logits, labels, weights=None, gamma=2.0):
+    """Mean of -w_y (1 - p_y)^gamma ln p_y over all labels: (..., 3) and (...) give a scalar.
+
+    gamma 0 is (weighted) cross-entropy; a p of 0.9 then counts 100 times less at gamma 2.
+    """
+    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    loss = -((1 - log_p.exp()) ** gamma) * log_p
+    return (loss if weights is None else loss * weights.to(loss)[labels]).mean()
+
+
+# ---- control knob ----
+
+def interpolate(probabilities, control):
+    """The paper's knob p in [-1, 1] on (..., 3) probabilities: from always skip (-1) over the
+    routers themselves (-0.5) and always execute (0.5) to always repeat (1), linear in between."""
+    if not -1 <= control <= 1:
+        raise ValueError(f"control must lie in [-1, 1], got {control}")
+    skip, execute, repeat = torch.eye(3, device=probabilities.device, dtype=probabilities.dtype)
+    stops = [(-1.0, skip), (-0.5, probabilities), (0.5, execute), (1.0, repeat)]
+    for (low, below), (high, above) in zip(stops, stops[1:]):
+        if control <= high:
+            share = (control - low) / (high - low)
+            return (1 - share) * below + share * above.expand_as(probabilities)
+
+
+# ---- the routers ----
+
+class Routers(nn.Module):
+    """L routers, stacked. `.route` is the Route that generate() takes."""
+
+    def __init__(self, num_layers, hidden_size, width=128, windows=8):
+        super().__init__()
+        self.num_layers, self.hidden_size = num_layers, hidden_size
+        self.width, self.windows = width, windows
+        self.notes = {}  # what the file says beside the weights: model, labels, tasks
+        self.w1 = nn.Parameter(torch.empty(num_layers, hidden_size, width))
+        self.b1 = nn.Parameter(torch.zeros(num_layers, 1, width))
+        self.w2 = nn.Parameter(torch.empty(num_layers, width, 3))
+        self.b2 = nn.Parameter(torch.zeros(num_layers, 1, 3))
+        for matrix in (*self.w1, *self.w2):
+            nn.init.xavier_uniform_(matrix)
+
+    def forward(self, pooled, counts, layers=slice(None)):
+        """Logits (N, l, 3) of pooled windows (N, l, W, D), counts (N,) of them in use."""
+        N, l, W, D = pooled.shape
+        windows = pooled.transpose(0, 1).reshape(l, N * W, D)
+        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))
+        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, 3)
+        in_use = torch.arange(W, device=counts.device) < counts[:, None]  # (N, W)
+        return ((logits * in_use[..., None]).sum(2) / counts[:, None]).transpose(0, 1)
+
+    @property
+    def route(self):
+        return RouterRoute(self)
+
+    def save(self, file):
+        """Writes the routers as safetensors; sizes and notes stand in the metadata."""
+        notes = self.notes | {name: getattr(self, name) for name in SETTINGS}
+        metadata = {"drllm": json.dumps(notes)}
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write_whole(file, lambda part: save_file(tensors, part, metadata))
+
+    @classmethod
+    def load(cls, file, model):
+        """The routers of a file, on the model's device. InputError if they are another model's."""
+        try:
+            with safe_open(file, framework="pt") as stored:
+                notes = json.loads((stored.metadata() or {}).get("drllm", "{}"))
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{file}: unreadable router file: {error}") from error
+        if not isinstance(notes, dict) or not all(isinstance(notes.get(n), int) for n in SETTINGS):
+            raise InputError(f"{file}: not a router file (no sizes in its metadata)")
+        if notes.get("model") != model.fingerprint():
+            raise InputError(f"{file}: these routers belong to model {notes.get('model')}; the "
+                             f"model given is {model.fingerprint()}")
+        with torch.device("meta"):
+            routers = cls(*(notes[name] for name in SETTINGS))
+        expected = {name: tuple(p.shape) for name, p in routers.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != expected:
+            raise InputError(f"{file}: tensors {found} do not fit the sizes in its metadata, "
+                             f"{expected}")
+        routers.load_state_dict(tensors, assign=True)
+        routers.notes = notes
+        return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
+
+
+class RouterRoute:
+    """Routers as a Route: tilt adds tilt * (0, 1, 2) to the logits, control is the paper's knob."""
+
+    def __init__(self, routers, tilt=0.0, control=-0.5):
+        self.routers, self.tilt, self.control = routers, tilt, control
+        self.num_layers = routers.num_layers
+
+    def logits(self, layer, hidden, lengths):
+        """(B, 3) of the hidden states (B, T, D) entering a layer."""
+        pooled = pool_windows(hidden, lengths, self.routers.windows)[:, None]
+        counts = window_counts(lengths, self.routers.windows)
+        logits = self.routers(pooled, counts, slice(layer, layer + 1))[:, 0]
+        return logits + self.tilt * torch.arange(3, device=logits.device)
+
+    def __call__(self, layer, hidden, lengths):
+        logits = self.logits(layer, hidden, lengths)
+        if self.control == -0.5:
+            return logits.argmax(-1)
+        return interpolate(logits.softmax(-1), self.control).argmax(-1)

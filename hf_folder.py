@@ -1,0 +1,311 @@
+"""A Hugging Face model folder, read without Hugging Face code: config, tensors, tokenizer.
+
+The folder is somebody else's input. Every key that changes the computation is honoured or
+refused by name; nothing is guessed. Weights come from safetensors only, memory-mapped, never
+from pickle. Chat templates are programs: they run in jinja2's immutable sandbox, with a fixed
+date (so that labels made today hold tomorrow) and bounds on time and size.
+
+Left out: rope scalings other than llama3, sliding windows, quantised and remote-code folders.
+
+    from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
+"""
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer as FastTokenizer
+
+from cli import DTYPES, InputError, read_json
+
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+REFUSED = {  # keys that change the computation in ways this decoder does not follow
+    "quantization_config": "quantised weights", "auto_map": "remote code",
+    "text_config": "a multimodal model", "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+}
+FIXED_DATE = "26 Jul 2024"  # what the Llama 3 templates print when not given today's date
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """The llama3 stretching of RoPE: long wavelengths are slowed by `factor`."""
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """What of config.json changes the computation, each default resolved once."""
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Llama3Rope | None = None
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+def read_config(folder):
+    """The Config of a folder. Raises InputError naming the key that cannot be honoured."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    file = Path(folder) / "config.json"
+    raw = read_json(file)
+    try:
+        _refuse(raw)
+        config = _resolve(raw)
+        _check_sizes(config)
+    except KeyError as error:
+        raise InputError(f"{file}: no key {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: {error}") from error
+    return config
+
+
+def _refuse(raw):
+    family, architectures = raw.get("model_type"), raw.get("architectures") or [None]
+    if family not in FAMILIES or architectures[0] not in (None, FAMILIES[family]):
+        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not supported; "
+                         f"supported are {', '.join(FAMILIES.values())}")
+    for key, what in REFUSED.items():
+        if raw.get(key):
+            raise ValueError(f"{key}: {what} is not supported")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {raw['hidden_act']!r}: only 'silu' is supported")
+    if raw.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor {raw['partial_rotary_factor']}: only 1.0 is supported")
+    full = set(raw.get("layer_types") or ()) <= {"full_attention"}
+    if raw.get("layer_types") is None and raw.get("sliding_window") and raw.get("use_sliding_window"):
+        full = raw.get("max_window_layers", 28) >= raw["num_hidden_layers"]
+    if not full:
+        raise ValueError("sliding_window: attention over a window is not supported")
+
+
+def _resolve(raw):
+    family, hidden, heads = raw["model_type"], raw["hidden_size"], raw["num_attention_heads"]
+    qwen = family != "llama"
+    kv_heads = raw.get("num_key_value_heads", 32 if qwen else None)  # Qwen's own default is 32
+    head_dim = raw.get("head_dim", 128 if family == "qwen3" else None)
+    bias = bool(raw.get("attention_bias", False))
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: supported are {', '.join(DTYPES)}")
+    theta, scaling = _rope(raw)
+    return Config(
+        model_type=family, vocab_size=raw["vocab_size"], hidden_size=hidden,
+        intermediate_size=raw["intermediate_size"], num_layers=raw["num_hidden_layers"],
+        num_heads=heads, num_kv_heads=kv_heads or heads, head_dim=head_dim or hidden // heads,
+        max_positions=raw.get("max_position_embeddings", 2048 if not qwen else 32768),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        qkv_bias=True if family == "qwen2" else bias, o_bias=False if family == "qwen2" else bias,
+        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=family == "qwen3",
+        dtype=DTYPES[dtype])
+
+
+def _rope(raw):
+    """(theta, scaling) from the old spelling (rope_theta, rope_scaling) or rope_parameters."""
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
+    if any(isinstance(value, dict) for value in rope.values()) or kind not in ("default", "llama3"):
+        raise ValueError(f"rope type {kind!r}: supported are 'default' and 'llama3'")
+    if kind == "default":
+        return theta, None
+    original = (raw.get("original_max_position_embeddings")
+                or rope.get("original_max_position_embeddings") or raw["max_position_embeddings"])
+    return theta, Llama3Rope(float(rope["factor"]), float(rope["low_freq_factor"]),
+                             float(rope["high_freq_factor"]), int(original))
+
+
+def _check_sizes(config):
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+                 "num_kv_heads", "head_dim", "max_positions"):
+        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
+            raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
+    if config.num_heads % config.num_kv_heads:
+        raise ValueError(f"{config.num_heads} query heads do not divide over "
+                         f"{config.num_kv_heads} key/value heads")
+    if config.head_dim % 2:
+        raise ValueError(f"head_dim must be even for RoPE, got {config.head_dim}")
+
+
+# ---- tensors ----
+
+def tensor_files(folder):
+    """The safetensors files of a folder, shards in order."""
+    folder = Path(folder)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{index}: no weight_map")
+    for name in set(shards.values()):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index}: shard {name!r} lies outside the folder")
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+def read_tensors(folder):
+    """Yields (file, name, tensor) for every tensor of a folder, one in memory at a time."""
+    for file in tensor_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():
+                    if not name.endswith("rotary_emb.inv_freq"):  # old exports store this constant
+                        yield file, name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            size = f" ({file.stat().st_size} bytes)" if file.exists() else ""
+            raise InputError(f"{file}: unreadable safetensors{size}: {error}") from error
+
+
+# ---- tokenizer and chat template ----
+
+class Tokenizer:
+    """Text to token ids and back, with the folder's own chat template.
+
+    `.chat(messages)` gives the ids of a rendered conversation that waits for the answer;
+    `.has_template` says whether the folder has a template; `.stop_ids` end an answer.
+    """
+
+    def __init__(self, fast, template, special, stop_ids):
+        self.fast, self.template, self.special = fast, template, special
+        self.stop_ids = tuple(stop_ids)
+
+    @property
+    def has_template(self):
+        return self.template is not None
+
+    def encode(self, text, add_special_tokens=True):
+        return self.fast.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids):
+        """Text of the ids; special tokens and ids beyond the vocabulary are left out."""
+        return self.fast.decode([i for i in ids if i < self.fast.get_vocab_size()])
+
+    def chat(self, messages):
+        if self.template is None:
+            raise InputError("this folder has no chat template; use encode")
+        text = render(self.template, messages=messages, add_generation_prompt=True,
+                      date_string=FIXED_DATE, enable_thinking=False, **self.special)
+        return self.encode(text, add_special_tokens=False)  # the template prints BOS itself
+
+
+def load_tokenizer(folder):
+    """The Tokenizer of a folder; InputError if tokenizer.json is missing or malformed."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        raise InputError(f"{file}: no such file; only the tokenizer.json format is read")
+    try:
+        fast = FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file}: {error}") from error
+    settings = _optional_json(folder / "tokenizer_config.json")
+    special = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
+    special = {key: text for key, text in special.items() if text is not None}
+    return Tokenizer(fast, _template(folder, settings), special, _stop_ids(folder, fast, special))
+
+
+def _optional_json(file):
+    return read_json(file) if file.exists() else {}
+
+
+def _token_text(token):
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _template(folder, settings):
+    file = folder / "chat_template.jinja"
+    if file.exists():  # overrides tokenizer_config.json
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}: not UTF-8 ({error})") from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default", next(iter(named.values()), None))
+    return template
+
+
+def _stop_ids(folder, fast, special):
+    """Ids that end an answer: generation_config.json's, else config.json's; and eos_token."""
+    found = _optional_json(folder / "generation_config.json").get("eos_token_id")
+    if found is None:
+        found = _optional_json(folder / "config.json").get("eos_token_id")
+    ids = list(found) if isinstance(found, list) else [found]
+    ids.append(fast.token_to_id(special.get("eos_token", "")))
+    return sorted({i for i in ids if i is not None})
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's immutable sandbox that also refuses to build huge values in one step."""
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context, operator, left, right):
+        if operator == "**" or isinstance(left, (str, list)) or isinstance(right, (str, list)):
+            raise SecurityError(f"operator {operator} is not allowed in a chat template")
+        return super().call_binop(context, operator, left, right)
+
+
+def render(template, seconds=2.0, size=1_000_000, **values):
+    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
+    def fail(message=""):
+        raise TemplateError(message)
+    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent)
+    sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: FIXED_DATE)
+    try:
+        compiled = sandbox.from_string(template)
+        text = _with_deadline(lambda: compiled.render(**values), seconds)
+    except (TemplateError, TimeoutError, MemoryError, RecursionError, TypeError, ValueError,
+            KeyError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"chat template: {type(error).__name__}: {error}") from error
+    if len(text) > size:
+        raise InputError(f"chat template: renders {len(text)} characters; the limit is {size}")
+    return text
+
+
+def _with_deadline(call, seconds):
+    """call(), or TimeoutError: a trace function looks at the clock at every line it runs.
+
+    No signal and no thread, so it works in any thread and leaves nothing running behind.
+    """
+    end = time.monotonic() + seconds
+
+    def watch(frame, event, argument):
+        if time.monotonic() > end:
+            raise TimeoutError(f"ran over {seconds} s")
+        return watch
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        return call()
+    finally:
+        sys.settrace(before)

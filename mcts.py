@@ -1,0 +1,152 @@
+"""Which layers to skip and repeat for one question: paths, and a length-aware tree search.
+
+Paper §3.2 and Algorithm 1. A path is written as *decisions*, one of SKIP, EXECUTE, REPEAT per
+layer. The search starts at the default path (every layer once), grows a tree of edits, and asks
+for the reward of one new path per simulation; it never sees a model. It is a generator: drive it
+alone, in lockstep with a thousand others, or with a table of rewards in a test.
+
+Departures from the authors' code: the tree branches (theirs always extends its newest leaf); the
+visits under the logarithm are the parent's; no path is asked twice, an illegal one never.
+
+    search(12, SearchConfig(), random.Random(0))    # yields decisions, is sent a reward in [0, 1]
+"""
+import math
+from dataclasses import dataclass
+
+SKIP, EXECUTE, REPEAT = 0, 1, 2
+LONGEST_SKIP = 2  # layers in a row (paper §3.2)
+
+
+# ---- paths ----
+
+def path_of(decisions):
+    """Layer indices in execution order: (1, 0, 2) gives (0, 2, 2)."""
+    return tuple(layer for layer, count in enumerate(decisions) for _ in range(count))
+
+
+def decisions_of(path, num_layers):
+    """The decisions of a path; ValueError unless it is in order with at most two of each."""
+    if list(path) != sorted(path) or any(not 0 <= layer < num_layers for layer in path):
+        raise ValueError(f"path {tuple(path)} is not an ordered walk through layers "
+                         f"0..{num_layers - 1}")
+    decisions = [0] * num_layers
+    for layer in path:
+        decisions[layer] += 1
+    if max(decisions, default=0) > REPEAT:
+        raise ValueError(f"path {tuple(path)} runs a layer {max(decisions)} times; 2 is the most")
+    return tuple(decisions)
+
+
+def is_legal(decisions):
+    """True if every value is 0, 1 or 2 and no three layers in a row are skipped."""
+    run = 0
+    for count in decisions:
+        if count not in (SKIP, EXECUTE, REPEAT):
+            return False
+        run = run + 1 if count == SKIP else 0
+        if run > LONGEST_SKIP:
+            return False
+    return True
+
+
+def edits(decisions):
+    """Every legal path that skips or repeats one more of the layers still executed once."""
+    changed = (decisions[:layer] + (count,) + decisions[layer + 1:]
+               for layer, now in enumerate(decisions) if now == EXECUTE
+               for count in (SKIP, REPEAT))
+    return [path for path in changed if is_legal(path)]
+
+
+# ---- the tree ----
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Algorithm 1's constants. `widening` is ours: a node visited v times has at most
+    max(1, v ** widening) children before the search goes deeper."""
+    simulations: int = 50           # new paths asked after the default
+    exploration: float = 1.8        # c
+    length_penalty: float = 3.0     # lambda
+    random_child: float = 0.1       # probability of descending to a random child
+    stop_when_repaired: bool = True  # where the default is wrong, stop at the first right path
+    widening: float = 0.5
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """best: the shortest right path, the earliest of equals; None if no path was right.
+    Where the default was wrong and the search stops when repaired, that is the first right one.
+    rewards: {decisions: reward} of every path asked, in the order of asking."""
+    best: tuple | None
+    default_reward: float
+    rewards: dict
+
+
+class Node:
+    """A path in the tree. visits counts its own evaluation and those below it."""
+
+    def __init__(self, decisions, parent, rng):
+        self.decisions, self.parent = decisions, parent
+        self.children, self.visits, self.total_reward = [], 0, 0.0
+        self.untried = edits(decisions)
+        rng.shuffle(self.untried)
+        self.exhausted = False
+
+
+def score(child, config):
+    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2).
+
+    V is the parent's visits. Worked by hand: Q=1, v=2, V=4, |path|=11, L=12 gives
+    0.5 + 1.8 * 0.8326 - 3.0 * 0.9167 = -0.7514.
+    """
+    mean = child.total_reward / child.visits
+    bonus = math.sqrt(math.log(child.parent.visits) / child.visits)
+    length = sum(child.decisions) / len(child.decisions)
+    return mean + config.exploration * bonus - config.length_penalty * length
+
+
+def select(root, known, config, rng):
+    """The node to give a new child, or None when every legal path has been asked."""
+    while not root.exhausted:
+        node = root
+        while True:
+            node.untried = [path for path in node.untried if path not in known]
+            live = [child for child in node.children if not child.exhausted]
+            room = len(node.children) < max(1, node.visits ** config.widening)
+            if node.untried and (room or not live):
+                return node
+            if not live:
+                node.exhausted = True
+                break
+            is_random = rng.random() < config.random_child
+            node = rng.choice(live) if is_random else max(live, key=lambda c: score(c, config))
+    return None
+
+
+def backpropagate(node, reward):
+    """Adds one visit and its reward to the node and everything above it."""
+    while node is not None:
+        node.visits += 1
+        node.total_reward += reward
+        node = node.parent
+
+
+def search(num_layers, config, rng):
+    """Generator of one question's search: yields decisions, is sent their reward in [0, 1]
+    (above 0: the answer is right), returns a SearchResult. rng: a random.Random of its own."""
+    default = (EXECUTE,) * num_layers
+    rewards = {default: (yield default)}
+    root = Node(default, None, rng)
+    backpropagate(root, rewards[default])
+    for _ in range(config.simulations):
+        parent = select(root, rewards, config, rng)
+        if parent is None:
+            break
+        child = Node(parent.untried.pop(), parent, rng)
+        parent.children.append(child)
+        reward = yield child.decisions
+        rewards[child.decisions] = reward
+        backpropagate(child, reward)
+        if config.stop_when_repaired and not rewards[default] and reward:
+            break
+    right = [path for path, reward in rewards.items() if reward > 0]
+    return SearchResult(min(right, key=sum, default=None), rewards[default], rewards)

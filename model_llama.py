@@ -1,0 +1,465 @@
+"""A Llama / Qwen2.5 / Qwen3 decoder whose layers each run 0, 1 or 2 times, row by row.
+
+One loop, many routes (`run_blocks`): a *route* is asked, layer by layer, how often every row
+of the batch runs that layer, given the prompt's hidden states entering it (paper §3.1). It is
+asked on the prompt only; decoding replays what it said. The plain model, a searched path, the
+trained routers and every baseline are routes through this loop, and nothing else runs a block.
+
+Departures from the authors' code: keys and values have a slot per (layer, pass), so a repeated
+layer's second pass attends to second-pass keys; every row of a batch has its own path; the
+cache owns the lengths, so a skipped layer cannot shift a position.
+
+Left out: training, sampling, sliding windows, tensor parallelism.
+
+    model = load_model("demo/model"); model(torch.tensor([[1, 2, 3]])).shape
+"""
+import hashlib
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cli import InputError
+from hf_folder import Config, load_tokenizer, read_config, read_tensors
+
+__all__ = ["Config", "Generation", "KVCache", "Llama", "Route", "decode", "fixed", "generate",
+           "load_model", "load_tokenizer", "prefill"]
+
+# B batch rows   T tokens in this call   S tokens visible (cache + T)   D hidden size
+# H query heads  K key/value heads       E head size   F MLP width   V vocabulary   L layers
+
+Route = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden (B,T,D), lengths (B,)) -> (B,)
+
+
+# ---- rotary positions ----
+
+def inverse_frequencies(config, device=None):
+    """RoPE's angle per position for each pair of channels, (E/2,), float32, radians."""
+    exponent = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    frequencies = config.rope_theta ** -exponent
+    rope = config.rope_scaling
+    if rope is None:
+        return frequencies
+    # llama3: wavelengths beyond the original context are slowed, a ramp joins the two regimes
+    turns = rope.original_max_position_embeddings * frequencies / (2 * torch.pi)
+    ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    ramp = ramp.clamp(0, 1)
+    return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
+
+
+def rotate(heads, cos, sin):
+    """Heads (B, H, T, E) turned by their position's angles; the pairs are (i, i + E/2)."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@dataclass
+class Span:
+    """Where the T new tokens of every row stand, worked out once per call."""
+    start: int | None  # the common number of tokens before them, None where rows differ
+    positions: Tensor  # (B or 1, T)
+    cos: Tensor        # (B or 1, 1, T, E)
+    sin: Tensor        # (B or 1, 1, T, E)
+    mask: Tensor | None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+
+    def take(self, rows):
+        """The span of some rows."""
+        if rows is None or len(self.positions) == 1:
+            return self
+        mask = None if self.mask is None else self.mask[rows]
+        return Span(None, self.positions[rows], self.cos[rows], self.sin[rows], mask)
+
+
+# ---- keys and values ----
+
+class Slot:
+    """Keys and values of one (layer, pass), for exactly the rows that run it.
+
+    rows: (N,) row numbers, or None for every row. keys, values: (N, K, capacity, E), or None
+    where nothing is decoded afterwards.
+    """
+
+    def __init__(self, rows, keys=None, values=None):
+        self.rows, self.keys, self.values = rows, keys, values
+
+    def write(self, keys, values, span):
+        """Stores the new keys and values (N, K, T, E); returns all that are visible."""
+        if self.keys is None:
+            return keys, values
+        if span.start is not None:
+            end = span.start + keys.shape[2]
+            self.keys[:, :, span.start:end] = keys
+            self.values[:, :, span.start:end] = values
+        else:
+            where = span.positions[:, None, :, None].expand_as(keys)
+            self.keys.scatter_(2, where, keys)
+            self.values.scatter_(2, where, values)
+            end = span.mask.shape[-1]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def keep(self, alive, renumber):
+        """Drops the rows that are not alive (B,) bool."""
+        here = alive if self.rows is None else alive[self.rows]
+        if self.keys is not None:
+            self.keys, self.values = self.keys[here], self.values[here]
+        self.rows = None if self.rows is None else renumber[self.rows[here]]
+
+
+class KVCache:
+    """What a batch remembers: its lengths, its decisions, and one Slot per (layer, pass).
+
+    A layer that a row skips stores nothing for it; a layer that it repeats stores two sets.
+    capacity is in tokens per row, prompt included; 0 keeps no keys (a single full pass).
+    """
+
+    def __init__(self, lengths, num_layers, capacity=0):
+        self.lengths = list(lengths)
+        self.capacity = capacity
+        self.slots = [[] for _ in range(num_layers)]
+        self.decisions = torch.ones(len(self.lengths), num_layers, dtype=torch.long)
+
+    def admit(self, layer, counts, empty):
+        """Opens the slots of a layer: counts (B,) in {0, 1, 2}; empty(N) gives their storage."""
+        if counts.shape != (len(self.lengths),) or counts.min() < 0 or counts.max() > 2:
+            raise ValueError(f"layer {layer}: a route must give {len(self.lengths)} counts in "
+                             f"0..2, got {counts.tolist()}")
+        self.decisions[:, layer] = counts
+        for visit in range(int(counts.max())):
+            rows = (counts > visit).nonzero().flatten()
+            stored = empty(len(rows), self.capacity) if self.capacity else ()
+            self.slots[layer].append(Slot(None if len(rows) == len(counts) else rows, *stored))
+
+    def keep(self, alive):
+        """Drops finished rows: alive (B,) bool, on the CPU."""
+        renumber = alive.long().cumsum(0) - 1
+        self.lengths = [length for length, stays in zip(self.lengths, alive.tolist()) if stays]
+        self.decisions = self.decisions[alive]
+        for slot in (slot for layer in self.slots for slot in layer):
+            device = alive.device if slot.keys is None else slot.keys.device
+            slot.keep(alive.to(device), renumber.to(device))
+
+    @property
+    def bytes(self):
+        """Memory of all keys and values, bytes."""
+        stored = (s.keys for layer in self.slots for s in layer if s.keys is not None)
+        return sum(2 * keys.numel() * keys.element_size() for keys in stored)
+
+
+# ---- the network; parameter layout fuses the products that read the same input ----
+
+class RMSNorm(nn.Module):
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def attention(queries, keys, values, mask):
+    """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E).
+
+    mask None means causal from an empty cache, or a single token that sees everything.
+    """
+    N, H, T, E = queries.shape
+    K = keys.shape[1]
+    if T == 1:  # the H/K queries that share a key head become rows of one product
+        queries = queries.reshape(N, K, H // K, E)
+        return F.scaled_dot_product_attention(queries, keys, values, mask).reshape(N, H, 1, E)
+    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None,
+                                          enable_gqa=True)
+
+
+class Block(nn.Module):
+    """One decoder block: hidden + attention, then + gated MLP, each on a normed input."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+        self.heads = (H, K)
+        self.input_layernorm = RMSNorm(D, config.rms_norm_eps)
+        self.qkv_proj = nn.Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(E, config.rms_norm_eps)
+            self.k_norm = RMSNorm(E, config.rms_norm_eps)
+        self.o_proj = nn.Linear(H * E, D, bias=config.o_bias)
+        self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
+        self.gate_up_proj = nn.Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, D, bias=config.mlp_bias)
+
+    def forward(self, hidden, span, slot):
+        """hidden (N, T, D) after this block; its keys and values are kept in slot."""
+        N, T, D = hidden.shape
+        H, K = self.heads
+        heads = self.qkv_proj(self.input_layernorm(hidden)).view(N, T, H + 2 * K, -1)
+        heads = heads.transpose(1, 2)  # (N, H + K + K, T, E)
+        values = heads[:, H + K:]
+        heads = heads[:, :H + K]
+        if hasattr(self, "q_norm"):
+            heads = torch.cat((self.q_norm(heads[:, :H]), self.k_norm(heads[:, H:])), dim=1)
+        queries, keys = rotate(heads, span.cos, span.sin).split((H, K), dim=1)
+        keys, values = slot.write(keys, values, span)  # (N, K, S, E)
+        mixed = attention(queries, keys, values, span.mask)
+        hidden = hidden + self.o_proj(mixed.transpose(1, 2).reshape(N, T, -1))
+        gate, up = self.gate_up_proj(self.post_attention_layernorm(hidden)).chunk(2, dim=-1)
+        return hidden + self.down_proj(F.silu(gate) * up)
+
+
+class Llama(nn.Module):
+    """The decoder of a Config. `model(tokens, route)` gives logits; see also generate."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(self, tokens, route=None, lengths=None):
+        """Logits (B, T, V) of tokens (B, T) int64; lengths (B,) where rows are right-padded."""
+        return self.head(prefill(self, tokens, route, lengths)[0])
+
+    def head(self, hidden):
+        """Logits (..., V) of hidden states (..., D) that come out of the last layer."""
+        return self.lm_head(self.norm(hidden))
+
+    def span(self, start, lengths, T):
+        """The Span of T new tokens after `lengths` (list) tokens; start 0 means no cache."""
+        config, device = self.config, self.embed_tokens.weight.device
+        positions = torch.arange(T, device=device)[None]
+        if start is None:
+            positions = positions + torch.tensor(lengths, device=device)[:, None]
+        else:
+            positions = positions + start
+        angles = positions[..., None] * inverse_frequencies(config, device)  # (B, T, E/2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        mask = None
+        if start is None or (start > 0 and T > 1):
+            seen = torch.arange(max(lengths) + T, device=device)
+            mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
+        dtype = self.embed_tokens.weight.dtype
+        return Span(start, positions, angles.cos().to(dtype), angles.sin().to(dtype), mask)
+
+    def fingerprint(self):
+        """16 hex digits that name these weights: a hash over a sample of every tensor."""
+        digest = hashlib.sha256()
+        for name, view in sorted(checkpoint_views(self).items()):
+            flat = view.reshape(-1)
+            sample = flat[::max(1, len(flat) // 1000)].to("cpu", torch.bfloat16).float()
+            digest.update(f"{name} {tuple(view.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def empty_slot(self, rows, capacity):
+        """Zeroed keys and values (rows, K, capacity, E)."""
+        like, config = self.embed_tokens.weight, self.config
+        size = (rows, config.num_kv_heads, capacity, config.head_dim)
+        return like.new_zeros(size), like.new_zeros(size)
+
+
+# ---- the one loop, and its two regimes ----
+
+def run_blocks(model, hidden, span, cache, route=None):
+    """hidden (B, T, D) after every layer ran 0, 1 or 2 times per row.
+
+    With a route this is the prompt: the route is asked at every layer and the cache remembers.
+    Without, the cache's decisions are replayed.
+    """
+    lengths = None if route is None else torch.tensor(cache.lengths, device=hidden.device)
+    for layer, block in enumerate(model.layers):
+        if route is not None:
+            cache.admit(layer, route(layer, hidden, lengths), model.empty_slot)
+        for slot in cache.slots[layer]:
+            if slot.rows is None:
+                hidden = block(hidden, span, slot)
+            elif len(slot.rows):
+                some = block(hidden[slot.rows], span.take(slot.rows), slot)
+                hidden = hidden.index_copy(0, slot.rows, some)
+    return hidden
+
+
+def prefill(model, tokens, route=None, lengths=None, capacity=0):
+    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so.
+
+    The route decides here, once per row. capacity: tokens per row the cache has room for.
+    """
+    B, T = tokens.shape
+    lengths = [T] * B if lengths is None else [int(n) for n in lengths]
+    if not 0 < min(lengths) <= max(lengths) <= T:
+        raise ValueError(f"lengths must lie in 1..{T}, got {lengths}")
+    layers = model.config.num_layers
+    route = fixed((1,) * layers) if route is None else route
+    if getattr(route, "num_layers", layers) != layers:
+        raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
+    cache = KVCache(lengths, layers, capacity)
+    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(0, lengths, T), cache, route)
+    return hidden, cache
+
+
+def decode(model, tokens, cache):
+    """hidden (B, T, D) of the next T tokens (B, T) of every row, after those in the cache."""
+    T, lengths = tokens.shape[1], cache.lengths
+    if max(lengths) + T > cache.capacity:
+        raise ValueError(f"{max(lengths)} tokens and {T} new ones; the cache has room for "
+                         f"{cache.capacity}")
+    start = lengths[0] if min(lengths) == max(lengths) else None
+    span = model.span(start, lengths, T)
+    hidden = run_blocks(model, model.embed_tokens(tokens), span, cache)
+    cache.lengths = [length + T for length in lengths]
+    return hidden
+
+
+class fixed:  # noqa: N801 - used like a function
+    """The Route that always gives these decisions: (L,) for every row, or (B, L)."""
+
+    def __init__(self, decisions):
+        self.decisions = torch.as_tensor(decisions, dtype=torch.long)
+        self.num_layers = self.decisions.shape[-1]
+
+    def __call__(self, layer, hidden, lengths):
+        counts = self.decisions[..., layer]
+        return (counts.expand(len(hidden)) if counts.dim() == 0 else counts).to(hidden.device)
+
+
+# ---- greedy generation ----
+
+@dataclass
+class Generation:
+    """What generate() answers.
+
+    tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
+    layers summed over every forward pass of the row (the prompt once, then each decoded token).
+    passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's tokens, stop id included.
+    """
+    tokens: list
+    decisions: Tensor
+    layers_executed: Tensor
+    passes: Tensor
+    logprobs: Tensor
+
+
+def pad(prompts, device=None):
+    """(tokens (B, T), lengths) of id lists, right-padded with 0, which no real token sees."""
+    lengths = [len(prompt) for prompt in prompts]
+    tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+    for row, prompt in zip(tokens, prompts):
+        row[:len(prompt)] = torch.tensor(prompt)
+    return tokens.to(device), lengths
+
+
+@torch.inference_mode()
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
+    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation."""
+    longest, limit = max(map(len, prompts)), model.config.max_positions
+    if longest >= limit:
+        raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
+    max_new_tokens = min(max_new_tokens, limit - longest)
+    device = model.embed_tokens.weight.device
+    tokens, lengths = pad(prompts, device)
+    hidden, cache = prefill(model, tokens, route, lengths, longest + max_new_tokens)
+    decisions = cache.decisions
+    last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, D)
+
+    out = [[] for _ in prompts]
+    logprobs, passes = torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
+    rows, running = list(range(len(prompts))), [True] * len(prompts)  # row of the cache -> prompt
+    for step in range(max_new_tokens):
+        best, chosen = model.head(last).float().log_softmax(-1).max(-1)
+        for here, (logprob, token) in enumerate(zip(best.tolist(), chosen.tolist())):
+            if running[here]:
+                passes[rows[here]] += 1
+                logprobs[rows[here]] += logprob
+                running[here] = token not in stop_ids
+                if running[here]:
+                    out[rows[here]].append(token)
+        if not any(running) or step + 1 == max_new_tokens:
+            break
+        if 2 * sum(running) <= len(running):  # finished rows cost time: let go of them
+            alive = torch.tensor(running)
+            cache.keep(alive)
+            chosen = chosen[alive.to(device)]
+            rows, running = [r for r, on in zip(rows, running) if on], [True] * sum(running)
+        last = decode(model, chosen[:, None], cache)[:, 0]
+    return Generation(out, decisions, passes * decisions.sum(1), passes, logprobs)
+
+
+# ---- weights ----
+
+def checkpoint_views(model):
+    """{name in a Hugging Face checkpoint: view of the parameter that holds it}."""
+    config, views = model.config, {}
+    sizes = {"qkv_proj": {"self_attn.q_proj": config.num_heads * config.head_dim,
+                          "self_attn.k_proj": config.num_kv_heads * config.head_dim,
+                          "self_attn.v_proj": config.num_kv_heads * config.head_dim},
+             "gate_up_proj": {"mlp.gate_proj": config.intermediate_size,
+                              "mlp.up_proj": config.intermediate_size}}
+    homes = {"o_proj": "self_attn.o_proj", "q_norm": "self_attn.q_norm",
+             "k_norm": "self_attn.k_norm", "down_proj": "mlp.down_proj"}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        *prefix, module, kind = name.split(".")
+        if module in sizes:
+            parts = parameter.data.split(list(sizes[module].values()))
+            views.update({".".join(["model", *prefix, part, kind]): view
+                          for part, view in zip(sizes[module], parts)})
+        else:
+            top = [] if module == "lm_head" else ["model"]
+            views[".".join([*top, *prefix, homes.get(module, module), kind])] = parameter.data
+    if model.lm_head.weight is model.embed_tokens.weight:
+        del views["lm_head.weight"]
+    return views
+
+
+def load_model(folder, device="cpu", dtype=None):
+    """The Llama of a Hugging Face folder, frozen. dtype None: the checkpoint's, float32 on a CPU.
+
+    Raises InputError naming a tensor that is missing, unexpected, mis-shaped or not finite.
+    """
+    config = read_config(folder)
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else config.dtype
+    with torch.device("meta"):
+        model = Llama(config).to(dtype)
+    model.to_empty(device=device)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    _fill(model, folder)
+    return model.eval().requires_grad_(False)
+
+
+def _fill(model, folder):
+    views = checkpoint_views(model)
+    wanted, extra = set(views), []
+    for file, name, tensor in read_tensors(folder):
+        if name == "lm_head.weight" and model.config.tie_embeddings:
+            if "model.embed_tokens.weight" not in wanted:
+                _check_tied(model, file, tensor)
+                continue
+            name = "model.embed_tokens.weight"  # some tied folders store only the head
+        elif name not in views:
+            extra.append(name)
+            continue
+        if tensor.shape != views[name].shape:
+            raise InputError(f"{file}: {name} has shape {tuple(tensor.shape)}; config.json says "
+                             f"{tuple(views[name].shape)}")
+        views[name].copy_(tensor)
+        if not views[name].isfinite().all():
+            raise InputError(f"{file}: {name} holds NaN or infinite values")
+        wanted.discard(name)
+    if wanted or extra:
+        raise InputError(f"{folder}: {len(wanted)} tensors missing {sorted(wanted)[:3]}, "
+                         f"{len(extra)} unexpected {sorted(extra)[:3]}")
+
+
+def _check_tied(model, file, head):
+    """A folder may declare tied embeddings and still store a head of its own: then it is used."""
+    embedding = model.embed_tokens.weight
+    if head.shape != embedding.shape:
+        raise InputError(f"{file}: lm_head.weight has shape {tuple(head.shape)}; the embedding "
+                         f"has {tuple(embedding.shape)}")
+    if not torch.equal(head.to(embedding), embedding):
+        model.lm_head.weight = nn.Parameter(head.to(embedding, copy=True))

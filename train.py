@@ -1,0 +1,294 @@
+"""The main job: labels, features, routers, and a first evaluation, in one command.
+
+Paper §3.3. Labels are searched first if they are not there yet (label.py). Under teacher forcing
+the hidden states along a labelled path do not depend on the routers, so the pooled windows are
+computed once; the 25 epochs are then a small MLP problem over all layers at once. Only router
+weights are trained.
+
+Ours: which right path becomes the label is a choice (--choose, see choose.py; `shortest` is the
+paper's), and prompts of random tokens labelled with the default path teach the routers to leave
+the model alone on what they do not know (--anchors 0 leaves them out).
+
+    python train.py                              the demo, into runs/demo
+    python train.py --model DIR --data questions.jsonl --out runs/mine
+"""
+import argparse
+import hashlib
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+from answers import Prompt, batches, prepare
+from choose import (PRICES, along_each, cluster, confident, consensus, good_paths, neighbours,
+                    shortest, similarity_space)
+from cli import InputError, read_json, write_json
+from drllm import Routers, class_weights, focal_loss, pool_windows, window_counts
+from evaluate import ROUTES, compare, frontier, report
+from label import DEMO, DEMO_LABEL, DEMO_MODEL, header, label, summary
+from mcts import SearchConfig
+from model_llama import fixed, load_model, load_tokenizer, pad, prefill
+from tasks import Question, load_all
+
+
+DEMO_TEST = [DEMO / "questions" / "test.jsonl", DEMO / "questions" / "ood.jsonl"]
+STATIC_PRICES = (0.0, 0.005, 0.015, 0.04)  # one static path is climbed to for each price of a layer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Paper §3.3 and §4.1. anchors is ours."""
+    epochs: int = 25
+    batch: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.08      # share of all steps
+    gamma: float = 2.0        # of the focal loss
+    beta: float = 0.999       # of the class weights
+    width: int = 128
+    windows: int = 8
+    anchors: int = 300        # random prompts labelled with the default path
+
+
+# ---- features ----
+
+class Recorder:
+    """A Route along given decisions that keeps what the routers would see at every layer."""
+
+    def __init__(self, decisions, windows, out):
+        self.path, self.windows, self.out = fixed(decisions), windows, out
+        self.num_layers = decisions.shape[-1]
+
+    def __call__(self, layer, hidden, lengths):
+        pooled = pool_windows(hidden, lengths, self.windows)
+        self.out[:, layer, :pooled.shape[1]] = pooled.to(self.out)
+        return self.path(layer, hidden, lengths)
+
+
+@torch.inference_mode()
+def features(model, prompts, decisions, windows=8, batch_size=256, progress=None):
+    """(pooled (N, L, W, D) float32 on the CPU, window counts (N,)) of prompts along decisions (N, L)."""
+    config = model.config
+    pooled = torch.zeros(len(prompts), config.num_layers, windows, config.hidden_size)
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+    for rows in batches(prompts, batch_size):
+        tokens, here = pad([prompts[i].ids for i in rows], model.embed_tokens.weight.device)
+        out = torch.zeros(len(rows), *pooled.shape[1:])
+        prefill(model, tokens, Recorder(decisions[rows], windows, out), here)
+        pooled[rows] = out
+        if progress:
+            progress(len(rows))
+    return pooled, window_counts(lengths, windows)
+
+
+def anchor_prompts(prompts, number, vocab_size, seed):
+    """Prompts of random tokens, as long as real ones."""
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(len(prompts), (number,), generator=rng)
+    return [Prompt(Question(f"anchor-{n}", "anchor", 0, "", ""), tuple(torch.randint(
+        vocab_size, (len(prompts[i].ids),), generator=rng).tolist()))
+        for n, i in enumerate(lengths.tolist())]
+
+
+# ---- training ----
+
+def learning_rate(step, steps, config):
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(config.warmup * steps))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="cpu", progress=None):
+    """Routers fitted to labels (N, L) on pooled (N, L, W, D) windows, counts (N,) in use."""
+    N, L, W, D = pooled.shape
+    torch.manual_seed(seed)  # the initial weights
+    routers = Routers(L, D, config.width, config.windows).to(device)
+    optimizer = torch.optim.AdamW(routers.parameters(), weight_decay=config.weight_decay)
+    weights = class_weights(labels.flatten().bincount(minlength=3), config.beta).to(device)
+    rng = torch.Generator().manual_seed(seed)  # the order of the examples
+    per_epoch = math.ceil(N / config.batch)
+    for step in range(config.epochs * per_epoch):
+        if step % per_epoch == 0:
+            order = torch.randperm(N, generator=rng).split(config.batch)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, config.epochs * per_epoch, config)
+        rows = order[step % per_epoch]
+        logits = routers(pooled[rows].to(device), counts[rows].to(device))
+        loss = focal_loss(logits, labels[rows].to(device), weights, config.gamma)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if progress:
+            progress(1)
+    return routers.requires_grad_(False)
+
+
+# ---- the run ----
+
+def split(questions, share=0.2):
+    """(to label, to test): a question's id decides, so the split survives other files and limits."""
+    is_test = lambda q: hashlib.sha256(q.id.encode()).digest()[0] < 256 * share
+    return [q for q in questions if not is_test(q)], [q for q in questions if is_test(q)]
+
+
+def load_data(args):
+    """(questions to label, held-out questions); with files of their own, or a split of --data."""
+    if args.data is None:
+        return load_all([DEMO_LABEL]), load_all(DEMO_TEST)
+    if args.test:
+        return load_all(args.data), load_all(args.test)
+    return split(load_all(args.data))
+
+
+def measured_paths(run, prompts, space):
+    """(paths, right (N, K)): static paths and every group's good paths, asked of all label
+    questions; kept in paths.json, so it is done once."""
+    file = run.out / "paths.json"
+    key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
+           "questions": hashlib.sha256("".join(p.question.id for p in prompts).encode()).hexdigest()}
+    if file.exists() and read_json(file).get("key") == key:
+        stored = read_json(file)
+        right = torch.tensor([[mark == "1" for mark in line] for line in stored["right"]])
+        return [tuple(path) for path in stored["paths"]], right
+    everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    group = cluster(space, run.args.clusters)
+    climbs = [(everyone[:128], price) for price in STATIC_PRICES]
+    climbs += [([n for n in everyone if group[n] == g][:48], PRICES["consensus"])
+               for g in range(run.args.clusters)]
+    climbs = [(members, price) for members, price in climbs if len(members) >= 8]
+    with tqdm(desc="paths for groups of questions", unit="path") as bar:
+        paths = good_paths(run.model, run.tokenizer, prompts, climbs, batch_size=run.args.batch_size,
+                           progress=bar.update)
+        right = along_each(run.model, run.tokenizer, prompts, paths, run.args.batch_size, bar.update)
+    lines = ["".join("01"[mark] for mark in row) for row in right.long().tolist()]
+    write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)})
+    return paths, right
+
+
+def fit(run, choice, prompts, labels, seeds):
+    """Routers per seed for one choice of label, trained now or found in the run folder."""
+    kept = [n for n, path in enumerate(labels) if path is not None]
+    chosen = [prompts[n] for n in kept]
+    decisions = torch.tensor([labels[n] for n in kept])
+    anchors = anchor_prompts(chosen, run.config.anchors, run.model.config.vocab_size, run.args.seed)
+    decisions = torch.cat([decisions, torch.ones(len(anchors), decisions.shape[1], dtype=torch.long)])
+    notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
+             "tasks": sorted({p.question.task for p in chosen}), "labels": len(kept),
+             "label_hash": hashlib.sha256(str(decisions.tolist()).encode()).hexdigest()[:16]}
+    files = [run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds]
+    if all(file.exists() for file in files):
+        found = [Routers.load(file, run.model) for file in files]
+        if all(routers.notes.items() >= notes.items() for routers in found):
+            return found
+    pooled, counts = features(run.model, chosen + anchors, decisions, run.config.windows)
+    steps = run.config.epochs * math.ceil(len(pooled) / run.config.batch)
+    trained = []
+    with tqdm(total=steps * len(seeds), desc=f"routers on {choice} labels", unit="step") as bar:
+        for seed, file in zip(seeds, files):
+            routers = train_routers(pooled, counts, decisions, seed, run.config,
+                                    run.args.device, bar.update)
+            routers.notes = notes | {"seed": seed}
+            routers.save(file)
+            trained.append(routers)
+    return trained
+
+
+def parse_args(argv=None):
+    defaults, search = TrainConfig(), SearchConfig()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser, DEMO_MODEL)
+    parser.add_argument("--data", nargs="+", metavar="FILE",
+                        help="questions to label, FILE or TASK=FILE (default: the demo's)")
+    parser.add_argument("--test", nargs="+", metavar="FILE",
+                        help="held-out questions; default: a fifth of --data, by question id")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--choose", choices=PRICES, default="consensus",
+                        help="which right path becomes the label; shortest is the paper's")
+    parser.add_argument("--price", type=float, help="reward a layer costs in the choice of label")
+    parser.add_argument("--simulations", type=int, default=search.simulations,
+                        help="paths tried per question after the default (default: %(default)s)")
+    parser.add_argument("--clusters", type=int, default=16, help="groups of similar questions")
+    parser.add_argument("--anchors", type=int, default=defaults.anchors,
+                        help="random prompts labelled with the default path (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="routers trained per choice of label")
+    parser.add_argument("--limit", type=int, help="label and test only the first N questions")
+    parser.add_argument("--seed", type=int, default=0, help="of the searches and the first routers")
+    parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
+    args = parser.parse_args(argv)
+    for name in ("simulations", "clusters", "seeds", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+class Run:
+    """The model, the folder and the settings of one training run."""
+
+    def __init__(self, args):
+        self.args, self.out = args, args.out
+        self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
+        self.config = TrainConfig(anchors=args.anchors)
+        self.tokenizer = load_tokenizer(args.model)
+        self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+
+
+def labels_of(run, rows, prompts):
+    """({choice: label per question}, static frontier), for --choose and for the paper's choice."""
+    default = torch.ones(len(prompts), run.model.config.num_layers, dtype=torch.long)
+    space = similarity_space(*features(run.model, prompts, default, run.config.windows))
+    paths, right = measured_paths(run, prompts, space)
+    chosen, price = run.args.choose, run.args.price
+    price = PRICES[chosen] if price is None else price
+    labels = {"consensus": lambda: consensus(right, neighbours(space, right), paths, price),
+              "confident": lambda: confident(rows, price),
+              "shortest": lambda: shortest(rows)}
+    return {choice: labels[choice]() for choice in dict.fromkeys((chosen, "shortest"))}, \
+        frontier(paths, right)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    began = time.time()
+    to_label, held_out = load_data(args)
+    run = Run(args)
+    settings = {**vars(args), "search": asdict(run.search), "train": asdict(run.config),
+                "fingerprint": run.model.fingerprint(), "torch": torch.__version__}
+    settings = {key: value if isinstance(value, (int, float, dict, type(None))) else str(value)
+                for key, value in settings.items()}
+    print(" ".join(f"{key}={value}" for key, value in settings.items()))
+    rows = label(run.model, run.tokenizer, to_label[:args.limit], run.out / "labels.jsonl",
+                 run.search, args.seed, args.batch_size)
+    write_json(run.out / "config.json", settings)  # after label: it refuses a folder of other labels
+    print(f"labels: {len(rows)} questions; {summary(rows)}")
+    if not any(row["correct"] for row in rows):
+        raise InputError(f"{run.out / 'labels.jsonl'}: the model answered none of {len(rows)} "
+                         "questions right, along the default path or any of the "
+                         f"{run.args.simulations} others tried, so there is no label to learn from. "
+                         "Either the questions are beyond this model or it does not answer in the "
+                         "form asked for (a letter, or \\boxed{})")
+    prompts, _ = prepare(to_label[:args.limit], run.tokenizer, run.model)
+    tests, _ = prepare(held_out[:args.limit], run.tokenizer, run.model)
+    labels, statics = labels_of(run, rows, prompts)
+    seeds = range(args.seed, args.seed + args.seeds)
+    routers = {choice: fit(run, choice, prompts, paths, seeds) for choice, paths in labels.items()}
+    routers[args.choose][0].save(run.out / "routers.safetensors")
+
+    names = {"dr.llm": f"Dr.LLM, {args.choose}", "dr.llm shortest": "Dr.LLM, the paper's"}
+    compared = {"dr.llm": routers[args.choose]}
+    if args.choose != "shortest":
+        compared["dr.llm shortest"] = routers["shortest"]
+    table = compare(run.model, run.tokenizer, tests, set(routers[args.choose][0].notes["tasks"]),
+                    compared, statics, ROUTES, batch_size=args.batch_size)
+    report(table, "dr.llm", routers[args.choose], names, run.out, {"command": " ".join(sys.argv)})
+    print(f"\n{run.out}: config.json labels.jsonl routers.safetensors metrics.json "
+          f"({time.time() - began:.0f} s)")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -316,6 +316,8 @@ def parse_args(argv=None):
     parser.add_argument("--control", type=float, default=-0.5, help="the paper's knob, -1 to 1")
     parser.add_argument("--tilt", type=float, default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
+    parser.add_argument("--skip-bad-rows", action="store_true",
+                        help="leave out question rows that cannot be used, instead of stopping")
     parser.add_argument("--batch-size", type=int, default=512, help="questions per batch")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
@@ -332,7 +334,7 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds = [Routers.load(file, model) for file in args.routers]
-    prompts, too_long = prepare(load_all(args.data)[:args.limit], tokenizer, model)
+    prompts, too_long = prepare(load_all(args.data, args.skip_bad_rows)[:args.limit], tokenizer, model)
     if not prompts:
         raise InputError(f"{args.data[0]}: all {len(too_long)} questions exceed the context of "
                          f"{model.config.max_positions} tokens")

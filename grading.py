@@ -30,8 +30,8 @@ from typing import NamedTuple
 MAX_LENGTH = 1000  # characters of one answer
 MAX_DEPTH = 24  # nested brackets, powers, arguments
 MAX_BITS = 8192  # of an exact number, numerator plus denominator
-MAX_MAGNITUDE = 2500  # |log2| of any other nonzero number
-MAX_WORK = 50_000  # per comparison, in about microseconds
+MAX_MAGNITUDE = 1200  # |log2| of any other nonzero number
+MAX_WORK = 40_000  # per comparison, in about microseconds
 
 
 class NotMath(Exception):
@@ -78,7 +78,7 @@ TOKEN = re.compile(r"""(?P<space>\s+)
   | \\(?:text|text(?:bf|it|rm)|math(?:rm|bf|it)|mbox|operatorname)\s*\{(?P<text>[^{}]*)\}
   | (?P<repeating>\d*\.\d*\\(?:overline|bar)\s*\{\d+\})
   | (?P<grouped>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?)
-  | (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
+  | (?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)
   | (?P<word>[A-Za-z]+)
   | (?P<symbol>\\begin\{\w+\}(?:\{[clr|]*\})?|\\end\{\w+\}|\\mathbb\{\w\}|\\[a-zA-Z]+|\\.
       |\*\*|[<>!=]=|.)""", re.VERBOSE | re.DOTALL | re.ASCII)  # fmt: skip
@@ -88,7 +88,7 @@ def clean(text):
     r"""`text` in ASCII where possible, without \boxed, spacing commands and "the answer is"."""
     boxed = extract_boxed(text)
     text = (text if boxed is None else boxed).translate(UNICODE).strip()
-    text = re.sub(r",\\!|\{,\}(?=\d{3})", ",", text)
+    text = re.sub(r"\s*,\s*\\!\s*(?=\d{3})|\{,\}(?=\d{3})", ",", text)
     text = SPACING.sub(lambda m: m[1] or ("" if m[2] else " "), text)
     return re.sub(r"(?i)^(?:the )?(?:final )?answer(?: is:?|:) ", "", text)
 
@@ -105,7 +105,7 @@ def tokenize(text, thousands=True):
         start = start + len(piece) if kind == "number" else match.end()
         depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
         if kind == "text":
-            tokens += text_tokens(piece.strip(" ,.;"), tokens)
+            tokens += text_tokens(piece.strip().lstrip(", ").rstrip(".,;"), tokens)
         elif kind != "space" and piece not in IGNORED:
             kind = {"grouped": "number", "repeating": "number"}.get(kind, kind)
             kind = "separator" if piece in ("and", "or") else kind
@@ -608,7 +608,7 @@ class Evaluator:
             if bits(value) > MAX_BITS:
                 raise Undefined("too many digits")
         else:
-            self.spend(30 + self.precision**2 // 20_000)
+            self.spend(30 + self.precision**2 // 10_000)
             value = self.chopped(value)
             if not self.mp.isfinite(value) or (self.real and isinstance(value, self.mp.mpc)):
                 raise Undefined("not a finite real")
@@ -681,7 +681,7 @@ class Evaluator:
         whole = isinstance(value, Fraction) and value.denominator == 1
         if abs(value) > 1000 or (whole and value < 0) or self.precision > 1024:
             raise Undefined("factorial")
-        self.spend(500)
+        self.spend(120)
         exact = whole and Fraction(math.factorial(int(value)))
         return exact or self.special("gamma", self.inexact(value) + 1)
 
@@ -739,7 +739,7 @@ class Judge:
     def values(self, trees, point, real):
         """Values of `trees` at a precision that suits the sizes met; also that precision."""
         literals = [n.parts[0] for t in trees for n in walk(t) if n.kind == "number"]
-        magnitude = max(map(bits, literals), default=0)
+        magnitude = max([64, *map(bits, literals)])
         for _ in range(3):
             precision = 256 + 4 * magnitude
             evaluator = Evaluator(precision, point, real, self.spend)

@@ -7,6 +7,7 @@ with another model or search is refused. A question's seed comes from its id, so
 not depend on what is searched beside it.
 
     python label.py --model demo/model --out labels.jsonl --limit 100
+    torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
 """
 import argparse
 import hashlib
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 import cli
 from answers import answer, prepare
-from cli import InputError, read_json, write_json
+from cli import InputError, read_json, write_json, write_whole
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from tasks import load_all
@@ -61,7 +62,12 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=512, progress
 
 def question_rng(name, seed):
     """The random source of a question's search: the same whatever runs beside it."""
-    return random.Random(int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:16], 16))
+    return random.Random(question_hash(name, seed))
+
+
+def question_hash(name, salt):
+    """A number that depends on a question's id and the salt only, the same on every machine."""
+    return int(hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()[:16], 16)
 
 
 def row_of(prompt, result, confidence):
@@ -88,28 +94,57 @@ def header(model, config, seed):
     return {"model": model.fingerprint(), "dtype": dtype, "search": asdict(config), "seed": seed}
 
 
-def read_rows(file):
-    """Rows of a labels file; a last line cut short by a crash is dropped from the file."""
-    file = Path(file)
-    data = file.read_bytes() if file.exists() else b""
-    whole = data[:data.rfind(b"\n") + 1]
-    if whole != data:
+def whole_lines(file, mend=False):
+    """The complete lines of a file; mend cuts a last line that a crash left unfinished."""
+    data = Path(file).read_bytes() if Path(file).exists() else b""
+    end = data.rfind(b"\n") + 1
+    if mend and end < len(data):
         with open(file, "r+b") as stream:
-            stream.truncate(len(whole))
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+            stream.truncate(end)
+    return data[:end].splitlines()
+
+
+def read_rows(file, mend=False):
+    """{id: row} of a labels file, right paths as tuples."""
+    rows = {}
+    for number, line in enumerate(whole_lines(file, mend), 1):
         try:
             row = json.loads(line)
-            rows.append(row | {"correct": [(tuple(path), sure) for path, sure in row["correct"]]})
+            rows[row["id"]] = row | {"correct": [(tuple(path), sure) for path, sure in row["correct"]]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}:{number}: not a labels row ({error!r})") from error
     return rows
 
 
+def parts(file):
+    """What several processes wrote of a labels file, one part each."""
+    return sorted(file.parent.glob(f"{file.stem}.part-*{file.suffix}"))
+
+
+def read_all(file, mine):
+    """{id: row} of a labels file and its parts; only the file written by this process is mended."""
+    rows = {}
+    for one in [file, *parts(file)]:
+        rows |= read_rows(one, mend=one == mine)
+    return rows
+
+
+def merge(file, questions):
+    """Puts the rows of a finished labels file and its parts in the questions' order, whatever
+    process wrote them and when; rows of other questions follow."""
+    rows = read_all(file, file)
+    order = {q.id: n for n, q in enumerate(questions)}
+    ids = sorted(rows, key=lambda name: (order.get(name, len(order)), name))
+    text = "".join(json.dumps(rows[name]) + "\n" for name in ids)
+    write_whole(file, lambda part: part.write_text(text))
+    for part in parts(file):
+        part.unlink()
+
+
 def check_header(file, wanted):
     """Writes the header beside a new labels file; refuses a file made under another one."""
     side = Path(file).with_suffix(".meta.json")
-    if not Path(file).exists():
+    if not side.exists() and not Path(file).exists():
         return write_json(side, wanted)
     found = read_json(side)
     for key, there, here in differences(found, wanted):
@@ -127,30 +162,51 @@ def differences(found, wanted):
 
 
 def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
-    """Rows of labels for the questions, made now or found in the file, in the questions' order."""
+    """Rows of labels for the questions, made now or found in the file, in the questions' order.
+
+    Under torchrun each process takes the questions whose id falls to its rank and appends to a
+    part of its own; the first process merges the parts.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     file = Path(file)
+    mine = file if world == 1 else file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
     file.parent.mkdir(parents=True, exist_ok=True)
     check_header(file, header(model, config, seed))
-    rows = {row["id"]: row for row in read_rows(file)}
+    rows = read_all(file, mine)
     prompts, too_long = prepare(questions, tokenizer, model)
-    if too_long:
+    if too_long and rank == 0:
         print(f"{len(too_long)} questions exceed the context of {model.config.max_positions} "
               f"tokens and are left out: {', '.join(q.id for q in too_long[:5])} ...")
-    missing = [prompt for prompt in prompts if prompt.question.id not in rows]
+    missing = [p for p in prompts if p.question.id not in rows
+               and question_hash(p.question.id, "rank") % world == rank]
     if missing:
-        per_question = config.simulations + 1
-        bar = tqdm(total=len(missing) * per_question, unit="path", smoothing=0.05,
-                   desc=f"searching {len(missing)} questions")
-        with open(file, "a") as stream:
-            for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update):
-                row = row_of(*found)
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                rows[row["id"]] = row | {"correct": [(tuple(p), s) for p, s in row["correct"]]}
-                bar.total -= per_question - (row["simulations"] + 1)
-                bar.set_postfix_str(summary(rows.values()), refresh=False)
-        bar.close()
+        search_missing(model, tokenizer, missing, mine, config, seed, batch_size, rows)
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.barrier()  # every part is complete
+        if rank == 0:
+            merge(file, questions)
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    elif missing or parts(file):
+        merge(file, questions)
+    rows = read_rows(file)
     return [rows[p.question.id] for p in prompts]
+
+
+def search_missing(model, tokenizer, missing, file, config, seed, batch_size, rows):
+    """Searches the missing prompts and appends a flushed line each; rows feeds the progress bar."""
+    per_question = config.simulations + 1
+    bar = tqdm(total=len(missing) * per_question, unit="path", smoothing=0.05,
+               desc=f"searching {len(missing)} questions")
+    with open(file, "a") as stream, bar:
+        for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update):
+            row = row_of(*found)
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            rows[row["id"]] = row
+            bar.total -= per_question - (row["simulations"] + 1)
+            bar.set_postfix_str(summary(rows.values()), refresh=False)
 
 
 def summary(rows):
@@ -173,13 +229,19 @@ def main(argv=None):
                         help="paths tried per question after the default (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="take only the first N questions")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip-bad-rows", action="store_true",
+                        help="leave out question rows that cannot be used, instead of stopping")
     parser.add_argument("--batch-size", type=int, default=512, help="searches under way at once")
     args = parser.parse_args(argv)
-    tokenizer, model = load_tokenizer(args.model), load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+    if args.device == "cuda" and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-    rows = label(model, tokenizer, load_all(args.data)[:args.limit], args.out, config, args.seed,
+    rows = label(model, tokenizer, load_all(args.data, args.skip_bad_rows)[:args.limit], args.out, config, args.seed,
                  args.batch_size)
-    print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 
 
 if __name__ == "__main__":

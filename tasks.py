@@ -7,18 +7,21 @@ A file's schema is known by its fields, never by its name:
     MATH         problem, level "Level 3", answer or solution with \\boxed{}
     DART-Math    query, gt_ans, query_metadata: {level}
     GSM8K        question, answer ending in "#### 72"
+    MMLU         CSV without a header: question, four choices, letter
     ours         question or prompt, answer; optional id, task, level, choices, max_new_tokens
 
-In ours `prompt` is given to the model as it stands, `question` is wrapped in the paper's prompt.
+JSON lines, a JSON list, CSV with a header, or parquet where pyarrow is installed. In ours `prompt` is given to the model as it stands, `question` is wrapped in the paper's prompt.
 Prompts are the paper's (Appendix A): through the chat template if the folder has one, else the
 base prompt with the answer already begun. Multiple choice is answered by a letter, anything
 else inside \\boxed{}. Model output is text to compare, never to run.
 
     load_questions("demo/questions/test.jsonl")[0].prompt
 """
+import csv
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,59 +75,80 @@ class Question:
 
 # ---- reading files ----
 
-def load_questions(file, task=None):
-    """The questions of a .json or .jsonl file in any of the schemas, in order, repeats dropped.
+def load_questions(file, task=None, skip_bad_rows=False):
+    """The questions of a file in any of the schemas, in order, repeats dropped.
 
-    task: their task's name, instead of the schema's. InputError names file and row.
+    task: their task's name, instead of the schema's. A row that cannot be used raises InputError
+    naming file and row, before any question is returned; with skip_bad_rows it is counted instead.
     """
-    file, questions = Path(file), {}
-    for number, row in _rows(file):
+    file, questions, bad = Path(file), {}, []
+    for number, raw in _rows(file):
         try:
-            question = read_row(row)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            question = read_row(json.loads(raw) if isinstance(raw, str) else raw)
+            question = replace(question, task=task or question.task)
+            if questions.setdefault(question.id, question) != question:
+                raise ValueError(f"id {question.id!r} stands for two questions")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{file}:{number}: {reason}") from error
-        question = replace(question, task=task or question.task)
-        before = questions.setdefault(question.id, question)
-        if before != question:
-            raise InputError(f"{file}:{number}: id {question.id!r} stands for two questions")
+            if not skip_bad_rows:
+                raise InputError(f"{file}:{number}: {reason}") from error
+            bad.append(f"{number} ({reason})")
+    if bad:
+        print(f"{file}: {len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300], file=sys.stderr)
     if not questions:
         raise InputError(f"{file}: no questions in it")
     return list(questions.values())
 
 
-def load_all(files):
+def load_all(files, skip_bad_rows=False):
     """The questions of several FILE or TASK=FILE arguments; an id may stand in one file only."""
     questions = {}
     for argument in files:
         task, _, file = str(argument).rpartition("=")
-        for question in load_questions(file, task or None):
+        for question in load_questions(file, task or None, skip_bad_rows):
             if questions.setdefault(question.id, question) != question:
                 raise InputError(f"{file}: id {question.id!r} also stands in another file")
     return list(questions.values())
 
 
 def _rows(file):
-    """(row number from 1, object) of a JSON list or of JSON lines."""
+    """(row number, object or JSON text) of a file: a JSON list, JSON lines, CSV or parquet."""
+    if file.suffix == ".parquet":
+        return enumerate(_parquet(file), 1)
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
+    if file.suffix == ".csv":
+        return _csv(text)
     if text.lstrip().startswith("["):
-        yield from enumerate(_parse(file, 1, text), 1)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            yield number, _parse(file, number, line)
+        try:
+            return enumerate(json.loads(text), 1)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}: not valid JSON ({error})") from error
+    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _parse(file, number, text):
+def _csv(text):
+    """Rows of a CSV with a header, or of MMLU's six columns without one."""
+    rows = [row for row in csv.reader(text.splitlines(keepends=True)) if row]
+    if rows and all(len(row) == 6 and row[5].strip() in "ABCD" for row in rows):
+        return ((n, {"question": row[0], "choices": row[1:5], "answer": row[5].strip(),
+                     "task": "mmlu"}) for n, row in enumerate(rows, 1))
+    return ((n, dict(zip(rows[0], row))) for n, row in enumerate(rows[1:], 2))
+
+
+def _parquet(file):
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}:{number}: not valid JSON ({error})") from error
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f"{file}: reading parquet needs pyarrow (pip install pyarrow)") from error
+    try:
+        return pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file}: unreadable parquet: {error}") from error
 
 
 def read_row(row):

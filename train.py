@@ -142,8 +142,8 @@ def load_data(args):
     if args.data is None:
         return load_all([DEMO_LABEL]), load_all(DEMO_TEST)
     if args.test:
-        return load_all(args.data), load_all(args.test)
-    return split(load_all(args.data))
+        return load_all(args.data, args.skip_bad_rows), load_all(args.test, args.skip_bad_rows)
+    return split(load_all(args.data, args.skip_bad_rows))
 
 
 def measured_paths(run, prompts, space):
@@ -219,6 +219,8 @@ def parse_args(argv=None):
     parser.add_argument("--seeds", type=int, default=5, help="routers trained per choice of label")
     parser.add_argument("--limit", type=int, help="label and test only the first N questions")
     parser.add_argument("--seed", type=int, default=0, help="of the searches and the first routers")
+    parser.add_argument("--skip-bad-rows", action="store_true",
+                        help="leave out question rows that cannot be used, instead of stopping")
     parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
     args = parser.parse_args(argv)
     for name in ("simulations", "clusters", "seeds", "batch_size"):

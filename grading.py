@@ -10,7 +10,7 @@ two different units differ, none is converted.  A subscripted base may be missin
 "x = 5" answers "5", not "y = 5"; equations are equal up to a constant factor, inequalities up to a
 positive one.  A bare list "1, 2" is unordered; it equals the set {1, 2} and, in this order, the
 tuple (1, 2).  (1, 2) is an interval when the other side is a set of reals or an inequality.
-\log has an unknown base, \pm gives both values, 1/2x is x/2, [x] is (x), words must match.
+\log has an unknown base, \pm gives both values, \sqrt[3]{-8} is -2, 1/2x is x/2, [x] is (x).
 
 Left out: integrals, limits, derivatives, solving, matrix arithmetic.  Caps on length, depth, size
 and work make hostile text "not equal"; text with no reading is compared token by token.
@@ -70,7 +70,7 @@ ALIASES = dict(pair.rsplit("=>", 1) for pair in r"""
     \leqslant=><= \ge=>>= \geq=>>= \geqslant=>>= \lt=>< \gt=>> \neq=>\ne !==>\ne ===>= \cdot=>*
     \times=>* \ast=>* \div=>/ **=>^ \lbrace=>\{ \rbrace=>\} \lvert=>| \rvert=>| \vert=>| \%=>%
     \varnothing=>\emptyset \langle=>( \rangle=>) \backslash=>\setminus \R=>\mathbb{R}
-    \arcsin=>arcsin""".split())  # fmt: skip
+    """.split())  # fmt: skip
 IGNORED = set(r"""\left \right \displaystyle \textstyle \limits \( \) \[ \] \big \Big \bigl \bigr
     \Bigl \Bigr \bigg \Bigg \tiny \rm \bf""".split())
 SPACING = re.compile(r"(\\\\)|(\\!)|\\[,;:> ]|~|\\q?quad(?![a-zA-Z])")
@@ -98,10 +98,9 @@ def tokenize(text, thousands=True):
     tokens, depth, spaced, start = [], 0, False, 0
     while match := TOKEN.match(text, start):
         kind, piece = match.lastgroup, match[match.lastgroup]
-        if ",0" in piece and depth:
-            kind = "symbol"  # (1,000) is neither clearly a pair nor clearly a number
-        elif "," in piece and kind == "grouped" and (depth or not (thousands or ",0" in piece)):
-            kind, piece = "number", piece.split(",")[0]
+        if kind == "grouped" and "," in piece and (depth or not thousands):
+            # No list item is written 000, but (1,000) is not clearly a number either.
+            kind, piece = ("symbol", piece) if ",0" in piece else ("number", piece.split(",")[0])
         start = start + len(piece) if kind == "number" else match.end()
         depth += (piece in ("(", "[", r"\{")) - (piece in (")", "]", r"\}"))
         if kind == "text":
@@ -152,13 +151,15 @@ GREEK = set(r"""\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \thet
 FUNCTIONS = set("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp abs floor
     ceil sqrt""".split())
 UNITS = dict(pair.split(":") for pair in """cm:centimeter mm:millimeter km:kilometer m:meter ft:foot
-    feet:foot inches:inch kg:kilogram g:gram lb:pound lbs:pound hr:hour hrs:hour h:hour s:second
-    mph:mile/hour oz:ounce yd:yard L:liter percent:% unit: units: sq:square per:/""".split())
+    feet:foot in:inch inches:inch kg:kilogram g:gram lb:pound lbs:pound hr:hour hrs:hour h:hour
+    s:second mph:mile/hour oz:ounce yd:yard L:liter percent:% unit: units: sq:square per:/
+    """.split())
 # After a number these change its value or meaning, so no phrase with one of them is a unit.
-NOT_UNITS = set("""million billion trillion thousand hundred dozen half third quarter not only if
-    when where for more less least most than times plus minus over squared cubed factorial choose
-    mod modulo remainder to from with without theta alpha beta gamma lambda sigma omega infinity
-    between through repeating base negative or and is are both up by""".split())
+NOT_UNITS = {name[1:] for name in GREEK} | set(CONSTANTS) | set("""million billion trillion thousand
+    hundred dozen half halve third quarter fourth fifth sixth seventh eighth ninth tenth hundredth
+    thousandth not only if when where for more less least most than times plus minus over squared
+    cubed factorial choose mod modulo remainder to from with without between through root repeating
+    base negative or and is are both up by""".split())
 
 
 def number(value):
@@ -197,11 +198,11 @@ def decimal(text):
 
 def unit_names(text):
     """Singular names and marks of a unit: "square feet" -> ["square", "foot"]."""
-    names = [UNITS.get(n, n) for n in re.findall(r"[^\W\d]+|[^\w\s.]|\d", text)]
-    names = [n.lower()[:-1] if re.fullmatch(r"[a-zA-Z]{2,}[^sS]s", n) else n.lower() for n in names]
-    if NOT_UNITS & set(names):
+    names = [UNITS.get(n, n).lower() for n in re.findall(r"[^\W\d]+|[^\w\s.]|\d", text)]
+    singular = [n[:-1] if re.fullmatch("[a-z]{2,}[^s]s", n) else n for n in names]
+    if NOT_UNITS & {*names, *singular}:
         raise NotMath(f"{text!r} is not a unit")
-    return names
+    return singular
 
 
 class Parser:
@@ -296,12 +297,13 @@ class Parser:
 
     def starts_unit(self):
         """True if a unit stands here; a bare word needs a value or unit before it."""
-        before, (kind, text, _) = self.ahead(-1), self.ahead()
+        before, (kind, text, spaced) = self.ahead(-1), self.ahead()
         if kind != "word" or text in FUNCTIONS or text in CONSTANTS:
             return kind == "text" or text == "%"
         after = before.kind in ("number", "text") or before.text in (")", "}", "/", *UNITS)
         after = after or (before.kind == "word" and len(before.text) >= 4)
-        return after and (len(text) >= 4 or (text in UNITS and len(text) >= 2))
+        word = spaced and len(text) >= 4 and first_name(text) == len(text)
+        return after and (word or (text in UNITS and len(text) >= 2))
 
     def union(self):
         tree = self.sum()
@@ -344,8 +346,8 @@ class Parser:
         if kind == "word":
             return not self.starts_unit()
         return kind == "symbol" and (
-            (text in ATOMS and text != r"\circ") or text in CONSTANTS or text in GREEK or text[1:] in FUNCTIONS
-        ) and not (text == "|" and self.bars)  # fmt: skip
+            text in ATOMS or text in CONSTANTS or text in GREEK or text[1:] in FUNCTIONS
+        ) and not (text == "|" and self.bars) and text != r"\circ"  # fmt: skip
 
     def power(self):
         tree = self.mixed() if self.ahead().kind == "number" else self.atom()
@@ -430,7 +432,7 @@ class Parser:
         return Node("symbol", (name,))
 
     def function(self, name):
-        r"""\sin^2 x, \log_2 8, \sqrt[3]{x}, sin(x): the argument ends before ( + - * / or a function."""
+        r"""\sin^2 x, \log_2 8, sin(x): a bare argument ends before ( + - * / or a function."""
         power = self.script() if self.accept("^") else None
         base = self.script() if self.accept("_") else None
         if name == "sqrt":
@@ -481,7 +483,7 @@ class Parser:
             return times(items[0], inverse(below[0]))
         return items[0] if len(items) == 1 else Node("set", tuple(items))
 
-    def set(self, _):
+    def curly(self, _):
         return Node("set", () if self.accept(r"\}") else tuple(self.items((r"\}",))[0]))
 
     def pair(self, mark):
@@ -517,7 +519,7 @@ class Parser:
 
 
 ATOMS = {
-    "(": Parser.bracket, "[": Parser.bracket, "{": Parser.brace, r"\{": Parser.set,
+    "(": Parser.bracket, "[": Parser.bracket, "{": Parser.brace, r"\{": Parser.curly,
     r"\frac": Parser.pair, r"\binom": Parser.pair, "|": Parser.fenced, r"\lfloor": Parser.fenced,
     r"\lceil": Parser.fenced, r"\emptyset": lambda *_: Node("set", ()),
     r"\mathbb{R}": lambda *_: Node("reals", ()), r"\circ": lambda *_: Node("circle", ()),
@@ -533,13 +535,15 @@ def first_name(word):
     return len(word) if len(word) > 3 or re.fullmatch("d[xyzt]", word) else 1
 
 
-def readings(tokens_by_reading):
-    """The trees of the readings that are mathematics."""
-    for tokens in tokens_by_reading:
+def readings(text):
+    """The trees `text` may stand for: "100,200" is one number or, like "5, 200", a list."""
+    trees = []
+    for thousands in (True, False):
         try:
-            yield Parser(tokens).answer()
+            trees.append(Parser(tokenize(text, thousands)).answer())
         except NotMath:
             continue
+    return trees[:1] if trees[1:] == trees[:1] else trees
 
 
 # ---------------------------------------------------------------- tree -> value
@@ -567,6 +571,10 @@ def names(*trees):
     return sorted({n.parts[0] for t in trees for n in walk(t) if n.kind == "symbol"})
 
 
+def literals(*trees):
+    return [n.parts[0] for t in trees for n in walk(t) if n.kind == "number"]
+
+
 def contains(tree, constant):
     return any(n == Node("constant", (constant,)) for n in walk(tree))
 
@@ -592,7 +600,7 @@ class Evaluator:
         if tree.kind == "symbol":
             return self.point[tree.parts[0]]
         if tree.kind == "constant":
-            return self.constant(*tree.parts)
+            return self.checked(self.constant(*tree.parts))
         if tree.kind not in OPERATIONS and tree.kind not in FUNCTIONS:
             raise Undefined(f"no number: {tree.kind}")
         values = [self.value(part) for part in tree.parts]
@@ -665,7 +673,8 @@ class Evaluator:
         return self.power(base, 1 / index)
 
     def special(self, name, value):
-        if name in ("exp", "sinh", "cosh") and value and self.mp.mag(value) > 12:
+        exponential = name in ("exp", "sinh", "cosh", "tanh") or isinstance(value, self.mp.mpc)
+        if exponential and self.mp.mag(value) > MAX_MAGNITUDE.bit_length():
             raise Undefined("exponent is too large")
         return getattr(self.mp, name)(value)
 
@@ -673,13 +682,14 @@ class Evaluator:
         """Exact; a number within rounding error of an integer is that integer."""
         if isinstance(value, self.mp.mpc):
             raise Undefined("floor of a complex number")
-        nearest = Fraction(round(value) if isinstance(value, Fraction) else int(self.mp.nint(value)))
+        exact = isinstance(value, Fraction)
+        nearest = Fraction(round(value) if exact else int(self.mp.nint(value)))
         return nearest - (self.chopped(self.inexact(nearest) - self.inexact(value)) > 0)
 
     def factorial(self, value):
         """n!, or gamma(n + 1) where n is no integer, so that (n + 1)! = (n + 1) n! holds."""
         whole = isinstance(value, Fraction) and value.denominator == 1
-        if abs(value) > 1000 or (whole and value < 0) or self.precision > 1024:
+        if abs(value) > 1000 or (whole and value < 0) or self.precision > 1024 or value.imag:
             raise Undefined("factorial")
         self.spend(120)
         exact = whole and Fraction(math.factorial(int(value)))
@@ -705,10 +715,10 @@ def sample_points(variables, seed, literals):
     dice = random.Random(seed)
     largest = max([1, *map(abs, literals)])
     for round_, signs in enumerate(["+", "+", "-", "+-"]):
-        for size in (Fraction(1, 3), 1, 5, 40, 3 * largest):
+        for size in (Fraction(1, 4), 1, 5, 40, 3 * largest):
             # Even denominators: where a negative base meets such an exponent, nothing is real.
-            yield {v: Fraction(dice.choice(signs) + "1") * size * dice.randrange(1001, 2**20, 2)
-                   / 2**20 for v in variables}  # fmt: skip
+            yield {v: Fraction(dice.choice(signs) + "1") * size * dice.randrange(51, 1024, 2)
+                   / 1024 for v in variables}  # fmt: skip
     for literal in sorted(set(literals))[:8]:
         for sign in (1, -1):
             yield {v: sign * literal + Fraction(dice.randrange(-999, 999, 2), 1024)
@@ -718,8 +728,9 @@ def sample_points(variables, seed, literals):
 class Judge:
     """One comparison, with its budget of work."""
 
-    def __init__(self):
+    def __init__(self, *trees):
         self.work = 0
+        self.literal_bits = max([64, *map(bits, literals(*trees))])
 
     def spend(self, amount):
         self.work += amount
@@ -737,12 +748,10 @@ class Judge:
     # numbers and formulas
 
     def values(self, trees, point, real):
-        """Values of `trees` at a precision that suits the sizes met; also that precision."""
-        literals = [n.parts[0] for t in trees for n in walk(t) if n.kind == "number"]
-        magnitude = max([64, *map(bits, literals)])
+        """Values of `trees` with the evaluator whose precision suits the sizes met."""
+        magnitude = self.literal_bits
         for _ in range(3):
-            precision = 256 + 4 * magnitude
-            evaluator = Evaluator(precision, point, real, self.spend)
+            evaluator = Evaluator(256 + 4 * magnitude, point, real, self.spend)
             try:
                 values = [evaluator.value(t) for t in trees]
             except (ArithmeticError, ValueError) as error:
@@ -763,15 +772,14 @@ class Judge:
         return not evaluator.chopped(evaluator.inexact(x) - evaluator.inexact(y))
 
     def same_value(self, a, b):
-        if contains(a, "infinity") or contains(b, "infinity"):
+        if a.kind == b.kind == "number" or contains(a, "infinity") or contains(b, "infinity"):
             return a == b
-        variables = names(a, b)
-        literals = [n.parts[0] for n in (*walk(a), *walk(b)) if n.kind == "number"]
-        points = list(sample_points(variables, "".join(sorted((repr(a), repr(b)))), literals))
+        self.spend(60)
+        variables, seed = names(a, b), "".join(sorted((repr(a), repr(b))))
         complex_only = not variables or contains(a, "i") or contains(b, "i")
         for real in (False,) if complex_only else (True, False):
             agreed = 0
-            for point in points if variables else [{}]:
+            for point in sample_points(variables, seed, literals(a, b)) if variables else [{}]:
                 verdict = self.agree(a, b, point, real)
                 if verdict is False:
                     return False
@@ -789,7 +797,8 @@ class Judge:
         f_there, g_there = renamed(f), renamed(g)
         if not self.same_value(times(f, g_there), times(f_there, g)):
             return False
-        return not positive or self.same_value(times(f, Node("abs", (g,))), times(Node("abs", (f,)), g))
+        sizes = [times(x, Node("abs", (y,))) for x, y in ((f, g), (g, f))]
+        return not positive or self.same_value(*sizes)
 
     def same_comparison(self, a, b):
         (x, operator, y), (u, other, v) = a, b
@@ -800,7 +809,8 @@ class Judge:
         swaps = operator in ("=", r"\ne")
         if swaps and self.equal(x, v) and self.equal(y, u):
             return True
-        return operator != r"\in" and self.proportional(Node("add", (x, negated(y))), Node("add", (u, negated(v))), not swaps)
+        f, g = Node("add", (x, negated(y))), Node("add", (u, negated(v)))
+        return operator != r"\in" and self.proportional(f, g, positive=not swaps)
 
     def relation(self, a, b):
         if b.kind == "relation":
@@ -812,7 +822,7 @@ class Judge:
         """The value in "x = value", "x \\in set" or a true chain of numbers, else None."""
         sides, operators = relation.parts[::2], set(relation.parts[1::2])
         if operators == {r"\in"}:
-            return sides[1]
+            return sides[1] if is_label(sides[0]) else None
         if operators != {"="}:
             return None
         label = next((s for s in (sides[0], sides[-1]) if is_label(s)), None)
@@ -876,7 +886,7 @@ class Judge:
             self.equal(x, y) if isinstance(x, Node) else x == y for x, y in zip(a.parts, b.parts)
         )
 
-    def set(self, a, b):
+    def same_set(self, a, b):
         if b.kind != "set":
             return self.same_region(a, b)
         return all(any(self.equal(x, y) for y in v.parts)
@@ -921,7 +931,7 @@ class Judge:
 
     RULES = (
         ("relation", relation), ("list", bare_list), ("quantity", quantity), ("based", based),
-        ("union", same_region), ("reals", same_region), ("set", set), ("group", ordered),
+        ("union", same_region), ("reals", same_region), ("set", same_set), ("group", ordered),
         ("matrix", ordered), ("row", ordered),
     )
 
@@ -952,28 +962,33 @@ def pairs(relation):
 
 
 def is_empty(tree, ranks):
-    """True for an interval such as (2, 1), which was surely meant as a pair."""
+    """True for an interval such as (2, 1), surely meant as a pair."""
     low, high = (ranks[p] for p in tree.parts[2:]) if tree.kind == "group" else (0, 1)
     return low > high or (low == high and tree.parts[:2] != ("[", "]"))
 
 
 def end_points(tree):
     """The numbers that bound a set of reals; Undefined if it is not one."""
-    if tree.kind in REGIONS - {"reals"}:
-        inner = [p for p in tree.parts if isinstance(p, Node)]
-        if tree.kind == "relation":
-            inner = [p for p in inner if p.kind != "symbol"]
-        interval = tree.kind == "group" and len(inner) == 2 and tree.parts[0] != ":"
-        if (tree.kind == "group" and not interval) or tree.parts[:1] == (",",) or (
-            tree.kind == "relation" and not names(tree)
-        ):
-            raise Undefined("not a set of reals")
+    inner = [p for p in tree.parts if isinstance(p, Node)]
+    if tree.kind == "union" or (tree.kind == "list" and tree.parts[0] != ","):
         for part in inner:
             yield from end_points(part)
+    elif tree.kind == "relation" and names(tree):
+        for left, operator, right in pairs(tree):
+            if operator == r"\in" and left.kind == "symbol":
+                yield from end_points(right)
+            else:
+                yield from (constant(s) for s in (left, right) if s.kind != "symbol")
+    elif tree.kind == "set" or (tree.kind == "group" and len(inner) == 2 and tree.parts[0] != ":"):
+        yield from map(constant, inner)
     elif tree.kind != "reals":
-        if names(tree):
-            raise Undefined("end point with a variable")
-        yield tree
+        raise Undefined(f"not a set of reals: {tree.kind}")
+
+
+def constant(tree):
+    if names(tree) or tree.kind in REGIONS:
+        raise Undefined("not a constant number")
+    return tree
 
 
 def member(tree, rank, ranks):
@@ -988,7 +1003,8 @@ def member(tree, rank, ranks):
         x, y = (member(p, rank, ranks) for p in tree.parts[1:])
         return {r"\cup": x or y, r"\cap": x and y, r"\setminus": x and not y}[tree.parts[0]]
     if tree.kind == "list":
-        return (any if tree.parts[0] == "or" else all)(member(p, rank, ranks) for p in tree.parts[1:])
+        quantifier = any if tree.parts[0] == "or" else all
+        return quantifier(member(p, rank, ranks) for p in tree.parts[1:])
     return tree.kind == "reals" or all(holds(*pair, rank, ranks) for pair in pairs(tree))
 
 
@@ -1020,18 +1036,18 @@ def extract_boxed(text):
 
 
 def answers_equal(prediction, gold):
-    """True if the two texts are answers of equal value under the conventions above; never raises."""
-    texts = [clean(t) if len(t.strip()) <= MAX_LENGTH else "" for t in (prediction, gold)]
-    if not all(texts):
-        return prediction.strip() == gold.strip() != ""
-    tokens = [tokenize(t) for t in texts]
-    if spelled(tokens[0]) == spelled(tokens[1]):
-        return any(c.isalnum() for t in tokens[0] for c in t.text)
-    # "100,200" may be one number or, like "5,200", a list, but "1,000" is no list: 000 is no item.
-    a, b = [list(readings([tokenize(t), tokenize(t, False)])) for t in texts]
+    """True if two answers are equal under the conventions above; never raises, never hangs."""
+    texts = [text.strip() for text in (prediction, gold)]
+    if max(map(len, texts)) > MAX_LENGTH:
+        return texts[0] == texts[1]
+    texts = [clean(text) for text in texts]
+    words = [spelled(tokenize(text)) for text in texts]
+    if words[0] == words[1]:
+        return any(c.isalnum() for word in words[0] for c in word)
+    a, b = [readings(text) for text in texts]
     with LOCK:
         try:
-            judge = Judge()
+            judge = Judge(*a, *b)
             return any(judge.equal(x, y) for x in a for y in b)
         except (TooMuchWork, RecursionError):
             return False

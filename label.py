@@ -72,7 +72,7 @@ def question_hash(name, salt):
 
 def row_of(prompt, result, confidence):
     """One line of labels.jsonl. decisions is the paper's label; correct holds every right path in
-    the order it was met, each with the probability the model gave its answer."""
+    the order it was met, each with the probability the model gave its answer; wrong the others."""
     right = list(confidence)
     best = None
     if right:
@@ -83,6 +83,7 @@ def row_of(prompt, result, confidence):
             "decisions": best or [1] * len(next(iter(result.rewards))),
             "length": sum(best) if best else len(next(iter(result.rewards))),
             "correct": [[list(path), round(sure, 6)] for path, sure in confidence.items()],
+            "wrong": [list(path) for path, reward in result.rewards.items() if not reward],
             "simulations": len(result.rewards) - 1}
 
 

@@ -261,14 +261,17 @@ _LETTER = re.compile(r"\s*(?:answer:?|the correct answer is:?|\s)*"
 def extract_answer(text, question):
     """What a model's answer text says: a letter, or the expression in its last box; else None.
 
-    Where the prompt opened the box already, the text goes on inside it.
+    Where the prompt opened the box already, the text goes on inside it. A verbatim prompt that
+    asks for no box takes the whole text.
     """
     if question.choices:
         found = _LETTER.match(text)
         return (found.group(1) or found.group(2)).upper() if found else None
+    if question.prompt is not None and OPENED not in question.prompt:
+        return extract_boxed(text) or text.strip() or None
     opened = question.prompt is not None and question.prompt.rstrip().endswith(OPENED)
     if opened or (question.prompt is None and "}" in text and OPENED not in text):
-        text = OPENED + text
+        text = OPENED + text  # the base prompt opens the box, a chat answer writes its own
     return extract_boxed(text)
 
 

@@ -42,10 +42,10 @@ SHORT, LONG = 16, 24          # two batch shapes, so that compiled blocks keep t
 
 # ---- the training stream ----
 
-def stream(seed, steps, held_out):
-    """Yields (short drafts, long drafts) per step; no prompt is one of held_out."""
+def stream(seed, steps):
+    """Yields (short drafts, long drafts) per step; none is held out for questions."""
     rng = random.Random(seed)
-    fresh = lambda make: next(d for d in iter(make, None) if " ".join(d.prompt) not in held_out)
+    fresh = lambda make: next(d for d in iter(make, None) if not questions.held_out(d.prompt))
     for step in range(steps):
         hard = min(1.0, step / steps / 0.45)  # curriculum: the share of hard questions grows
         ramp = lambda n: [2.718 ** (-2 * i * (1 - hard)) for i in range(n)]
@@ -175,7 +175,7 @@ def loss_of(model, drafts, length, path, hint_weight=0.7):
     return (losses * share).sum()
 
 
-def train(model, steps, seed, held_out, log, compile_blocks=True):
+def train(model, steps, seed, log, compile_blocks=True):
     model_llama.attention = dense_attention
     if compile_blocks:
         torch._dynamo.config.recompile_limit = 64
@@ -183,7 +183,7 @@ def train(model, steps, seed, held_out, log, compile_blocks=True):
             block.compile(dynamic=False)
     muon, adamw = optimizers(model)
     rng, began, recent = random.Random(seed + 1), time.time(), []
-    for step, (short, long) in enumerate(stream(seed, steps, held_out)):
+    for step, (short, long) in enumerate(stream(seed, steps)):
         progress = step / steps
         scale = min(1, (step + 1) / 100) * min(1.0, 2 * (1 - progress))
         path = stochastic_path(rng, CONFIG.num_layers, progress)
@@ -198,14 +198,14 @@ def train(model, steps, seed, held_out, log, compile_blocks=True):
         adamw.step()
         adamw.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            scores = " ".join(f"{k} {v:.2f}" for k, v in accuracies(model, held_out).items())
+            scores = " ".join(f"{k} {v:.2f}" for k, v in accuracies(model).items())
             log(f"step {step + 1}/{steps}  {time.time() - began:.0f} s  "
                 f"loss {2 * sum(recent) / len(recent):.3f}  {scores}")
             recent.clear()
 
 
 @torch.no_grad()
-def accuracies(model, held_out, each=100):
+def accuracies(model, each=100):
     """Share of fresh questions answered right by the plain model, by number of operations or task."""
     rng, scores = random.Random(99), {}
     makers = {f"{n}ops": (lambda n=n: questions.math(rng, 0, n)) for n in (3, 6, 9, 11)}
@@ -246,15 +246,10 @@ def save_folder(model, folder, record):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def held_out_prompts():
-    files = (HERE / "questions").glob("*.jsonl")
-    return {json.loads(line)["prompt"] for file in files for line in file.read_text().splitlines()}
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "model")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="slower; needs no C++ compiler")
@@ -267,7 +262,7 @@ def main(argv=None):
         print(line, flush=True)
     model = new_model(args.seed)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    train(model, args.steps, args.seed, held_out_prompts(), log, not args.no_compile)
+    train(model, args.steps, args.seed, log, not args.no_compile)
     record = {"command": f"python demo/make_model.py --seed {args.seed} --steps {args.steps} "
                          f"--threads {args.threads}",
               "seconds": round(time.time() - began), "torch": torch.__version__, "log": lines}

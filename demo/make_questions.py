@@ -12,22 +12,23 @@ share a skill in other words or other lengths, and far tasks with another skill.
     python demo/make_questions.py     writes demo/questions/{label,test,ood}.jsonl
 """
 import argparse
+import hashlib
 import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 DIGITS, LETTERS, CHOICES = "0123456789", "abcdefghijklmnop", "ABCD"
-OPERATIONS = {1: 3, 2: 6, 3: 9, 4: 10, 5: 11}    # serial steps of each level of `math`
-EASY = ("same", "largest", "second", "sum1")
-CHALLENGE = ("sum5", "sum6", "sum7")
+OPERATIONS = {1: (3, 5, 7), 2: (6, 7, 8), 3: (8, 9), 4: (9, 10), 5: (10, 11)}  # of each level
+EASY = ("same", "largest", "second", "sum3", "sum5", "sum7")
+CHALLENGE = ("sum6", "sum7", "sum8")
 NEAR = ("biggest", "smallest", "compute")        # other wording, neighbouring skill
-FAR = ("reverse", "count", "recall", "sort")     # another skill
+FAR = ("reverse", "count", "next", "sort")       # another skill
 SHARES = {"math": 0.5, "easy": 0.2, "challenge": 0.3}
 WORDS = (["<unk>", "<eos>", "Question:", "Options:", "Answer:", "\\boxed{", "}", "=", "+", "-", "*"]
          + [f"({c})" for c in CHOICES] + [*CHOICES, *DIGITS, *LETTERS]
          + ["same", "largest", "second", "smallest", "biggest", "compute",
-            "reverse", "count", "in", "value", "sort"])
+            "reverse", "count", "in", "next", "sort"])
 
 
 @dataclass
@@ -67,7 +68,7 @@ def boxed(task, level, question, answer, hints=()):
 
 
 def math(rng, level, operations=None, words=(), task="math"):
-    sum_, values = running(rng, operations or OPERATIONS[level])
+    sum_, values = running(rng, operations or rng.choice(OPERATIONS[level]))
     hints = [(1 + len(words) + 2 * i, value) for i, value in enumerate(values) if i]
     return boxed(task, level, [*words, *sum_, "="], values[-1:], hints)
 
@@ -112,11 +113,8 @@ def far(rng, task):
         word, letter = [rng.choice("abc") for _ in range(rng.randint(4, 6))], rng.choice("abc")
         hints = [(4 + i, str(word[:i + 1].count(letter))) for i in range(len(word))]
         return boxed(task, 0, ["count", letter, "in", *word], [str(word.count(letter))], hints)
-    keys, values = rng.sample(LETTERS, 3), [rng.choice(DIGITS) for _ in range(3)]
-    asked = rng.randrange(3)
-    pairs = [word for pair in zip(keys, values) for word in pair]
-    hints = [(2 + len(pairs), values[asked])]
-    return boxed("recall", 0, [*pairs, "value", keys[asked]], [values[asked]], hints)
+    word = [rng.choice(LETTERS) for _ in range(rng.randint(3, 5))]  # each letter's successor
+    return boxed("next", 0, ["next", *word], [LETTERS[(LETTERS.index(c) + 1) % 16] for c in word])
 
 
 def draw(rng, task):
@@ -130,12 +128,18 @@ def draw(rng, task):
     return multiple_choice(rng, task, task) if task in NEAR else far(rng, task)
 
 
+def held_out(prompt):
+    """One prompt in eight, by its hash: questions are drawn from these, and the base model is
+    trained on the others only, whatever the questions of today are."""
+    return hashlib.sha256(" ".join(prompt).encode()).digest()[0] < 32
+
+
 def distinct(rng, tasks, taken):
-    """One question per entry of tasks, none with a prompt in `taken`, which grows."""
+    """One question per entry of tasks, held out, none with a prompt in `taken`, which grows."""
     rows = []
     for task in tasks:
         draft = draw(rng, task)
-        while " ".join(draft.prompt) in taken:
+        while " ".join(draft.prompt) in taken or not held_out(draft.prompt):
             draft = draw(rng, task)
         taken.add(" ".join(draft.prompt))
         rows.append(draft.row(f"{task}-{len(taken):05d}"))

@@ -31,3 +31,34 @@ def plain_torch():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)
+
+
+def own_answers(folder, number, seed=0):
+    """Rows of questions that the folder's model answers right along some path: its own greedy
+    answer along the default path, or along a random one, is taken for gold."""
+    import random
+
+    from model_llama import fixed, generate, load_model, load_tokenizer
+    from tiny import WORDS
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    rng, rows = random.Random(seed), []
+    for n in range(number):
+        prompt = " ".join(rng.choice(WORDS[2:38]) for _ in range(rng.randint(3, 14)))
+        path = [1, 1, 1] if n % 2 else [rng.randrange(3) for _ in range(3)]
+        made = generate(model, [tokenizer.encode(prompt)], fixed(path), 2, tokenizer.stop_ids)
+        rows.append({"id": f"own-{n}", "task": "own", "level": n % 2, "prompt": prompt,
+                     "answer": tokenizer.decode(made.tokens[0]) or "zz", "max_new_tokens": 2})
+    return rows
+
+
+@pytest.fixture
+def tiny_questions(tmp_path):
+    """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
+    from answers import prepare
+    from model_llama import load_model, load_tokenizer
+    from tasks import read_row
+    from tiny import save_tiny, tiny_model
+    folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    questions = [read_row(row) for row in own_answers(folder, 8)]
+    return model, tokenizer, prepare(questions, tokenizer, model)[0]

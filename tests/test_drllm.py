@@ -1,0 +1,548 @@
+"""The routers of drllm.py: windows, loss, knobs, files; each against a loop or a worked value."""
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tiny import WORDS, tiny_model
+
+import drllm
+from cli import InputError
+from drllm import (RouterRoute, Routers, class_weights, focal_loss, interpolate, pool_windows,
+                   window_counts, window_matrix)
+from model_llama import Slot, fixed, generate, pad, prefill
+
+D = 16  # hidden size of the tiny model
+
+seeds = st.integers(0, 10**6)
+ragged = st.lists(st.integers(1, 40), min_size=1, max_size=4)  # lengths of a batch of prompts
+window_limits = st.integers(1, 9)  # W
+
+
+# ---- the same things by hand: one prompt, one window, one router at a time ----
+
+def randn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_routers(seed, num_layers=3, width=8, windows=4):
+    """Routers with biases, whose decisions differ from prompt to prompt."""
+    routers = Routers(num_layers, D, width, windows)
+    rng = torch.Generator().manual_seed(10**9 + seed)  # not the numbers of randn(seed)
+    for parameter in routers.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng)
+    return routers.requires_grad_(False)
+
+
+def constant_routers(logits):
+    """One router that says the same of every prompt."""
+    routers = random_routers(0, num_layers=1)
+    routers.w2.zero_()
+    routers.b2.copy_(torch.tensor(logits))
+    return routers
+
+
+def windows_by_hand(n, W):
+    """The token numbers of each window of a prompt of n tokens."""
+    used = min(W, n)
+    size = n // used
+    return [list(range(window * size, (window + 1) * size)) for window in range(used)]
+
+
+def logits_by_hand(routers, layer, hidden):
+    """(3,) of one prompt's hidden states (T, D) without padding."""
+    w1, b1 = routers.w1[layer], routers.b1[layer, 0]
+    w2, b2 = routers.w2[layer], routers.b2[layer, 0]
+    votes = []
+    for tokens in windows_by_hand(len(hidden), routers.windows):
+        inner = hidden[tokens].float().mean(0) @ w1 + b1
+        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2  # GELU
+        votes.append(inner @ w2 + b2)
+    return torch.stack(votes).mean(0)
+
+
+# ---- windowed pooling ----
+
+def test_windows_by_hand():
+    """The docstring's example: ten tokens in four windows of two; tokens 8 and 9 are unseen."""
+    matrix = window_matrix(torch.tensor([10]), 10, 4)[0]
+    assert [row.nonzero().flatten().tolist() for row in matrix] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert matrix.sum(1).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("n", range(1, 41))
+def test_windows_partition_the_tokens(n):
+    """Windows rounded up, or a last window that takes the remainder; the paper drops it."""
+    matrix = window_matrix(torch.tensor([n]), n, 8)[0]
+    windows = windows_by_hand(n, 8)
+    assert len(matrix) == len(windows) == min(8, n)
+    for row, tokens in zip(matrix, windows):
+        assert row.nonzero().flatten().tolist() == tokens
+        assert row[tokens].tolist() == pytest.approx([1 / len(tokens)] * len(tokens))
+    assert n - sum(map(len, windows)) < len(windows)
+
+
+@given(ragged, window_limits, seeds)
+def test_pooling_equals_a_loop_over_prompts_and_windows(lengths, W, seed):
+    """Windows laid out by the longest prompt of the batch: short prompts then average padding."""
+    T = max(lengths)
+    hidden = randn(seed, len(lengths), T, 5)
+    pooled = pool_windows(hidden, torch.tensor(lengths), W)
+    assert pooled.shape == (len(lengths), min(W, T), 5)
+    assert window_counts(torch.tensor(lengths), W).tolist() == [min(W, n) for n in lengths]
+    for row, states, n in zip(pooled, hidden, lengths):
+        means = torch.stack([states[tokens].mean(0) for tokens in windows_by_hand(n, W)])
+        torch.testing.assert_close(row[:len(means)], means)
+        assert not row[len(means):].any()
+
+
+@given(ragged, window_limits, st.floats(-100, 100, width=32))
+def test_pooling_of_constant_is_constant(lengths, W, constant):
+    """Dividing by W, by T or by the longest window in place of the window's own size."""
+    lengths = torch.tensor(lengths)
+    pooled = pool_windows(torch.full((len(lengths), int(lengths.max()), 2), constant), lengths, W)
+    for row, used in zip(pooled, window_counts(lengths, W)):
+        torch.testing.assert_close(row[:used], torch.full((int(used), 2), constant))
+
+
+@given(ragged, window_limits, st.integers(0, 5), seeds)
+def test_padding_never_matters(lengths, W, extra, seed):
+    """Garbage in the padding, and more of it: the windows in use stay the same to the bit."""
+    T = max(lengths)
+    hidden = randn(seed, len(lengths), T, 3)
+    garbage = 1e4 * randn(seed + 1, len(lengths), T + extra, 3)
+    for row, states, n in zip(garbage, hidden, lengths):
+        row[:n] = states[:n]
+    pooled = pool_windows(hidden, torch.tensor(lengths), W)
+    padded = pool_windows(garbage, torch.tensor(lengths), W)
+    torch.testing.assert_close(padded[:, :pooled.shape[1]], pooled)
+    assert not padded[:, pooled.shape[1]:].any()
+
+
+# ---- the routers ----
+
+@given(ragged, window_limits, seeds)
+def test_all_layers_at_once_equal_one_router_at_a_time(lengths, W, seed):
+    """Layers or windows mixed up by a reshape; the tanh GELU; a bias added once per layer."""
+    lengths, routers = torch.tensor(lengths), random_routers(seed, windows=W)
+    hidden = randn(seed, 3, len(lengths), int(lengths.max()), D)  # one (N, T, D) per layer
+    pooled = torch.stack([pool_windows(states, lengths, W) for states in hidden], 1)
+    logits = routers(pooled, window_counts(lengths, W))
+    assert logits.shape == (len(lengths), 3, 3)
+    for row, n in enumerate(lengths):
+        for layer in range(3):
+            by_hand = logits_by_hand(routers, layer, hidden[layer, row, :n])
+            torch.testing.assert_close(logits[row, layer], by_hand, rtol=1e-4, atol=1e-4)
+
+
+@given(ragged, seeds)
+def test_logits_average_only_the_windows_in_use(lengths, seed):
+    """A mean over W: a prompt of three tokens would hear five votes from empty windows."""
+    lengths, routers = torch.tensor(lengths), random_routers(seed, windows=8)
+    counts = window_counts(lengths, 8)
+    pooled = randn(seed, len(lengths), 3, 8, D)
+    logits = routers(pooled, counts)
+    for row, used in enumerate(counts):
+        cut = routers(pooled[row:row + 1, :, :used], counts[row:row + 1])
+        torch.testing.assert_close(logits[row:row + 1], cut, rtol=1e-4, atol=1e-4)
+
+
+def test_initial_weights_are_xavier_per_layer_and_biases_zero():
+    """Bounds taken over the stacked tensor (its fan-in includes L): weights far too small."""
+    routers = Routers(4, 60, 40, 8)
+    for stacked, fans in ((routers.w1, 60 + 40), (routers.w2, 40 + 3)):
+        bound = math.sqrt(6 / fans)
+        for matrix in stacked:
+            assert 0.9 * bound < matrix.abs().max() <= bound
+            assert abs(matrix.mean()) < 0.2 * bound
+        assert not torch.equal(stacked[0], stacked[1])
+    assert not routers.b1.any() and not routers.b2.any()
+
+
+# ---- loss ----
+
+def labelled(seed, n=6):
+    """Random logits (n, 2, 3) and labels (n, 2)."""
+    labels = torch.randint(3, (n, 2), generator=torch.Generator().manual_seed(seed))
+    return 3 * randn(seed, n, 2, 3), labels
+
+
+def test_focal_loss_by_hand():
+    """p = 0.9: 0.01 times 0.10536, a hundredth of the cross-entropy."""
+    logits = torch.tensor([[0.05, 0.9, 0.05]]).log()
+    assert focal_loss(logits, torch.tensor([1])).item() == pytest.approx(0.01 * 0.10536, rel=1e-4)
+
+
+@given(seeds, st.tuples(*[st.floats(0.01, 5)] * 3))
+def test_focal_loss_with_zero_gamma_is_cross_entropy(seed, weights):
+    """A weighted mean divided by the sum of weights: PyTorch's default, not the paper's."""
+    logits, labels = labelled(seed)
+    flat, weights = (logits.flatten(0, 1), labels.flatten()), torch.tensor(weights)
+    torch.testing.assert_close(focal_loss(logits, labels, gamma=0.0), F.cross_entropy(*flat))
+    weighted = F.cross_entropy(*flat, weights, reduction="none").mean()
+    torch.testing.assert_close(focal_loss(logits, labels, weights, 0.0), weighted)
+
+
+@given(seeds, st.floats(0, 6), st.floats(0, 6))
+def test_focal_loss_never_exceeds_cross_entropy(seed, gamma, more):
+    """The exponent's sign: easy labels must count less, and less still at a larger gamma."""
+    logits, labels = labelled(seed)
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    loss = focal_loss(logits, labels, gamma=gamma)
+    assert 0 <= loss <= cross_entropy * (1 + 1e-5)
+    assert focal_loss(logits, labels, gamma=gamma + more) <= loss * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("size", [100.0, 1e30])
+def test_focal_loss_gradient_is_finite_at_extreme_logits(gamma, size):
+    """ln of a probability that underflowed to 0; a power of 1 - p where p rounds to 1."""
+    logits = torch.tensor([[size, 0, 0], [0, size, -size], [0, 0, 0]], requires_grad=True)
+    for label in range(3):
+        focal_loss(logits, torch.tensor([label] * 3), gamma=gamma).backward()
+        assert logits.grad.isfinite().all()
+
+
+def test_class_weights_by_hand():
+    """The docstring's example."""
+    assert class_weights((10, 100, 1000)).tolist() == pytest.approx([2.68, 0.28, 0.04], abs=5e-3)
+
+
+counts = st.lists(st.integers(0, 10**7), min_size=3, max_size=3)
+
+
+@given(counts, st.sampled_from((0.9, 0.99, 0.999, 0.9999)))
+def test_rarer_class_never_weighs_less_and_the_mean_is_one(counts, beta):
+    """Inverted or unscaled weights; a class never seen divides by zero."""
+    weights = class_weights(counts, beta)
+    assert weights.dtype == torch.float32 and weights.isfinite().all() and weights.min() > 0
+    assert weights.mean().item() == pytest.approx(1, abs=1e-5)
+    ordered = [weight for _, weight in sorted(zip(counts, weights.tolist()))]
+    assert all(rare >= common * (1 - 1e-6) for rare, common in zip(ordered, ordered[1:]))
+
+
+@given(counts)
+def test_beta_zero_gives_equal_weights_and_a_class_never_seen_counts_as_seen_once(counts):
+    """The two ends of the effective number of samples."""
+    assert class_weights(counts, 0.0).tolist() == [1, 1, 1]
+    assert torch.equal(class_weights(counts), class_weights([max(1, n) for n in counts]))
+
+
+def test_beta_near_one_gives_inverse_counts():
+    """Beta ignored: far below 1 / (1 - beta) the weights are as one over the count."""
+    weights = class_weights((1, 2, 4), 1 - 1e-7)
+    assert (weights / weights[0]).tolist() == pytest.approx([1, 1 / 2, 1 / 4], rel=1e-4)
+
+
+# ---- knobs ----
+
+@given(seeds)
+def test_control_stops_are_exact(seed):
+    """-1 skips, -0.5 is the routers, 0.5 executes, 1 repeats."""
+    p = randn(seed, 2, 5, 3).softmax(-1)
+    for control, expected in ((-1, [1, 0, 0]), (-0.5, p), (0.5, [0, 1, 0]), (1, [0, 0, 1])):
+        expected = torch.as_tensor(expected, dtype=p.dtype).expand_as(p)
+        assert torch.equal(interpolate(p, control), expected)
+
+
+@given(seeds, st.floats(0, 1), st.sampled_from(((-1, -0.5), (-0.5, 0.5), (0.5, 1))))
+def test_control_is_linear_between_stops_and_stays_a_distribution(seed, share, ends):
+    """A kink between two stops, or shares that do not add up to one."""
+    p, (low, high) = randn(seed, 4, 3).softmax(-1), ends
+    mixed = interpolate(p, low + share * (high - low))
+    line = (1 - share) * interpolate(p, low) + share * interpolate(p, high)
+    torch.testing.assert_close(mixed, line, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixed.sum(-1), torch.ones(4))
+    assert mixed.min() >= 0
+
+
+@pytest.mark.parametrize("control", [-1.01, 1.01, 5, math.nan, math.inf])
+def test_control_out_of_range_is_refused(control):
+    """Extrapolation: beyond the stops the mixture is no distribution."""
+    with pytest.raises(ValueError, match=str(control)):
+        interpolate(torch.tensor([0.2, 0.3, 0.5]), control)
+
+
+@given(ragged, seeds)
+def test_route_at_control_minus_one_half_takes_the_largest_logit(lengths, seed):
+    """The shortcut of the plain route and the knob's formula must agree."""
+    lengths, routers = torch.tensor(lengths), random_routers(seed)
+    hidden = randn(seed, len(lengths), int(lengths.max()), D)
+    for layer in range(3):
+        route = RouterRoute(routers, control=-0.5)
+        logits = route.logits(layer, hidden, lengths)
+        decisions = route(layer, hidden, lengths)
+        assert torch.equal(decisions, routers.route(layer, hidden, lengths))
+        assert torch.equal(decisions, interpolate(logits.softmax(-1), -0.5).argmax(-1))
+        assert torch.equal(decisions, logits.argmax(-1))
+
+
+def test_control_mixes_probabilities_by_hand():
+    """Logits (0, 3, 0), p = (0.05, 0.91, 0.05): half way to skip gives (0.52, 0.45, 0.02)."""
+    routers, hidden, n = constant_routers((0.0, 3.0, 0.0)), torch.zeros(1, 1, D), torch.tensor([1])
+    decisions = [int(RouterRoute(routers, control=c)(0, hidden, n)) for c in (-1, -0.75, -0.6, 1)]
+    assert decisions == [0, 0, 1, 2]
+
+
+def test_tilt_by_hand():
+    """tilt * (0, 1, 2) on logits (1, 0, -3): executes beyond tilt 1, repeats beyond tilt 3."""
+    routers, hidden, n = constant_routers((1.0, 0.0, -3.0)), torch.zeros(1, 1, D), torch.tensor([1])
+    tilted = RouterRoute(routers, tilt=2.0).logits(0, hidden, n)
+    assert tilted.tolist() == [[1.0, 2.0, 1.0]]
+    decisions = [int(RouterRoute(routers, tilt)(0, hidden, n)) for tilt in (-9, 0, 1.5, 2.5, 3.5)]
+    assert decisions == [0, 0, 1, 1, 2]
+
+
+@given(ragged, seeds, st.floats(-5, 5), st.floats(0.01, 5))
+def test_larger_tilt_never_lowers_a_count(lengths, seed, tilt, increase):
+    """A tilt with the wrong sign or order would turn the frontier around."""
+    lengths, routers = torch.tensor(lengths), random_routers(seed)
+    hidden = randn(seed, len(lengths), int(lengths.max()), D)
+    for layer in range(3):
+        less = RouterRoute(routers, tilt)(layer, hidden, lengths)
+        more = RouterRoute(routers, tilt + increase)(layer, hidden, lengths)
+        assert (more >= less).all()
+
+
+# ---- in the model ----
+
+MODEL = tiny_model()
+
+
+def prompts_of(lengths, seed):
+    """Prompts of random tokens with these lengths."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randint(len(WORDS), (n,), generator=rng).tolist() for n in lengths]
+
+
+@torch.inference_mode()
+def decisions_by_hand(model, routers, prompt):
+    """Layer by layer, one prompt: ask the router, run the block so often, go on."""
+    hidden = model.embed_tokens(torch.tensor([prompt]))
+    span, decisions = model.span(0, [len(prompt)], len(prompt)), []
+    for layer, block in enumerate(model.layers):
+        decisions.append(int(logits_by_hand(routers, layer, hidden[0]).argmax()))
+        for _ in range(decisions[-1]):
+            hidden = block(hidden, span, Slot(None))
+    return decisions
+
+
+@settings(derandomize=True)  # a tie between two logits is the only thing that could go wrong
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=4), seeds)
+def test_generated_decisions_equal_routers_asked_layer_by_layer(lengths, seed):
+    """Logits of the wrong layer, or hidden states that leave a layer in place of entering it."""
+    routers, prompts = random_routers(seed), prompts_of(lengths, seed)
+    found = generate(MODEL, prompts, routers.route, max_new_tokens=2).decisions.tolist()
+    assert found == [decisions_by_hand(MODEL, routers, prompt) for prompt in prompts]
+
+
+def test_random_routers_make_all_three_decisions_at_every_layer():
+    """The tests around this one would be empty if the routers always said the same."""
+    prompts = prompts_of(range(1, 21), 0)
+    found = torch.cat([generate(MODEL, prompts, random_routers(seed).route, 1).decisions
+                       for seed in range(6)])
+    assert all(set(layer.tolist()) == {0, 1, 2} for layer in found.T)
+
+
+@settings(derandomize=True)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=4), seeds)
+def test_decisions_of_a_prompt_do_not_depend_on_the_batch(lengths, seed):
+    """The authors' batch follows its first row."""
+    route, prompts = random_routers(seed).route, prompts_of(lengths, seed)
+    together = generate(MODEL, prompts, route, 1).decisions
+    alone = torch.cat([generate(MODEL, [prompt], route, 1).decisions for prompt in prompts])
+    assert torch.equal(together, alone)
+
+
+def test_decisions_depend_only_on_the_prompt():
+    """Routers asked again while decoding: decisions would drift with the answer's length."""
+    calls, route, prompts = [], random_routers(1).route, prompts_of((3, 11, 7), 1)
+
+    def counted(layer, hidden, lengths):
+        calls.append(layer)
+        return route(layer, hidden, lengths)
+
+    short = generate(MODEL, prompts, route, 1)
+    long = generate(MODEL, prompts, counted, 8)
+    assert torch.equal(short.decisions, long.decisions)
+    assert calls == [0, 1, 2]
+
+
+# ---- training touches the routers alone ----
+
+class Recorder:
+    """The default path as a Route; keeps the pooled windows entering every layer."""
+
+    def __init__(self):
+        self.pooled, self.path = [], fixed((1, 1, 1))
+
+    def __call__(self, layer, hidden, lengths):
+        self.pooled.append(pool_windows(hidden, lengths, 4))
+        return self.path(layer, hidden, lengths)
+
+
+def train_a_little(model, routers, steps=5):
+    """A few steps on the windows of six prompts; returns the losses."""
+    tokens, lengths = pad(prompts_of((2, 5, 9, 12, 3, 7), 0))
+    recorder = Recorder()
+    prefill(model, tokens, recorder, lengths)
+    pooled, used = torch.stack(recorder.pooled, 1), window_counts(torch.tensor(lengths), 4)
+    labels = torch.arange(18).view(6, 3) % 3
+    optimiser = torch.optim.AdamW(routers.parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = focal_loss(routers(pooled, used), labels, class_weights((6, 6, 6)))
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_only_routers_receive_gradient():
+    """A router that gets none (detached, or a layer left out of the stack) never learns."""
+    model, routers = tiny_model(), Routers(3, D, 8, 4)
+    losses = train_a_little(model, routers)
+    assert losses[-1] < losses[0]
+    for parameter in routers.parameters():
+        assert all(layer.abs().max() > 0 for layer in parameter.grad)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_base_weights_unchanged_by_training():
+    """The paper's promise: the model is the same to the bit, so the routers can be taken off."""
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    routers = Routers(3, D, 8, 4)
+    train_a_little(model, routers)
+    generate(model, [[1, 2, 3]], routers.route, 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.fingerprint() == tiny_model().fingerprint()
+
+
+# ---- files ----
+
+SIZES = {"num_layers": 3, "hidden_size": D, "width": 8, "windows": 4}
+
+
+def saved(file, **notes):
+    """Random routers of MODEL, saved; returns them."""
+    routers = random_routers(3)
+    routers.notes = {"model": MODEL.fingerprint()} | notes
+    routers.save(file)
+    return routers
+
+
+def write_with(file, notes, change=lambda tensor: tensor):
+    """A router file whose metadata and tensors are as told, sensible or not."""
+    tensors = {name: change(t).contiguous() for name, t in random_routers(3).state_dict().items()}
+    notes = {"model": MODEL.fingerprint(), **SIZES} | notes if isinstance(notes, dict) else notes
+    text = notes if isinstance(notes, str) else json.dumps(notes)
+    save_file(tensors, file, {"drllm": text})
+
+
+def refusal(file, model=MODEL):
+    """The message with which a file is refused; it names the file."""
+    with pytest.raises(InputError) as caught:
+        Routers.load(file, model)
+    assert str(file) in str(caught.value)
+    return str(caught.value)
+
+
+def test_load_gives_back_what_was_saved(tmp_path):
+    """Windows or notes lost on the way; a folder that does not exist yet."""
+    file = tmp_path / "new" / "routers.safetensors"
+    routers = saved(file, tasks=["add"])
+    loaded = Routers.load(file, MODEL)
+    assert loaded.notes == {"model": MODEL.fingerprint(), "tasks": ["add"], **SIZES}
+    assert {name: getattr(loaded, name) for name in SIZES} == SIZES
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    pooled, used = randn(5, 2, 3, 4, D), torch.tensor([4, 2])
+    assert torch.equal(loaded(pooled, used), routers(pooled, used))
+
+
+def test_load_refuses_routers_of_another_model_and_names_both(tmp_path):
+    """Routers read other layers' states without complaint: only the fingerprint tells."""
+    saved(tmp_path / "r.safetensors")
+    other = tiny_model(seed=1)
+    message = refusal(tmp_path / "r.safetensors", other)
+    assert MODEL.fingerprint() in message and other.fingerprint() in message
+
+
+def test_load_refuses_routers_that_name_no_model(tmp_path):
+    """Saved before the model was noted: they could be anyone's."""
+    random_routers(0).save(tmp_path / "r.safetensors")
+    assert MODEL.fingerprint() in refusal(tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize("name", ["num_layers", "hidden_size", "width"])
+def test_load_refuses_tensors_that_do_not_fit_the_metadata(tmp_path, name):
+    """A file stitched together from two trainings; the message has both shapes."""
+    write_with(tmp_path / "r.safetensors", {name: SIZES[name] + 1})
+    assert str(SIZES[name]) in (message := refusal(tmp_path / "r.safetensors"))
+    assert str(SIZES[name] + 1) in message
+
+
+@pytest.mark.parametrize("notes", [
+    "{}", "[]", "7", "null", "not json", "", {"width": "8"}, {"width": 8.0}, {"windows": None},
+    pytest.param("[" * 10**5, id="deeply nested")])
+def test_load_refuses_metadata_without_whole_number_sizes(tmp_path, notes):
+    """Metadata is text that anyone may have edited."""
+    write_with(tmp_path / "r.safetensors", notes)
+    refusal(tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize("notes", [
+    {"windows": 0}, {"windows": -4}, {"num_layers": -3}, {"width": 10**30}])
+def test_load_refuses_sizes_that_no_routers_have(tmp_path, notes):
+    """No windows at all divides by zero at the first prompt, far from the file that said so."""
+    write_with(tmp_path / "r.safetensors", notes)
+    refusal(tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.float64])
+def test_load_refuses_tensors_that_are_not_float32(tmp_path, dtype):
+    """Windows are pooled in float32: other weights end the first prompt with a traceback."""
+    write_with(tmp_path / "r.safetensors", {}, lambda tensor: tensor.to(dtype))
+    refusal(tmp_path / "r.safetensors")
+
+
+def test_load_refuses_weights_that_are_not_finite(tmp_path):
+    """NaN logits skip every layer without a word; load_model refuses them too."""
+    write_with(tmp_path / "r.safetensors", {}, lambda tensor: tensor * torch.nan)
+    refusal(tmp_path / "r.safetensors")
+
+
+def test_load_refuses_a_file_that_is_cut_short_absent_or_something_else(tmp_path):
+    """A copy that was interrupted; the base model's weights given in place of the routers'."""
+    file = tmp_path / "r.safetensors"
+    refusal(file)
+    saved(file)
+    whole = file.read_bytes()
+    for part in (whole[:-1], whole[:len(whole) // 2], whole[:5], b"", b"#!/bin/sh\n" * 20):
+        file.write_bytes(part)
+        refusal(file)
+    save_file({"model.norm.weight": torch.ones(D)}, file)
+    refusal(file)
+
+
+def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
+    """A full disk in the middle of writing must not cost the routers of last night."""
+    file = tmp_path / "r.safetensors"
+    saved(file)
+    before = file.read_bytes()
+
+    def disk_full(tensors, part, metadata):
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(drllm, "save_file", disk_full)
+    for target in (file, tmp_path / "new.safetensors"):
+        with pytest.raises(OSError, match="No space"):
+            random_routers(4).save(target)
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_bytes() == before

@@ -1,0 +1,113 @@
+"""The figures of the report on cases one can work by hand."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import evaluate
+from answers import Answers
+from drllm import Routers
+from evaluate import Outcome, frontier, interval, shuffled, static_at, summarise
+
+
+def answers(right, decisions, passes=2):
+    decisions = torch.tensor(decisions)
+    layers = decisions.sum(1) * passes
+    return Answers(torch.tensor(right), torch.ones(len(right)), decisions, layers,
+                   torch.full((len(right),), passes), [""] * len(right))
+
+
+def test_summary_of_two_seeds_by_hand():
+    """Gains are paired with vanilla and averaged over seeds; layers per pass and summed differ."""
+    vanilla = Outcome("vanilla", [answers([1.0, 0.0, 0.0, 1.0], [[1, 1]] * 4)])
+    routed = Outcome("x", [answers([1.0, 1.0, 0.0, 0.0], [[0, 1], [2, 2], [1, 1], [1, 0]]),
+                           answers([1.0, 1.0, 1.0, 0.0], [[0, 1], [1, 2], [1, 1], [1, 1]])])
+    figures = summarise(routed, vanilla, torch.tensor([True, True, True, False]))
+    assert figures["n"] == 3
+    assert figures["accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert figures["gain"] == pytest.approx((2 / 3 + 1) / 2 - 1 / 3)
+    assert figures["layers"] == pytest.approx((7 / 3 + 6 / 3) / 2)
+    assert figures["layers_executed"] == pytest.approx(2 * (7 / 3 + 6 / 3) / 2)
+    assert figures["skip"] == pytest.approx(2 / 12) and figures["repeat"] == pytest.approx(3 / 12)
+
+
+@given(st.integers(0, 10**6), st.integers(30, 300))
+def test_interval_holds_the_mean_and_narrows_with_more_questions(seed, n):
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-1.0, 0.0, 1.0], size=n)
+    low, high = interval(values, resamples=300)
+    assert low <= values.mean() <= high
+    wide = interval(values[:10], resamples=300)
+    assert high - low <= wide[1] - wide[0] + 0.2
+
+
+def test_interval_covers_as_often_as_it_says():
+    """A 95% interval that forgot to resample, or took standard deviations for errors, would not."""
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0.1, 1.0, size=(200, 100))
+    held = [low <= 0.1 <= high for low, high in (interval(s, resamples=400) for s in samples)]
+    assert 0.89 <= np.mean(held) <= 0.99
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
+    """No static path, and no mix of two, lies above it at the same length."""
+    rng = torch.Generator().manual_seed(seed)
+    paths = [tuple(path) for path in torch.randint(3, (number, 4), generator=rng).tolist()]
+    paths = list(dict.fromkeys(paths))
+    right = torch.rand(16, len(paths), generator=rng) < 0.5
+    hull = frontier(paths, right)
+    score = {path: right[:, k].float().mean() for k, path in enumerate(paths)}
+    points = [(length, score[path].expand(1)) for length, path in hull]
+    for path in paths:
+        assert static_at(sum(path), points) >= score[path] - 1e-6 or sum(path) < hull[0][0]
+    gains = [(points[i + 1][1] - points[i][1]) / (points[i + 1][0] - points[i][0])
+             for i in range(len(points) - 1)]
+    assert all(gain > 0 for gain in gains) and gains == sorted(gains, reverse=True)
+
+
+def test_static_mix_meets_the_depth_exactly():
+    statics = [(10, torch.tensor([0.0, 1.0])), (14, torch.tensor([1.0, 1.0]))]
+    assert static_at(11, statics).tolist() == [0.25, 1.0]
+    assert static_at(9, statics).tolist() == [0.0, 1.0]
+    assert static_at(15, statics).tolist() == [1.0, 1.0]
+
+
+@given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
+def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
+    decisions = torch.randint(3, (rows, layers))
+    mixed = shuffled(decisions, seed)
+    assert torch.equal(decisions.sort(1).values, mixed.sort(1).values)
+
+
+def test_command_line_repeats_what_training_reported(tmp_path, tiny_questions, capsys):
+    """evaluate.py on saved routers asks the same questions along the same decisions."""
+    model, tokenizer, prompts = tiny_questions
+    routers = Routers(3, 16)
+    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
+    routers.save(tmp_path / "routers.safetensors")
+    rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
+             "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
+    evaluate.main(["--model", str(tmp_path / "model"), "--routers",
+                   str(tmp_path / "routers.safetensors"), "--data", str(tmp_path / "q.jsonl"),
+                   "--out", str(tmp_path / "out")])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    from answers import answer
+    routed = answer(model, tokenizer, prompts, routers.route)
+    assert metrics["routes"]["dr.llm"]["accuracy"] == pytest.approx(routed.right.mean().item())
+    assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
+        routed.decisions.sum(1).float().mean().item())
+    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["frontier"]) == 6
+    assert "over static" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--routes", "vanilla,teleport"], ["--control", "1.5"]])
+def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.parse_args(["--routers", "r", "--data", "q", *arguments])
+    assert stop.value.code == 2 and ("teleport" in (err := capsys.readouterr().err) or "1.5" in err)

@@ -1,0 +1,697 @@
+"""Claims about reading somebody else's model folder: honoured exactly, or refused by name.
+
+Folders are tiny ones written by save_tiny and then damaged. A refusal is an InputError whose
+message names the file and the offending thing; any other exception is a traceback in the
+user's face and fails the test. Tests on real folders want the folder of real inputs.
+"""
+import json
+import struct
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from safetensors.torch import load_file, save_file
+
+from cli import InputError
+from hf_folder import (FIXED_DATE, Config, Llama3Rope, load_tokenizer, read_config, read_tensors,
+                       render, tensor_files)
+from model_llama import generate, load_model
+from tiny import FAMILIES, save_tiny, tiny_model
+
+ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+HI = [{"role": "user", "content": "3 4"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
+
+
+def edit_json(file, **changes):
+    value = json.loads(file.read_text()) if file.exists() else {}
+    value.update(changes)
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
+
+
+def config_with(folder, **changes):
+    edit_json(folder / "config.json", **changes)
+    return read_config(folder)
+
+
+def edit_tensors(folder, **changes):
+    """Replaces tensors (dots spelt __); ABSENT removes one."""
+    tensors = {**load_file(folder / "model.safetensors"),
+               **{name.replace("__", "."): value for name, value in changes.items()}}
+    save_file({k: v for k, v in tensors.items() if v is not ABSENT}, folder / "model.safetensors")
+
+
+def shard(folder, shards):
+    """Splits model.safetensors: shards maps a file name to the tensor names it holds."""
+    tensors = load_file(folder / "model.safetensors")
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
+
+
+def refused(call, *words):
+    with pytest.raises(InputError) as error:
+        call()
+    for word in words:
+        assert str(word) in str(error.value)
+
+
+# ---- weights that must be read ----
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_safetensors_round_trip(family, tmp_path):
+    """Catches a parameter filled from the wrong tensor, a lost bias and an untied head."""
+    model = tiny_model(1, family, torch.float32)
+    loaded = load_model(save_tiny(tmp_path, model))
+    assert loaded.config == model.config
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+    tied = loaded.lm_head.weight is loaded.embed_tokens.weight
+    assert tied == model.config.tie_embeddings
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_sharded_folder_is_the_same_model(family, count, rng):
+    """Catches a shard left out, whichever tensors it holds."""
+    model = tiny_model(1, family, torch.float32)
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_tiny(Path(name), model)
+        names = [name for _, name, _ in read_tensors(folder)]
+        homes = [f"model-{rng.randrange(count):05}.safetensors" for _ in names]
+        shard(folder, {file: [n for n, home in zip(names, homes) if home == file]
+                       for file in sorted(set(homes))})
+        assert tensor_files(folder) == [folder / file for file in sorted(set(homes))]
+        assert torch.equal(load_model(folder)(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_dtype_asked_for_is_the_dtype_of_every_weight(dtype, folder):
+    """Catches weights that keep the checkpoint's dtype, or one parameter that does."""
+    model = load_model(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model(TOKENS).dtype == dtype
+
+
+def test_a_bfloat16_checkpoint_is_float32_on_a_cpu(folder):
+    """Catches bfloat16 arithmetic on a CPU, and values rounded on the way."""
+    tensors = load_file(folder / "model.safetensors")
+    edit_tensors(folder, **{k: v.to(torch.bfloat16) for k, v in tensors.items()})
+    assert config_with(folder, torch_dtype="bfloat16").dtype == torch.bfloat16
+    model = load_model(folder)
+    assert model.norm.weight.dtype == torch.float32
+    assert torch.equal(model.norm.weight, tensors["model.norm.weight"].bfloat16().float())
+    assert torch.equal(load_model(folder, dtype=torch.bfloat16).norm.weight.float(),
+                       model.norm.weight)
+
+
+def tied(tmp_path, **tensors):
+    folder = save_tiny(tmp_path / "model", tiny_model(1, "llama3", torch.float32))
+    edit_tensors(folder, **tensors)
+    return folder
+
+
+def test_a_tied_folder_may_store_only_the_head(tmp_path):
+    """Catches an embedding left unfilled: some exports keep lm_head.weight and drop the other."""
+    folder = tied(tmp_path)
+    wanted = load_model(folder)(TOKENS)
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(folder, lm_head__weight=embedding, model__embed_tokens__weight=ABSENT)
+    assert torch.equal(load_model(folder)(TOKENS), wanted)
+
+
+def test_a_tied_folder_may_store_the_same_head_twice(tmp_path):
+    """Catches a refusal of, or a second copy for, a head that equals the embedding."""
+    folder = tied(tmp_path)
+    wanted = load_model(folder)
+    edit_tensors(folder, lm_head__weight=wanted.embed_tokens.weight.clone())
+    model = load_model(folder)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert model.fingerprint() == wanted.fingerprint()
+
+
+@pytest.mark.parametrize("files", [
+    None, ("a.safetensors", "b.safetensors"), ("b.safetensors", "a.safetensors")])
+def test_a_head_that_differs_from_the_embedding_is_used(files, tmp_path):
+    """Catches a folder that says tied but is not: both tensors count, in whatever order the
+    files hold them (safetensors lists lm_head before model.embed_tokens)."""
+    folder = tied(tmp_path)
+    embedding = load_model(folder).embed_tokens.weight
+    edit_tensors(folder, lm_head__weight=embedding * 2)
+    if files:
+        names = [name for _, name, _ in read_tensors(folder)]
+        shard(folder, {files[0]: [n for n in names if n != "lm_head.weight"],
+                       files[1]: ["lm_head.weight"]})
+    model = load_model(folder)
+    assert torch.equal(model.embed_tokens.weight, embedding)
+    assert torch.equal(model.lm_head.weight, embedding * 2)
+
+
+def test_a_stored_rotary_constant_is_ignored(folder):
+    """Catches a refusal of older exports, which store this constant in every layer."""
+    edit_tensors(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(2))
+    load_model(folder)
+
+
+# ---- weights that must be refused ----
+
+UP = "model.layers.1.mlp.up_proj.weight"
+NAN = torch.full((24, 16), float("nan"))
+
+
+@pytest.mark.parametrize("name, tensor, words", [
+    (UP, ABSENT, ["missing", UP]),
+    ("model.layers.9.mlp.up_proj.weight", torch.ones(2), ["unexpected", "layers.9"]),
+    ("model.layers.0.self_attn.q_proj.bias", torch.ones(16), ["unexpected", "q_proj.bias"]),
+    (UP, torch.ones(24, 17), [UP, "(24, 17)", "(24, 16)"]),
+    (UP, torch.ones(16, 24), [UP, "(16, 24)", "(24, 16)"]),
+    (UP, NAN, [UP, "NaN"]),
+    (UP, NAN.nan_to_num(float("inf")), [UP, "infinite"]),
+    (UP, torch.ones(24, 16, dtype=torch.int8), [UP, "int8"]),
+    (UP, torch.ones(24, 16, dtype=torch.complex64), [UP, "complex64"]),
+], ids=["missing", "extra layer", "extra bias", "shape", "transposed", "nan", "inf", "int8",
+        "complex"])
+def test_a_wrong_tensor_is_refused_by_name(name, tensor, words, folder):
+    """Catches weights left random, cut to fit, quantised without saying so, or not numbers."""
+    edit_tensors(folder, **{name: tensor})
+    refused(lambda: load_model(folder), folder, *words)
+
+
+def test_a_separate_head_must_be_finite_too(tmp_path):
+    """Catches the one tensor of a tied folder that takes another way in."""
+    folder = tied(tmp_path)
+    edit_tensors(folder, lm_head__weight=torch.full((40, 16), float("nan")))
+    names = [name for _, name, _ in read_tensors(folder)]
+    shard(folder, {"a.safetensors": [n for n in names if n != "lm_head.weight"],
+                   "b.safetensors": ["lm_head.weight"]})
+    refused(lambda: load_model(folder), "b.safetensors", "lm_head.weight", "NaN")
+
+
+def test_bfloat16_values_that_overflow_float16_are_refused(folder):
+    """Catches a conversion that turns large weights into infinity."""
+    edit_tensors(folder, **{UP: torch.full((24, 16), 1e30, dtype=torch.bfloat16)})
+    load_model(folder)
+    refused(lambda: load_model(folder, dtype=torch.float16), UP, "infinite")
+
+
+def damage_size(data):
+    """The first tensor's declared shape grows while its bytes stay."""
+    size, = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + size])
+    next(iter(header.values()))["shape"][0] += 1
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size:]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:5], lambda data: data[:-1],
+    lambda data: struct.pack("<Q", 2**62) + data[8:], lambda data: b"PK\3\4" * 100,
+    damage_size], ids=["empty", "stub", "truncated", "huge header", "not safetensors", "sizes"])
+def test_damaged_safetensors_are_refused(damage, folder):
+    """Catches an interrupted download, and a header that lies about sizes."""
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    refused(lambda: load_model(folder), file, f"{file.stat().st_size} bytes")
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_a_damaged_header_never_crashes(where, byte):
+    """Catches an exception other than InputError, whichever byte of the header is wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_tiny(Path(name), tiny_model(dtype=torch.float32, num_layers=1))
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[where % (8 + struct.unpack("<Q", data[:8])[0])] = byte
+        (folder / "model.safetensors").write_bytes(data)
+        try:
+            load_model(folder)  # a byte may also be what it was, or padding
+        except InputError as error:
+            assert name in str(error)
+
+
+@pytest.mark.parametrize("shards, words", [
+    ({"a": "../w.safetensors"}, ["../w.safetensors"]), ({"a": "/etc/passwd"}, ["/etc/passwd"]),
+    ({"a": "sub/w.safetensors"}, ["sub/w.safetensors"]), ({"a": 5}, ["5"]),
+    ({"a": ["w.safetensors"]}, ["w.safetensors"]), ({"a": ".."}, [".."]),
+    ({"a": "gone.safetensors"}, ["gone.safetensors"]), ({}, ["weight_map"]),
+    (None, ["weight_map"]), (["w.safetensors"], ["weight_map"])])
+def test_a_shard_outside_the_folder_or_absent_is_refused(shards, words, folder):
+    """Catches an index that makes the loader read some other file of this machine."""
+    (folder / "model.safetensors").rename(folder.parent / "w.safetensors")
+    edit_json(folder / "model.safetensors.index.json", weight_map=shards)
+    refused(lambda: load_model(folder), folder, *words)
+
+
+def test_a_folder_of_pickles_is_refused(folder):
+    """Catches weights read from pickle, which runs the code it holds."""
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(lambda: load_model(folder), folder, "no model.safetensors")
+
+
+# ---- config.json: what is refused ----
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}
+NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
+          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ({"architectures": "LlamaForCausalLM", "model_type": "mamba"}, "mamba"),
+    ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
+    ({"model_type": "qwen2_moe"}, "qwen2_moe"), ({"model_type": ABSENT}, "model_type"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+    ({"text_config": {"hidden_size": 8}}, "text_config"),
+    ({"num_experts": 8}, "num_experts"), ({"num_local_experts": 8}, "num_local_experts"),
+    ({"hidden_act": "gelu"}, "gelu"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    *(({"rope_scaling": {"rope_type": kind, "factor": 2.0}}, kind)
+      for kind in ("linear", "yarn", "dynamic", "longrope")),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
+    ({"rope_parameters": NESTED}, "rope"), ({"rope_scaling": "linear"}, "rope"),
+    ({"rope_scaling": ["linear"]}, "rope"),
+    ({"rope_scaling": {**LLAMA3, "factor": 0}}, "factor"),
+    ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "freq_factor"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
+    ({"rope_theta": 0}, "rope_theta"), ({"rope_theta": float("nan")}, "rope_theta"),
+    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, "sliding_window"),
+    ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "sliding_window"),
+    ({"num_key_value_heads": 3}, "3"), ({"num_key_value_heads": 8}, "8"),
+    ({"num_hidden_layers": -1}, "-1"), ({"vocab_size": 0}, "0"), ({"hidden_size": 16.0}, "16.0"),
+    ({"intermediate_size": "24"}, "'24'"), ({"head_dim": 3}, "3"),
+    ({"num_attention_heads": 0}, "0"), ({"num_attention_heads": 0, "head_dim": ABSENT}, "head"),
+    ({"hidden_size": ABSENT}, "hidden_size"), ({"vocab_size": ABSENT}, "vocab_size"),
+    ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"), ({"dtype": "int8"}, "int8"),
+], ids=lambda value: str(value)[:70])
+def test_a_config_that_cannot_be_honoured_is_refused_by_name(changes, word, folder):
+    """Catches a key that changes the computation and is read over in silence."""
+    refused(lambda: config_with(folder, **changes), folder / "config.json", word)
+
+
+def test_a_config_larger_than_memory_is_refused(folder):
+    """Catches an allocation of what config.json says before looking at what the file holds."""
+    edit_json(folder / "config.json", vocab_size=10**13)
+    refused(lambda: load_model(folder), folder)
+
+
+@pytest.mark.parametrize("text, word", [
+    (None, "No such file"), ("{", "JSON"), ("[1]", "list"), ("\ud800", "JSON"),
+    ("[" * 10**5, "JSON")], ids=["absent", "cut", "list", "not UTF-8", "deep"])
+def test_an_unreadable_config_is_refused(text, word, folder):
+    """Catches a missing folder or a half-downloaded file that ends in a traceback."""
+    file = folder / "config.json"
+    file.unlink()
+    if text is not None:
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    refused(lambda: load_model(folder), file, word)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    """Catches a mistyped path that ends in a traceback."""
+    for read in (load_model, load_tokenizer, read_config):
+        refused(lambda: read(tmp_path / "nowhere"), tmp_path / "nowhere", "o such f")
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=3)
+JSON = st.recursive(SCALARS, lambda values: st.lists(values, max_size=2) | st.dictionaries(
+    st.sampled_from(("rope_type", "type", "factor", "a")), values, max_size=2), max_leaves=4)
+KEYS = ["architectures", "model_type", "hidden_size", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "num_hidden_layers", "rope_theta", "rope_scaling", "rope_parameters",
+        "torch_dtype", "layer_types", "sliding_window", "use_sliding_window", "max_window_layers",
+        "rms_norm_eps", "max_position_embeddings", "original_max_position_embeddings",
+        "partial_rotary_factor", "tie_word_embeddings", "quantization_config", "hidden_act"]
+TINY = tiny_model(dtype=torch.float32, num_layers=1)
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3), st.booleans())
+def test_any_config_is_read_or_refused(changes, no_head_dim):
+    """Catches every other exception: a key may hold any JSON value at all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_tiny(Path(name), TINY)
+        head = {"head_dim": ABSENT} if no_head_dim else {}
+        try:
+            assert isinstance(config_with(folder, **{**head, **changes}), Config)
+        except InputError as error:
+            assert "config.json" in str(error)
+
+
+# ---- config.json: how defaults resolve ----
+
+@pytest.mark.parametrize("changes, wanted", [
+    ({"num_key_value_heads": None}, {"num_kv_heads": 4}),
+    ({"num_key_value_heads": ABSENT}, {"num_kv_heads": 4}),
+    ({"model_type": "qwen2", "num_key_value_heads": None}, {"num_kv_heads": 4}),
+    ({"model_type": "qwen2", "num_key_value_heads": ABSENT, "num_attention_heads": 64,
+      "hidden_size": 128}, {"num_kv_heads": 32}),
+    ({"head_dim": None}, {"head_dim": 4}), ({"head_dim": ABSENT}, {"head_dim": 4}),
+    ({"head_dim": 6}, {"head_dim": 6}),
+    ({"model_type": "qwen2", "head_dim": ABSENT}, {"head_dim": 4}),
+    ({"model_type": "qwen3", "head_dim": ABSENT}, {"head_dim": 128, "qk_norm": True}),
+    ({"attention_bias": True}, {"qkv_bias": True, "o_bias": True}),
+    ({"model_type": "qwen2", "attention_bias": False}, {"qkv_bias": True, "o_bias": False}),
+    ({"model_type": "qwen2", "attention_bias": True}, {"qkv_bias": True, "o_bias": False}),
+    ({"model_type": "qwen3", "attention_bias": True}, {"qkv_bias": True, "o_bias": True}),
+    ({"mlp_bias": True}, {"mlp_bias": True}),
+    ({"model_type": "qwen3", "mlp_bias": True}, {"mlp_bias": False}),
+    ({"rope_theta": ABSENT}, {"rope_theta": 10000.0}), ({"rope_theta": 5e5}, {"rope_theta": 5e5}),
+    ({"rope_theta": ABSENT, "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}},
+     {"rope_theta": 7.0, "rope_scaling": None}),
+    ({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 7.0}}, {"rope_theta": 7.0}),
+    ({"rope_scaling": None}, {"rope_scaling": None}),
+    ({"rope_scaling": LLAMA3}, {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16)}),
+    ({"rope_parameters": {**LLAMA3, "rope_theta": 7.0}},
+     {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16), "rope_theta": 7.0}),
+    ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
+     {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16)}),
+    ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": None}},
+     {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 64)}),
+    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 32},
+     {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 32)}),
+    ({"torch_dtype": "float16"}, {"dtype": torch.float16}),
+    ({"torch_dtype": "float16", "dtype": "bfloat16"}, {"dtype": torch.bfloat16}),
+    ({"torch_dtype": ABSENT, "dtype": "bfloat16"}, {"dtype": torch.bfloat16}),
+    ({"torch_dtype": ABSENT}, {"dtype": torch.float32}),
+    ({"tie_word_embeddings": ABSENT}, {"tie_embeddings": False}),
+    ({"partial_rotary_factor": 1.0}, {}), ({"layer_types": ["full_attention"] * 3}, {}),
+    ({"sliding_window": 8}, {}), ({"sliding_window": 8, "use_sliding_window": False}, {}),
+    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, {}),
+    ({"quantization_config": None}, {}), ({"architectures": ABSENT}, {}),
+], ids=lambda value: str(value)[:70])
+def test_config_defaults_resolve_as_in_the_library_of_origin(changes, wanted, folder):
+    """Catches a default taken from the wrong family, and a new spelling that is not read."""
+    if "model_type" in changes:
+        changes = {"architectures": ABSENT, **changes}
+    config = config_with(folder, **changes)
+    assert {name: getattr(config, name) for name in wanted} == wanted
+
+
+# ---- tokenizer and stop ids ----
+
+@pytest.mark.parametrize("generation, config, wanted", [
+    (5, 1, {1, 5}), ([5, 7, 5], 1, {1, 5, 7}), (None, 6, {1, 6}), (ABSENT, 6, {1, 6}),
+    (ABSENT, [6, 8], {1, 6, 8}), (ABSENT, None, {1}), (ABSENT, ABSENT, {1}), (0, 6, {0, 1})])
+def test_stop_ids_come_from_every_place_that_names_them(generation, config, wanted, folder):
+    """Catches an answer that runs past its end: generation_config.json wins over config.json,
+    and 1 is the eos_token of tokenizer_config.json."""
+    edit_json(folder / "generation_config.json", eos_token_id=generation)
+    edit_json(folder / "config.json", eos_token_id=config)
+    stop_ids = load_tokenizer(folder).stop_ids
+    assert set(stop_ids) == wanted and len(stop_ids) == len(wanted)
+
+
+@pytest.mark.parametrize("eos", ["<eos>", {"content": "<eos>", "special": True}])
+def test_special_tokens_may_be_spelt_as_objects(eos, folder):
+    """Catches a template that prints {'content': ...} in place of the token."""
+    edit_json(folder / "tokenizer_config.json", eos_token=eos, chat_template="{{ eos_token }} 3")
+    tokenizer = load_tokenizer(folder)
+    assert 1 in tokenizer.stop_ids and tokenizer.chat(HI) == [1, 5]
+
+
+def test_decoding_leaves_out_special_and_unknown_ids(folder):
+    """Catches a crash on ids beyond the tokenizer: models have more rows than it has words."""
+    assert load_tokenizer(folder).decode([5, 1, 6, 10**6]) == "3 4"
+
+
+@pytest.mark.parametrize("file, text, words", [
+    ("tokenizer.json", None, ["no such file"]), ("tokenizer.json", "{", []),
+    ("tokenizer.json", "{}", []), ("tokenizer.json", "[]", []),
+    ("tokenizer_config.json", "{", ["JSON"]), ("tokenizer_config.json", "[1]", ["list"]),
+    ("tokenizer_config.json", '{"eos_token": 5}', ["eos_token"]),
+    ("tokenizer_config.json", '{"eos_token": {"content": 5}}', ["eos_token"]),
+    ("tokenizer_config.json", '{"chat_template": ["x"]}', ["chat_template"]),
+    ("tokenizer_config.json", '{"chat_template": [{"template": "x"}]}', ["chat_template"]),
+    ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', ["chat_template"]),
+    ("generation_config.json", '{"eos_token_id": "2"}', ["eos_token_id"]),
+    ("generation_config.json", '{"eos_token_id": [[2]]}', ["eos_token_id"]),
+    ("generation_config.json", "{", ["JSON"]),
+    ("chat_template.jinja", b"\xff\xfe", ["UTF-8"])])
+def test_a_malformed_tokenizer_is_refused(file, text, words, folder):
+    """Catches a traceback from deep inside, where one line can name the file."""
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(lambda: load_tokenizer(folder), folder / file, *words)
+
+
+# ---- chat templates ----
+
+LISTED = [{"name": "tool_use", "template": "9"}, {"name": "default", "template": "4"}]
+
+
+@pytest.mark.parametrize("settings, file, wanted", [
+    ("3", None, [5]), (LISTED, None, [6]), (LISTED[:1], None, [11]), ("3", "7", [9]),
+    (ABSENT, "7", [9]), (LISTED, "7", [9])])
+def test_the_template_is_found_where_the_folder_keeps_it(settings, file, wanted, folder):
+    """Catches the wrong one of several templates: the .jinja file overrides the others."""
+    edit_json(folder / "tokenizer_config.json", chat_template=settings)
+    if file:
+        (folder / "chat_template.jinja").write_text(file)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.has_template and tokenizer.chat(HI) == wanted
+
+
+@pytest.mark.parametrize("settings", [ABSENT, None, []])
+def test_a_folder_without_template_says_so(settings, folder):
+    """Catches a base model that is asked as if it had been tuned for chat."""
+    edit_json(folder / "tokenizer_config.json", chat_template=settings)
+    tokenizer = load_tokenizer(folder)
+    assert not tokenizer.has_template
+    refused(lambda: tokenizer.chat(HI), "chat template")
+
+
+def test_bos_is_not_doubled(folder):
+    """Catches a second BOS: the template prints one and the tokenizer would add another."""
+    file = folder / "tokenizer.json"
+    edit_json(file, post_processor={
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": "<eos>", "type_id": 0}},
+                   {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}}})
+    edit_json(folder / "tokenizer_config.json", bos_token="<eos>",
+              chat_template="{{ bos_token }} {{ messages[0].content }}")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.chat(HI) == tokenizer.encode("3 4") == [1, 5, 6]
+    assert tokenizer.encode("3 4", add_special_tokens=False) == [5, 6]
+
+
+@pytest.mark.parametrize("template, wanted", [
+    ("{{ strftime_now('%d %b %Y') }}", FIXED_DATE), ("{{ x | tojson }}", '{"a": "<é>"}'),
+    ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+    ("{% set ns = namespace(n=1) %}{% set ns.n = ns.n * 3 %}{{ ns.n }}", "3"),
+    ("{% if true %}\n  a\n  {% endif %}\nb", "  a\nb"), ("{{ missing is defined }}", "False")])
+def test_templates_get_the_helpers_they_expect(template, wanted):
+    """Catches a date that changes the prompt every day, and blanks that change its tokens."""
+    assert render(template, x={"a": "<é>"}) == wanted
+
+
+@pytest.mark.parametrize("template, word", [
+    ("{{ raise_exception('roles must alternate') }}", "roles must alternate"), ("{% if", ""),
+    ("{{ ''.__class__.__mro__ }}", "__class__"),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "__class__"),
+    ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "__init__"),
+    ("{{ (lipsum | attr('__globals__'))['os'] }}", ""),
+    ("{{ '{0.__class__.__mro__[1]}'.format('') | int + [] }}", ""),
+    ("{{ x.append(1) }}", "append"), ("{% include '/etc/passwd' %}", ""),
+    ("{{ range(1000000000) | list }}", "100000"), ("{{ 10 ** 9 }}", "**"),
+    ("{{ 'a' * 1000000000 }}", "*"), ("{{ [0] * 1000000000 }}", "*"),
+    ("{{ 1 // 0 }}", "zero"), ("{{ '{0} {1}'.format('a') }}", "range"),
+    ("{% break %}", "break"), ("{% for a in x %}" * 25 + "{% endfor %}" * 25, "nested"),
+    ("{{ 'a'.encode('nope') }}", "nope"), ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ""),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ("{{ missing.content }}", "missing"), ("{{ x | sort | nonsense }}", "nonsense"),
+], ids=lambda value: value[:40])
+def test_a_template_that_fails_or_escapes_is_refused(template, word):
+    """Catches code of a stranger that reaches Python's classes, files or a traceback."""
+    refused(lambda: render(template, x=[1]), "chat template", word)
+
+
+@pytest.mark.parametrize("template", [
+    "{{ raise_exception.__globals__ }}", "{{ '' | attr('__class__') }}",
+    "{{ '{0.__class__}'.format('') }}", "{{ x.__class__ | default('') }}"])
+def test_what_a_template_may_not_see_is_empty(template):
+    """Catches an escape that prints what it found; refusing it is as good."""
+    try:
+        assert render(template, x=[1]).strip() == ""
+    except InputError:
+        pass
+
+
+ENDLESS = ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}")
+
+
+def test_an_endless_template_ends():
+    """Catches a template that never comes back, and one that leaves a tracer behind."""
+    start, before = time.monotonic(), sys.gettrace()
+    refused(lambda: render(ENDLESS), "2.0 s")
+    assert time.monotonic() - start < 5 and sys.gettrace() is before
+
+
+@pytest.mark.parametrize("template", [
+    ENDLESS, "{% macro f() %}" + ENDLESS + "{% endmacro %}{{ f() | length }}",
+    "{{ lipsum(n=100000000) }}"])
+def test_an_endless_template_ends_in_any_thread(template):
+    """Catches a deadline that needs signals, which only the main thread gets."""
+    errors = []
+
+    def work():
+        try:
+            render(template, seconds=0.2)
+        except InputError as error:
+            errors.append(str(error))
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert errors and "0.2 s" in errors[0]
+
+
+@pytest.mark.parametrize("template", [
+    "{% for a in range(100000) %}0123456789abcdef{% endfor %}", "{{ 'x' | center(2000000) }}",
+    "{{ 'x'.ljust(2000000) }}", "{{ '%2000000d' | format(1) }}", "{{ '{:2000000}'.format(1) }}"])
+def test_a_huge_rendering_is_refused(template):
+    """Catches a prompt of millions of characters."""
+    refused(lambda: render(template), "chat template", "1000000")
+
+
+@pytest.mark.parametrize("template", [
+    "{{ 'x'.ljust(20000000) | length }}", "{{ 'x' | center(20000000) | length }}",
+    "{{ '%20000000d' | format(1) | length }}", "{{ '{:20000000}'.format(1) | length }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = ns.x ~ ns.x %}"
+    "{% endfor %}{{ ns.x | length }}"], ids=lambda value: value[:30])
+def test_a_template_cannot_build_a_huge_value_that_it_does_not_print(template):
+    """Catches memory filled before the length of the text is looked at: with 10 more zeros
+    these take the machine down, whatever the limit on the text says."""
+    refused(lambda: render(template), "chat template")
+
+
+PIECES = [
+    "{% for a in x %}", "{% endfor %}", "{% if a %}", "{% else %}", "{% endif %}", "{{ a }}",
+    "{% set a = x %}", "{{ a[0].b }}", "{% break %}", "{{ '{1}'.format(a) }}", "{{ a | upper }}",
+    "{{ loop.index }}", "{{ a + 1 }}", "{{ x[5:] | first }}", "{% macro a(b) %}", "{{ a(1) }}",
+    "{% endmacro %}", "{% block a %}", "{% endblock %}", "{{ super() }}", "{{", "%}", "{{ ns.a }}",
+    "{% continue %}", "{{ x | batch(0) | list }}", "{{ x | map('int') | sum }}", "text\n",
+    "{{ a.b.c }}", "{# ", " #}", "{%- set ns = namespace() -%}", "{% call a() %}", "{% endcall %}",
+    "{{ a | tojson(indent='x') }}", "{% filter upper %}", "{% endfilter %}"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8))
+def test_any_template_renders_or_is_refused(pieces):
+    """Catches every other exception: a template may fail in ways nobody has listed."""
+    try:
+        assert isinstance(render("".join(pieces), seconds=0.5, x=[1, "b", None]), str)
+    except InputError as error:
+        assert "chat template" in str(error)
+
+
+def test_text_that_is_not_unicode_is_refused(folder):
+    """Catches a lone surrogate (a JSON escape can spell one) that the tokenizer cannot take."""
+    edit_json(folder / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
+    tokenizer = load_tokenizer(folder)
+    refused(lambda: tokenizer.chat([{"role": "user", "content": "3 \ud800"}]))
+    refused(lambda: tokenizer.encode("3 \ud800"))
+
+
+# ---- real folders ----
+
+def real(shared, name, file="config.json"):
+    folder = shared / "models" / name
+    if not (folder / file).exists():
+        pytest.skip(f"no {folder / file}: this test wants a real folder")
+    return folder
+
+
+def test_every_real_config_is_read(shared):
+    """Catches a refusal of the folders this decoder exists for."""
+    files = sorted((shared / "models").glob("*/config.json"))
+    assert files
+    for file in files:
+        assert isinstance(read_config(file.parent), Config), file
+
+
+@pytest.mark.parametrize("name, wanted", [
+    ("Llama-3.2-3B", {
+        "num_layers": 28, "num_heads": 24, "num_kv_heads": 8, "head_dim": 128,
+        "hidden_size": 3072, "vocab_size": 128256, "rope_theta": 500000.0, "tie_embeddings": True,
+        "rope_scaling": Llama3Rope(32.0, 1.0, 4.0, 8192), "rms_norm_eps": 1e-5,
+        "qkv_bias": False, "qk_norm": False, "dtype": torch.bfloat16, "max_positions": 131072}),
+    ("Llama-3.1-8B-Instruct", {
+        "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128,
+        "rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 8192), "tie_embeddings": False}),
+    ("Qwen2.5-7B-Instruct", {
+        "num_layers": 28, "num_heads": 28, "num_kv_heads": 4, "head_dim": 128, "qkv_bias": True,
+        "o_bias": False, "rope_theta": 1000000.0, "rope_scaling": None, "tie_embeddings": False}),
+    ("Qwen3-4B", {
+        "num_layers": 36, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "qk_norm": True,
+        "qkv_bias": False, "hidden_size": 2560, "tie_embeddings": True}),
+    ("TinyLlama-1.1B-Chat-v1.0", {
+        "num_layers": 22, "num_kv_heads": 4, "head_dim": 64, "dtype": torch.float32}),
+])
+def test_real_configs_mean_what_their_model_cards_say(name, wanted, shared):
+    """Catches a default that overrides what a real folder says."""
+    config = read_config(real(shared, name))
+    assert {key: getattr(config, key) for key in wanted} == wanted
+
+
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "What is 2+2?"}]
+LLAMA_TALK = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nBe brief.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhat is 2+2?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n")
+QWEN_TALK = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n"
+    "<|im_start|>assistant\n")
+TINYLLAMA_TALK = (  # its tokenizer starts the text after </s> with a blank
+    "<|system|>\nBe brief.</s> \n<|user|>\nHi</s> \n<|assistant|>\nHello!</s> \n"
+    "<|user|>\nWhat is 2+2?</s> \n<|assistant|>\n")
+
+
+@pytest.mark.parametrize("name, text, first, stop_ids", [
+    ("Llama-3.2-3B-Instruct", LLAMA_TALK, [128000, 128006, 9125, 128007],
+     {128001, 128008, 128009}),
+    ("Qwen2.5-0.5B-Instruct", QWEN_TALK, [151644, 8948, 198], {151643, 151645}),
+    ("TinyLlama-1.1B-Chat-v1.0", TINYLLAMA_TALK, [], {2})])
+def test_a_real_conversation_has_the_tokens_of_its_template(name, text, first, stop_ids, shared):
+    """Catches a wrong template, date or blank, special tokens cut into letters, a doubled BOS."""
+    tokenizer = load_tokenizer(real(shared, name, "tokenizer.json"))
+    ids = tokenizer.chat(TALK)
+    assert tokenizer.fast.decode(ids, skip_special_tokens=False) == text
+    assert ids[:len(first)] == first
+    assert set(tokenizer.stop_ids) == stop_ids
+
+
+def test_qwen3_is_asked_to_answer_without_thinking(shared):
+    """Catches answers that spend their tokens on a chain of thought nobody grades."""
+    file = real(shared, "Qwen3-4B") / "tokenizer_config.json"
+    template = json.loads(file.read_text())["chat_template"]
+    text = render(template, messages=TALK[1:2], add_generation_prompt=True, enable_thinking=False)
+    assert text == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+                    "<think>\n\n</think>\n\n")
+
+
+def test_a_trained_model_tells_a_story(shared):
+    """Catches weights that load but do not fit: a trained model stops making sense at once."""
+    folder = real(shared, "TinyStories-656K", "model.safetensors")
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    prompt = tokenizer.encode("Once upon a time")
+    assert prompt[0] == 1 and prompt.count(1) == 1  # its BOS
+    answer = generate(model, [prompt], max_new_tokens=20, stop_ids=tokenizer.stop_ids)
+    assert len(answer.tokens[0]) == 20 and answer.layers_executed.tolist() == [40]
+    assert "a little girl named Lily lived in a small house" in tokenizer.decode(answer.tokens[0])

@@ -1,0 +1,710 @@
+"""Labels: the same whatever runs beside them, wherever a run is cut, however many processes."""
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import WORDS, save_tiny, tiny_model
+
+import answers
+import cli
+import label as labelling
+from answers import Prompt, answer, batches, prepare
+from cli import InputError, read_json, write_json, write_whole
+from label import label, read_rows, row_of, search_all
+from mcts import SearchConfig, SearchResult, is_legal
+from model_llama import fixed, generate, load_tokenizer
+from tasks import Question, extract_answer, grade
+
+ROOT = Path(__file__).resolve().parents[1]
+LETTERS = [form.format(letter) for letter in "ABCD" for form in ("{}", "({})", "{}.", "{})")]
+VOCABULARY = ["<unk>", "<eos>", *LETTERS, *(f"{digit}}}" for digit in range(10)), *"0123456789",
+              "Answer:", "\\boxed{"]  # as many words as tiny.WORDS, most of them an answer
+PATHS = [path for path in product((0, 1, 2), repeat=3) if is_legal(path)]
+DEFAULT = (1, 1, 1)
+CONFIG = SearchConfig(simulations=6, stop_when_repaired=False)
+COUNT = 9
+
+
+# ---- a tiny model, and questions it answers along some of its paths ----
+
+def draft(rng, name):
+    """A question without its answer: digits, then options to choose from or a box to fill."""
+    words = rng.choices("0123456789", k=rng.randint(2, 8))
+    if rng.random() < 0.5:
+        prompt, choices = [*words, "Answer:"], tuple("wxyz")
+    else:
+        prompt, choices = [*words, "Answer:", "\\boxed{"], ()
+    task, level = rng.choice([("easy", 0), ("math", 2)])
+    return Question(name, task, level, "", "?", choices, " ".join(prompt), rng.randint(1, 3))
+
+
+def sayings(model, tokenizer, question):
+    """{path: what the model answers along it}."""
+    ids = tokenizer.encode(question.prompt)
+    made = generate(model, [ids] * len(PATHS), fixed(PATHS), question.budget, tokenizer.stop_ids)
+    return {path: extract_answer(tokenizer.decode(tokens), question)
+            for path, tokens in zip(PATHS, made.tokens)}
+
+
+def make_questions(model, tokenizer, count, seed=0):
+    """Questions by turns right on the default path, on others only, and on none."""
+    rng, found = random.Random(seed), []
+    while len(found) < count:
+        question = draft(rng, f"q{len(found)}")
+        said = sayings(model, tokenizer, question)
+        others = sorted({text for text in said.values() if text} - {said[DEFAULT]})
+        never = [letter for letter in "ABCD" if letter not in said.values()] or [None]
+        golds = [[said[DEFAULT]], others, never if question.choices else ["12345"]]
+        gold = rng.choice(golds[len(found) % 3] or [None])
+        if gold and len(others) > 1:
+            found.append(replace(question, answer=gold))
+    return found
+
+
+def row_text(question):
+    row = {key: value for key, value in vars(question).items() if value not in ((), None, "")}
+    return json.dumps(row) + "\n"
+
+
+class World(SimpleNamespace):
+    """What the tests share; shown by name where a test fails."""
+
+    def __repr__(self):
+        return "world"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny float64 model (and its folder), a tokenizer, questions, prompts, finished labels."""
+    assert len(VOCABULARY) == len(WORDS)
+    folder = save_tiny(tmp_path_factory.mktemp("tiny") / "model", tiny_model(seed=3))
+    words = json.loads((folder / "tokenizer.json").read_text())
+    words["model"]["vocab"] = {word: i for i, word in enumerate(VOCABULARY)}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    model, tokenizer = tiny_model(seed=3), load_tokenizer(folder)
+    questions = make_questions(model, tokenizer, COUNT)
+    file = folder.parent / "questions.jsonl"
+    file.write_text("".join(map(row_text, questions)))
+    prompts, _ = prepare(questions, tokenizer, model)
+    out = folder.parent / "labels.jsonl"
+    rows = label(model, tokenizer, questions, out, CONFIG, batch_size=4)
+    return World(folder=folder, model=model, tokenizer=tokenizer, questions=questions, file=file,
+                 prompts=prompts, rows=rows, bytes=out.read_bytes(),
+                 header=(folder.parent / "labels.meta.json").read_bytes())
+
+
+def run_label(world, file, questions=None, config=CONFIG, seed=0, batch_size=4, model=None):
+    return label(model or world.model, world.tokenizer, questions or world.questions, file, config,
+                 seed, batch_size)
+
+
+def alone(world, prompt, route):
+    """One prompt answered by itself along one route."""
+    route = torch.tensor([route]) if isinstance(route, tuple) else route
+    return answer(world.model, world.tokenizer, [prompt], route, 1)
+
+
+def test_the_questions_of_these_tests_are_right_on_some_paths(world):
+    """Catches tests that pass because every reward is the same."""
+    assert [row["default_correct"] for row in world.rows] == [True, False, False] * 3
+    assert any(row["correct"] for row in world.rows[1::3])
+    assert not any(row["correct"] for row in world.rows[2::3])
+    assert any(0 < len(row["correct"]) < 7 for row in world.rows)
+    assert {bool(q.choices) for q in world.questions} == {True, False}
+
+
+# ---- searching ----
+
+def searched(world, prompts, batch_size, seed=0):
+    found = search_all(world.model, world.tokenizer, prompts, CONFIG, seed, batch_size)
+    return {prompt.question.id: (result, list(result.rewards), sure)
+            for prompt, result, sure in found}
+
+
+def assert_same_searches(found, plain):
+    assert found.keys() == plain.keys()
+    for name, (result, order, sure) in found.items():
+        assert (result, order, list(sure)) == (*plain[name][:2], list(plain[name][2])), name
+        assert sure == pytest.approx(plain[name][2], abs=1e-6)
+
+
+@given(st.permutations(range(COUNT)), st.sampled_from([1, 3, 100]))
+@settings(max_examples=12)
+def test_search_does_not_depend_on_what_is_searched_beside_it(world, order, batch_size):
+    """Catches a random source seeded by position, and rewards given to the wrong question."""
+    plain = searched(world, world.prompts, 4)
+    assert_same_searches(searched(world, [world.prompts[i] for i in order], batch_size), plain)
+    few = [world.prompts[i] for i in order[:2]]
+    assert_same_searches(searched(world, few, batch_size),
+                         {p.question.id: plain[p.question.id] for p in few})
+
+
+def test_another_seed_searches_other_paths(world):
+    """Catches a seed that is ignored."""
+    plain, other = (searched(world, world.prompts, 100, seed) for seed in (0, 1))
+    assert any(plain[name][1] != other[name][1] for name in plain)
+
+
+def test_questions_of_one_file_search_different_trees(world):
+    """Catches one random source for all questions: their trees would be copies."""
+    orders = {tuple(result.rewards) for result, *_ in searched(world, world.prompts, 4).values()}
+    assert len(orders) > 3
+
+
+def test_progress_counts_every_path_asked(world):
+    """Catches a progress bar that ends early."""
+    steps = []
+    found = list(search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0, 4,
+                            steps.append))
+    assert sum(steps) == sum(len(result.rewards) for _, result, _ in found)
+    assert max(steps) <= 4
+
+
+# ---- rows ----
+
+def test_row_is_complete_and_survives_json(world):
+    """Catches a tensor in a row, and a field that later steps miss."""
+    for question, row in zip(world.questions, world.rows):
+        assert list(row) == ["id", "task", "level", "default_correct", "decisions", "length",
+                             "correct", "simulations"]
+        assert [row["id"], row["task"], row["level"]] == [
+            question.id, question.task, question.level]
+        assert row["simulations"] == CONFIG.simulations
+        assert row["length"] == sum(row["decisions"]) and len(row["decisions"]) == 3
+    written = [json.loads(line) for line in world.bytes.splitlines()]
+    assert written == json.loads(json.dumps(world.rows))
+
+
+def test_right_paths_of_a_row_give_a_right_answer_alone(world):
+    """Catches rewards or confidences of one question written beside another."""
+    for prompt, row in zip(world.prompts, world.rows):
+        for path, sure in row["correct"]:
+            found = alone(world, prompt, path)
+            assert found.right.item() == 1.0 and is_legal(path)
+            assert found.confidence.item() == pytest.approx(sure, abs=2e-6)
+        assert row["default_correct"] == bool(alone(world, prompt, DEFAULT).right.item())
+        assert row["default_correct"] == (DEFAULT in dict(row["correct"]))
+
+
+def test_paths_missing_from_a_row_were_not_asked_or_are_wrong(world):
+    """Catches right paths that are dropped."""
+    for prompt, result, sure in search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0):
+        row = row_of(prompt, result, sure)
+        right = [path for path in result.rewards if alone(world, prompt, path).right.item()]
+        assert [tuple(path) for path, _ in row["correct"]] == right
+
+
+@pytest.mark.parametrize("right, decisions", [
+    ([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1)], [0, 1, 1]),  # shortest, the earliest of equals
+    ([DEFAULT, (2, 1, 1)], [1, 1, 1]),
+    ([DEFAULT], [1, 1, 1]),
+    ([(2, 1, 1), (0, 1, 1)], [2, 1, 1]),                      # the first, although longer
+    ([(1, 1, 0)], [1, 1, 0]),
+    ([], [1, 1, 1])])
+def test_label_is_the_papers_choice_among_right_paths(right, decisions):
+    """Catches the shortest path taken where the first is asked for, and a missing fallback."""
+    asked = dict.fromkeys([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)], 0.0)
+    rewards = asked | dict.fromkeys(right, 1.0)
+    result = SearchResult(None, rewards[DEFAULT], rewards)
+    prompt = Prompt(Question("a", "t", 1, "q", "5"), (1,))
+    row = row_of(prompt, result, dict.fromkeys(right, 0.25))
+    assert row == {"id": "a", "task": "t", "level": 1, "default_correct": DEFAULT in right,
+                   "decisions": row["decisions"], "length": sum(decisions),
+                   "correct": [[list(path), 0.25] for path in right], "simulations": 4}
+    assert list(row["decisions"]) == decisions
+
+
+# ---- cut runs ----
+
+def labels_file(world, folder, data):
+    """A labels file that a run left in this state."""
+    file = Path(folder) / "labels.jsonl"
+    file.write_bytes(data)
+    file.with_suffix(".meta.json").write_bytes(world.header)
+    return file
+
+
+def check_resumes(world, data):
+    with tempfile.TemporaryDirectory() as folder:
+        file = labels_file(world, folder, data)
+        rows = run_label(world, file)
+        assert file.read_bytes() == world.bytes
+        assert rows == world.rows
+        assert sorted(path.name for path in Path(folder).iterdir()) == [
+            "labels.jsonl", "labels.meta.json"]
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_run_killed_at_any_byte_goes_on_to_the_same_file(world, data):
+    """Catches a half-written line glued to the next, a row lost, and a row made twice."""
+    ends = [i + 1 for i, byte in enumerate(world.bytes) if byte == ord("\n")]
+    near = st.sampled_from(ends).flatmap(lambda end: st.sampled_from([end - 1, end, end + 1]))
+    end = data.draw(st.one_of(st.integers(0, len(world.bytes)), near))
+    check_resumes(world, world.bytes[:end])
+
+
+@given(st.permutations(range(COUNT)), st.integers(0, COUNT - 1))
+@settings(max_examples=8)
+def test_rows_in_any_order_are_kept_and_put_in_the_questions_order(world, order, kept):
+    """Catches the order of finishing, which depends on the batch, left in the file."""
+    lines = world.bytes.splitlines(keepends=True)
+    check_resumes(world, b"".join(lines[i] for i in order[:kept]))
+
+
+def test_run_killed_between_its_last_row_and_the_merge_goes_on_to_the_same_file(world):
+    """Catches a complete file left in the order of finishing because no row is missing."""
+    check_resumes(world, b"".join(world.bytes.splitlines(keepends=True)[::-1]))
+
+
+def note_asked(monkeypatch):
+    """The set of ids of the questions that are answered from now on."""
+    asked = set()
+
+    def noting(model, tokenizer, prompts, *rest):
+        asked.update(prompt.question.id for prompt in prompts)
+        return answer(model, tokenizer, prompts, *rest)
+    monkeypatch.setattr(labelling, "answer", noting)
+    return asked
+
+
+@pytest.mark.parametrize("calls", [0, 1, 5, 9, 14])
+def test_ctrl_c_keeps_finished_rows_and_resuming_equals_one_run(
+        world, tmp_path, monkeypatch, calls):
+    """Catches rows that wait in a buffer, or for all others, until they are written."""
+    file, left = tmp_path / "labels.jsonl", calls
+    finished = []
+
+    def interrupted(*arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        finished.append(file.read_bytes().count(b"\n"))
+        return answer(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling, "answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_label(world, file, batch_size=2)
+    kept = file.read_bytes()
+    assert kept.count(b"\n") == 2 * (calls // 7) and kept.endswith(b"\n") == (calls >= 7)
+    assert finished == [2 * (call // 7) for call in range(calls)]
+    asked = note_asked(monkeypatch)
+    run_label(world, file)
+    assert file.read_bytes() == world.bytes
+    assert not asked & {json.loads(line)["id"] for line in kept.splitlines()}
+
+
+def test_finished_file_is_read_and_nothing_is_asked(world, tmp_path, monkeypatch):
+    """Catches labels made again."""
+    file = labels_file(world, tmp_path, world.bytes)
+    monkeypatch.delattr(labelling, "answer")
+    assert run_label(world, file) == world.rows
+    assert file.read_bytes() == world.bytes
+
+
+def test_changed_limit_reuses_rows(world, tmp_path):
+    """Catches rows thrown away because they are not asked for now, and rows returned unasked."""
+    file = tmp_path / "labels.jsonl"
+    assert run_label(world, file, world.questions[4:7]) == world.rows[4:7]
+    few = file.read_bytes()
+    assert run_label(world, file, world.questions[:6]) == world.rows[:6]
+    assert sorted(file.read_bytes().splitlines())[4:] == sorted(few.splitlines())
+    assert run_label(world, file, world.questions[:2]) == world.rows[:2]
+    assert len(read_rows(file)) == 7
+    run_label(world, file)
+    assert file.read_bytes() == world.bytes
+
+
+# ---- files made otherwise ----
+
+@pytest.mark.parametrize("change, words", [
+    ({"config": replace(CONFIG, simulations=7)}, ("simulations", "6", "7")),
+    ({"config": replace(CONFIG, exploration=0.5)}, ("exploration", "1.8", "0.5")),
+    ({"seed": 5}, ("seed", "0", "5")),
+    ({"model": tiny_model(seed=4)}, ("model", tiny_model(seed=4).fingerprint())),
+    ({"model": tiny_model(seed=3, dtype=torch.float32)}, ("dtype", "float64", "float32"))],
+    ids=["simulations", "exploration", "seed", "model", "dtype"])
+def test_labels_made_otherwise_are_refused_with_both_values(world, tmp_path, change, words):
+    """Catches labels of two models or searches mixed in one file."""
+    file = labels_file(world, tmp_path, world.bytes)
+    with pytest.raises(InputError) as refusal:
+        run_label(world, file, **change)
+    assert all(word in str(refusal.value) for word in ("labels.jsonl", *words))
+    assert file.read_bytes() == world.bytes
+
+
+def test_header_alone_refuses_another_run(world, tmp_path):
+    """Catches a header that counts only once rows stand beside it: parts may hold them."""
+    labels_file(world, tmp_path, b"").unlink()
+    with pytest.raises(InputError, match="seed 0; .* seed 5"):
+        run_label(world, tmp_path / "labels.jsonl", seed=5)
+
+
+def test_removing_the_file_as_advised_makes_room_for_another_run(world, tmp_path):
+    """Catches advice that does not help: the header beside a removed file still refuses."""
+    file = labels_file(world, tmp_path, world.bytes)
+    with pytest.raises(InputError, match="remove the file"):
+        run_label(world, file, world.questions[:1], seed=5)
+    file.unlink()
+    assert len(run_label(world, file, world.questions[:1], seed=5)) == 1
+
+
+@pytest.mark.parametrize("line", [b"17", b"{}", b"{'id': 1}", b"\xff", b'{"id": "q0"}', b"null"])
+def test_line_that_is_no_row_is_refused_by_file_and_line(world, tmp_path, line):
+    """Catches a foreign file being appended to, or a traceback."""
+    first = world.bytes.splitlines(keepends=True)[0]
+    file = labels_file(world, tmp_path, first + line + b"\n")
+    with pytest.raises(InputError, match=r"labels\.jsonl:2: "):
+        run_label(world, file)
+
+
+def test_labels_without_their_header_are_refused(world, tmp_path):
+    """Catches rows of unknown origin being mixed with ours."""
+    labels_file(world, tmp_path, world.bytes).with_suffix(".meta.json").unlink()
+    with pytest.raises(InputError, match="labels.meta.json"):
+        run_label(world, tmp_path / "labels.jsonl")
+
+
+def test_too_long_questions_are_named_and_left_out(world, tmp_path, capsys):
+    """Catches an answer cut short by the context, and a prompt that just fits being refused."""
+    limit = world.model.config.max_positions
+    fits = Question("fits", "t", 0, "", "5", prompt=" ".join("1" * (limit - 3)), max_new_tokens=3)
+    long = replace(fits, id="long", max_new_tokens=4)
+    rows = run_label(world, tmp_path / "labels.jsonl", [long, world.questions[0], fits])
+    assert [row["id"] for row in rows] == ["q0", "fits"]
+    said = capsys.readouterr().out
+    assert "1 questions" in said and f"{limit}" in said and "long" in said and "fits" not in said
+
+
+# ---- several processes ----
+
+class Waiting(Exception):
+    """A process that has finished its part and waits for the others."""
+
+
+def run_rank(world, file, rank, size, monkeypatch, questions=None):
+    """Runs one process of several. Ranks above 0 stop at the barrier; 0 merges, so it goes last."""
+    def barrier():
+        if rank:
+            raise Waiting
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", str(rank))
+        patch.setenv("WORLD_SIZE", str(size))
+        patch.setattr(torch.distributed, "init_process_group", lambda *_: None)
+        patch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+        patch.setattr(torch.distributed, "barrier", barrier)
+        try:
+            return run_label(world, file, questions)
+        except Waiting:
+            return None
+
+
+def part(file, rank):
+    return file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
+
+
+def ids_of(file):
+    return [json.loads(line)["id"] for line in file.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_parts_of_any_number_of_processes_merge_to_the_single_process_file(
+        world, tmp_path, monkeypatch, size):
+    """Catches a question labelled by two ranks or by none, and parts left behind."""
+    file = tmp_path / "labels.jsonl"
+    for rank in range(1, size):
+        assert run_rank(world, file, rank, size, monkeypatch) is None
+    mine = [name for rank in range(1, size) for name in ids_of(part(file, rank))]
+    assert len(mine) == len(set(mine)) and 0 < len(mine) < COUNT
+    rows = run_rank(world, file, 0, size, monkeypatch)
+    assert rows == world.rows and file.read_bytes() == world.bytes
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl", "labels.meta.json"]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", ["labels.jsonl", "la[b]els.v2.jsonl", "labels"])
+def test_parts_of_another_number_of_processes_are_picked_up(
+        world, tmp_path, monkeypatch, size, name):
+    """Catches work of a killed run that is lost, done again, or never tidied away."""
+    file = tmp_path / name
+    for rank in (1, 2):
+        run_rank(world, file, rank, 3, monkeypatch)
+    stale = part(file, 2)
+    stale.write_bytes(stale.read_bytes()[:-5])  # killed in its last line
+    done = {*ids_of(part(file, 1)), *(json.loads(line)["id"] for line in
+                                      stale.read_bytes().splitlines()[:-1])}
+    asked = note_asked(monkeypatch)
+    for rank in range(size)[::-1]:
+        rows = run_rank(world, file, rank, size, monkeypatch)
+    assert rows == world.rows and file.read_bytes() == world.bytes
+    assert not asked & done
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_torn_part_is_mended_by_its_own_rank_only(world, tmp_path, monkeypatch):
+    """Catches a rank that cuts the line another rank is writing, or glues its own to a torn one."""
+    file = tmp_path / "labels.jsonl"
+    run_rank(world, file, 1, 3, monkeypatch)
+    whole = part(file, 1).read_bytes()
+    part(file, 1).write_bytes(whole[:-5])
+    run_rank(world, file, 2, 3, monkeypatch)
+    assert part(file, 1).read_bytes() == whole[:-5]
+    run_rank(world, file, 1, 3, monkeypatch)
+    assert sorted(part(file, 1).read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_merging_keeps_rows_of_other_questions(world, tmp_path, monkeypatch):
+    """Catches a merge under a smaller limit that throws finished rows away."""
+    file = tmp_path / "labels.jsonl"
+    run_label(world, file, world.questions[5:])
+    for rank in (1, 0):
+        rows = run_rank(world, file, rank, 2, monkeypatch, world.questions[:3])
+    assert rows == world.rows[:3]
+    assert ids_of(file) == [q.id for q in world.questions[:3] + world.questions[5:]]
+
+
+def command(world, out, *more):
+    """Arguments of a small run. One search at a time: float32 sums do not depend on the batch."""
+    return ["--model", str(world.folder), "--data", str(world.file), "--out", str(out),
+            "--simulations", "3", "--batch-size", "1", *more]
+
+
+def run_python(arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
+                          text=True, timeout=100, **options)
+
+
+def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys):
+    """Catches anything that only a real process group shows."""
+    labelling.main(command(world, tmp_path / "one.jsonl"))
+    made = run_python(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+                       "label.py", *command(world, tmp_path / "two" / "two.jsonl")],
+                      capture_output=True)
+    assert made.returncode == 0, made.stderr[-2000:]
+    assert (tmp_path / "two" / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert len(list((tmp_path / "two").iterdir())) == 2
+    assert made.stdout.count("9 questions") == 1
+
+
+# ---- the command line ----
+
+def test_main_writes_the_file_and_says_what_it_found(world, tmp_path, capsys):
+    """Catches flags that do not arrive."""
+    out = tmp_path / "new" / "labels.jsonl"
+    labelling.main(command(world, out, "--limit", "4", "--seed", "7"))
+    assert ids_of(out) == ["q0", "q1", "q2", "q3"]
+    assert all(row["simulations"] == 3 for row in read_rows(out).values())
+    made = read_json(out.with_suffix(".meta.json"))
+    assert (made["seed"], made["dtype"], made["search"]["simulations"]) == (7, "float32", 3)
+    assert made["search"]["stop_when_repaired"] is False
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out}: 4 questions; saved ") and said.count("\n") == 1
+
+
+def test_main_skips_bad_rows_only_when_told(world, tmp_path):
+    """Catches a flag that is read and not passed on."""
+    world_ = World(folder=world.folder, file=tmp_path / "q.jsonl")
+    world_.file.write_text("{}\n" + row_text(world.questions[0]))
+    with pytest.raises(InputError, match="q.jsonl:1"):
+        labelling.main(command(world_, tmp_path / "labels.jsonl"))
+    labelling.main(command(world_, tmp_path / "labels.jsonl", "--skip-bad-rows"))
+    assert ids_of(tmp_path / "labels.jsonl") == ["q0"]
+
+
+def test_user_sees_one_line_for_a_bad_input(world, tmp_path):
+    """Catches a traceback, a second line, a zero exit code, output on the wrong stream."""
+    (tmp_path / "bad.jsonl").write_text('{"id": "x"}\n')
+    made = run_python(["label.py", "--model", world.folder, "--data", tmp_path / "bad.jsonl"],
+                      capture_output=True)
+    assert (made.returncode, made.stdout, made.stderr.count("\n")) == (2, "", 1)
+    assert made.stderr.startswith("error: ") and "bad.jsonl:1: " in made.stderr
+
+
+def test_closed_output_is_no_error(world, tmp_path):
+    """Catches `| head -1` ending in a BrokenPipeError, or in a second one as Python exits."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    made = run_python(["label.py", *command(world, tmp_path / "labels.jsonl", "--limit", 1)],
+                      stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert made.returncode == 0
+    assert "Error" not in made.stderr and "error" not in made.stderr
+    assert len(ids_of(tmp_path / "labels.jsonl")) == 1
+
+
+def leaves(call, capsys):
+    """(exit code, standard error) of a command."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(call)
+    return end.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+    return main
+
+
+def test_refusal_is_one_line_even_where_its_text_has_several(capsys):
+    """Catches a file name or a reason with a newline in it."""
+    code, said = leaves(raising(InputError("a.jsonl:1: bad\n  and   worse")), capsys)
+    assert (code, said) == (2, "error: a.jsonl:1: bad and worse\n")
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on(capsys):
+    """Catches a traceback on Ctrl-C."""
+    code, said = leaves(raising(KeyboardInterrupt()), capsys)
+    assert code == 130 and "goes on" in said and "Traceback" not in said
+
+
+def test_file_the_system_refuses_is_exit_2_with_its_name(world, tmp_path, capsys):
+    """Catches a traceback on a missing file, a full disk, or a folder that is a file."""
+    code, said = leaves(lambda: open(tmp_path / "none"), capsys)
+    assert (code, said) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
+    assert leaves(raising(OSError(28, "No space left")), capsys) == (
+        2, "error: output: No space left\n")
+    (tmp_path / "file").write_text("")
+    arguments = command(world, tmp_path / "file" / "x.jsonl")
+    code, said = leaves(lambda: labelling.main(arguments), capsys)
+    assert code == 2 and str(tmp_path / "file") in said and said.count("\n") == 1
+
+
+def test_missing_folders_and_files_are_exit_2(world, tmp_path, capsys):
+    """Catches a reader that lets a FileNotFoundError through without the file's name."""
+    for name, value in (("--model", tmp_path / "none"), ("--data", tmp_path / "none.jsonl")):
+        code, said = leaves(
+            lambda: labelling.main(command(world, tmp_path / "x.jsonl", name, str(value))), capsys)
+        assert code == 2 and str(value) in said and said.count("\n") == 1
+
+
+def test_other_errors_are_not_hidden():
+    """Catches a run() that takes our own mistakes for the user's."""
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()))
+    assert cli.run(lambda: None) is None
+
+
+# ---- whole files ----
+
+def test_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    """Catches a half-written result under the real name."""
+    file = tmp_path / "result.json"
+    write_json(file, {"old": 1})
+
+    def half(path):
+        path.write_text("half")
+        raise OSError(28, "No space left")
+    with pytest.raises(OSError):
+        write_whole(file, half)
+    assert read_json(file) == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_file_is_not_there_until_it_is_complete(tmp_path):
+    """Catches a writer that is given the real name."""
+    file = tmp_path / "deep" / "er" / "result.txt"
+
+    def write(path):
+        assert not file.exists() and path.parent == file.parent
+        path.write_text("whole")
+    write_whole(file, write)
+    assert file.read_text() == "whole" and len(list(file.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("data", [None, b"", b"[1]", b"{", b"\xff", b"[" * 50_000])
+def test_json_that_is_no_object_is_refused_by_name(tmp_path, data):
+    """Catches a traceback out of the JSON reader."""
+    if data is not None:
+        (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(InputError, match="a.json"):
+        read_json(tmp_path / "a.json")
+
+
+# ---- batches ----
+
+def bare(length, budget):
+    return Prompt(Question("q", "t", 0, "q", "5", max_new_tokens=budget), (2,) * length)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 3)), max_size=30), st.integers(1, 8))
+@settings(max_examples=40)
+def test_batches_hold_every_prompt_once_within_the_bounds(sizes, batch_size):
+    """Catches a lost last batch, mixed budgets, too many rows, and too many padded tokens."""
+    prompts = [bare(*size) for size in sizes]
+    made = list(batches(prompts, batch_size))
+    assert sorted(i for rows in made for i in rows) == list(range(len(prompts)))
+    for rows in made:
+        assert len({prompts[i].question.budget for i in rows}) == 1
+        assert 1 <= len(rows) <= batch_size
+        longest = max(len(prompts[i].ids) for i in rows)
+        assert len(rows) == 1 or len(rows) * longest <= answers.BATCH_TOKENS
+
+
+def test_batches_are_as_full_as_they_may_be():
+    """Catches a batch per prompt, which keeps every bound and takes a hundred times as long."""
+    assert [len(rows) for rows in batches([bare(5, 2)] * 10, 4)] == [4, 4, 2]
+    assert [len(rows) for rows in batches([bare(8192, 2)] * 5, 512)] == [2, 2, 1]
+    lengths = [30, 10, 20, 40]
+    assert list(batches([bare(n, 2) for n in lengths], 2)) == [[3, 0], [2, 1]]
+
+
+def by_first_token(layer, hidden, lengths):
+    """A Route that differs from row to row and from layer to layer."""
+    counts = (hidden[:, 0, layer] > 0).long()
+    return counts if layer == 1 else counts + (hidden[:, 0, -1] > 0).long()
+
+
+def same_answers(together, place, single):
+    for field in ("right", "decisions", "layers", "passes"):
+        assert torch.equal(getattr(together, field)[place], getattr(single, field)[0]), field
+    assert together.texts[place] == single.texts[0]
+    assert together.confidence[place].item() == pytest.approx(single.confidence.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 512])
+@pytest.mark.parametrize("route", ["paths", "route", "none"])
+def test_answers_together_equal_answers_alone(world, batch_size, route):
+    """Catches results put back in the batch's order, and a path or a budget of another row."""
+    rng = random.Random(1)
+    prompts = rng.choices(world.prompts, k=14)
+    paths = [rng.choice(PATHS) for _ in prompts]
+    given_ = {"paths": torch.tensor(paths), "route": by_first_token, "none": None}[route]
+    counted = []
+    found = answer(world.model, world.tokenizer, prompts, given_, batch_size, counted.append)
+    assert sum(counted) == len(prompts) and max(counted) <= batch_size
+    for place, prompt in enumerate(prompts):
+        path = paths[place] if route == "paths" else given_
+        same_answers(found, place, alone(world, prompt, path))
+    assert len({*found.texts}) > 3
+    if route != "none":
+        assert len({*map(tuple, found.decisions.tolist())}) > 2
+
+
+def test_answer_fields_are_what_they_say(world):
+    """Catches a grade of another text, and layers counted once instead of per pass."""
+    found = answer(world.model, world.tokenizer, world.prompts, None)
+    for prompt, text, right in zip(world.prompts, found.texts, found.right.tolist()):
+        assert right == grade(text, prompt.question)
+    assert torch.equal(found.layers, found.passes * 3)
+    assert torch.equal(found.decisions, torch.ones(COUNT, 3, dtype=torch.long))
+    assert all(1 <= n <= p.question.budget for n, p in zip(found.passes.tolist(), world.prompts))
+    assert all(0 < sure <= 1 for sure in found.confidence.tolist())
+
+
+def test_no_prompts_give_no_answers(world):
+    """Catches a crash where every question was too long."""
+    found = answer(world.model, world.tokenizer, [], None)
+    assert len(found.right) == 0 and found.texts == []

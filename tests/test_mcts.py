@@ -1,0 +1,444 @@
+"""The path constraints and the tree search of mcts.py, as properties.
+
+No model here: a question is a table of rewards, one fixed coin per path, so a thousand searches
+cost less than one forward pass. Small spaces are checked against brute force over all 3^L paths.
+"""
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mcts
+from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal,
+                  path_of, score, search, select)
+
+# ---- what the tests draw, and the independent definitions they compare with ----
+
+seeds = st.integers(0, 10**6)
+any_decisions = st.lists(st.sampled_from((SKIP, EXECUTE, REPEAT)), max_size=9).map(tuple)
+
+
+@st.composite
+def legal_decisions(draw):
+    """Built layer by layer: after two skips a third is not on offer."""
+    decisions = ()
+    for _ in range(draw(st.integers(1, 9))):
+        stuck = decisions[-2:] == (SKIP, SKIP)
+        decisions += (draw(st.sampled_from((EXECUTE, REPEAT) if stuck else (0, 1, 2))),)
+    return decisions
+
+
+@st.composite
+def configs(draw, **settled):
+    """Search settings, extremes included; those named by the caller are not drawn."""
+    drawn = {"simulations": draw(st.integers(0, 40)),
+             "exploration": draw(st.sampled_from((0.0, 1.8, 50.0))),
+             "length_penalty": draw(st.sampled_from((0.0, 3.0, 50.0))),
+             "random_child": draw(st.sampled_from((0.0, 0.1, 1.0))),
+             "stop_when_repaired": draw(st.booleans()),
+             "widening": draw(st.sampled_from((0.0, 0.5, 1.0)))}
+    return SearchConfig(**drawn | settled)
+
+
+@st.composite
+def families(draw):
+    """A root all of whose edits were tried: every child has visits and a total reward."""
+    root = Node((EXECUTE,) * draw(st.integers(2, 6)), None, random.Random(0))
+    for path in root.untried:
+        child = Node(path, root, random.Random(0))
+        child.visits = draw(st.integers(1, 9))
+        child.total_reward = draw(st.integers(0, child.visits))
+        root.children.append(child)
+    root.untried, root.visits = [], 1 + sum(child.visits for child in root.children)
+    return root
+
+
+def reward_table(seed, chance=0.3, default=None):
+    """A fixed reward for every path: right with this chance, and then 1/4, 1/2 or 1."""
+    def reward(path):
+        if default is not None and set(path) == {EXECUTE}:
+            return default
+        coin = random.Random(f"{seed} {path}")
+        return coin.choice((0.25, 0.5, 1.0)) if coin.random() < chance else 0.0
+    return reward
+
+
+def has_three_skips(decisions):
+    return "000" in "".join(map(str, decisions))
+
+
+def all_legal(num_layers):
+    """Brute force: of all 3^L paths, those without 000."""
+    every = itertools.product((0, 1, 2), repeat=num_layers)
+    return {decisions for decisions in every if not has_three_skips(decisions)}
+
+
+class CountedRandom(random.Random):
+    """A random source that runs dry: a search that spins forever fails instead of hanging."""
+    draws = 0
+
+    def random(self):
+        self.draws += 1
+        assert self.draws < 50_000, "the search spins: 50000 random draws and no end"
+        return super().random()
+
+
+def grow(num_layers, config, seed, reward):
+    """One search driven to its end: (result, paths in the order asked, nodes of its tree)."""
+    nodes, asked = [], []
+
+    class RecordedNode(Node):
+        def __init__(self, *args):
+            super().__init__(*args)
+            nodes.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mcts, "Node", RecordedNode)
+        steps = search(num_layers, config, CountedRandom(seed))
+        asked.append(next(steps))
+        while True:
+            try:
+                asked.append(steps.send(reward(asked[-1])))
+            except StopIteration as end:
+                return end.value, asked, nodes
+
+
+# ---- paths ----
+
+def test_paths_by_hand():
+    """The README's example, and the two ends: everything skipped, everything repeated."""
+    assert path_of((1, 0, 2)) == (0, 2, 2)
+    assert decisions_of((0, 2, 2), 3) == (1, 0, 2)
+    assert path_of((0, 0)) == () and decisions_of((), 2) == (0, 0)
+    assert path_of((2, 2)) == (0, 0, 1, 1)
+
+
+@given(any_decisions)
+def test_path_of_and_decisions_of_are_inverses(decisions):
+    """A path that is off by one layer, or loses the layers skipped at its end."""
+    assert decisions_of(path_of(decisions), len(decisions)) == decisions
+
+
+@given(any_decisions)
+def test_path_is_in_order_and_at_most_twice_as_long_as_the_model(decisions):
+    """Repeating the whole path instead of the layer: (0, 1, 0, 1) for (2, 2)."""
+    path = path_of(decisions)
+    assert list(path) == sorted(path)
+    assert all(path.count(layer) == count for layer, count in enumerate(decisions))
+    assert len(path) == sum(decisions) <= 2 * len(decisions)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=9).filter(lambda p: p != sorted(p)))
+def test_decisions_of_refuses_a_path_out_of_order(path):
+    """Sorting silently: going back to layer 0 is not one of the paper's paths."""
+    with pytest.raises(ValueError, match="ordered"):
+        decisions_of(path, 6)
+
+
+@given(any_decisions.filter(len), st.integers(0, 3))
+def test_decisions_of_names_the_layer_it_does_not_have_and_the_last_it_has(decisions, beyond):
+    """A path of another model; a negative layer, which Python would count from the end."""
+    num_layers = len(decisions)
+    with pytest.raises(ValueError, match=rf"\b{num_layers + beyond}\b.*0\.\.{num_layers - 1}\b"):
+        decisions_of((*path_of(decisions), num_layers + beyond), num_layers)
+    with pytest.raises(ValueError, match=rf"-1\b.*0\.\.{num_layers - 1}\b"):
+        decisions_of((-1, *path_of(decisions)), num_layers)
+
+
+@given(st.integers(0, 4), st.integers(3, 6))
+def test_decisions_of_names_how_often_a_layer_runs_and_the_limit(layer, times):
+    """Three passes through one layer: no decision says that."""
+    with pytest.raises(ValueError, match=rf"{times} times; 2 is the most"):
+        decisions_of((layer,) * times, 5)
+
+
+# ---- legality ----
+
+@pytest.mark.parametrize("num_layers", range(8))
+def test_is_legal_equals_brute_force(num_layers):
+    """Counting skips without starting again after an executed layer; an off-by-one limit."""
+    every = itertools.product((0, 1, 2), repeat=num_layers)
+    assert {decisions for decisions in every if is_legal(decisions)} == all_legal(num_layers)
+
+
+@given(legal_decisions(), st.integers(0, 9))
+def test_three_skips_anywhere_are_illegal(decisions, where):
+    """A check that looks only at the start, or only at the end."""
+    assert is_legal(decisions)
+    assert not is_legal(decisions[:where] + (SKIP, SKIP, SKIP) + decisions[where:])
+
+
+@given(legal_decisions(), st.integers(0, 9), st.sampled_from((-1, 3, 4)))
+def test_any_other_count_is_illegal(decisions, where, count):
+    """A repeat applied to a layer that is already repeated gives 3."""
+    assert not is_legal(decisions[:where] + (count,) + decisions[where:])
+
+
+def test_legal_paths_of_four_layers_number_76():
+    """By hand: 81 paths, less 0001, 0002, 1000, 2000 and 0000."""
+    assert len(all_legal(4)) == sum(map(is_legal, itertools.product((0, 1, 2), repeat=4))) == 76
+
+
+# ---- edits ----
+
+@given(legal_decisions().filter(lambda d: len(d) <= 5))
+def test_edits_are_exactly_the_legal_neighbours(decisions):
+    """An edit that touches two layers, that undoes an earlier one, or that is forgotten."""
+    def is_neighbour(other):
+        changed = [layer for layer, pair in enumerate(zip(decisions, other)) if len(set(pair)) > 1]
+        return len(changed) == 1 and decisions[changed[0]] == EXECUTE
+
+    found = edits(decisions)
+    assert len(found) == len(set(found))
+    assert set(found) == {path for path in all_legal(len(decisions)) if is_neighbour(path)}
+
+
+@given(legal_decisions())
+def test_no_edit_returns_its_own_path(decisions):
+    """The authors' repeat count may be 0: their children then equal their parent."""
+    assert decisions not in edits(decisions)
+
+
+@given(legal_decisions())
+def test_every_edit_is_legal_and_one_layer_longer_or_shorter(decisions):
+    """An edit that is checked before it is made, or that repeats twice at once."""
+    for path in edits(decisions):
+        assert is_legal(path)
+        assert abs(sum(path) - sum(decisions)) == 1
+
+
+@given(legal_decisions())
+def test_every_legal_path_is_reached_from_the_default_by_edits(decisions):
+    """Some order of edits leading through an illegal path would leave paths out of reach."""
+    for layer in range(len(decisions)):
+        if decisions[layer] != EXECUTE:
+            before = decisions[:layer] + (EXECUTE,) + decisions[layer + 1:]
+            assert is_legal(before) and decisions in edits(before)
+            decisions = before
+    assert set(decisions) == {EXECUTE}
+
+
+# ---- what a search asks ----
+
+@given(st.integers(1, 7), configs(), seeds)
+def test_search_asks_the_default_first_and_only_legal_paths_each_once(num_layers, config, seed):
+    """Spending simulations on a path already known, or on one the paper forbids."""
+    _, asked, _ = grow(num_layers, config, seed, reward_table(seed))
+    assert asked[0] == (EXECUTE,) * num_layers
+    assert len(asked) == len(set(asked))
+    assert set(asked) <= all_legal(num_layers)
+
+
+@given(st.integers(1, 7), configs(stop_when_repaired=False), seeds)
+def test_search_asks_one_new_path_per_simulation_while_there_are_any(num_layers, config, seed):
+    """The default counted as a simulation; a search that ends with its tree half explored."""
+    _, asked, _ = grow(num_layers, config, seed, reward_table(seed))
+    assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
+
+
+@given(st.integers(1, 6), configs(), seeds)
+def test_result_repeats_what_was_asked_and_answered(num_layers, config, seed):
+    """Rewards filed under the wrong path, or the last answer lost when the search ends."""
+    reward = reward_table(seed)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    assert list(result.rewards.items()) == [(path, reward(path)) for path in asked]
+    assert result.default_reward == reward(asked[0])
+
+
+@given(st.sampled_from((1, 2, 3, 4)), configs(simulations=300, stop_when_repaired=False), seeds)
+def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, seed):
+    """A corner of the tree that is never entered, or a search that spins when all is known."""
+    reward = reward_table(seed, chance=0.1)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    assert sorted(asked) == sorted(all_legal(num_layers))
+    lengths = [sum(path) for path in all_legal(num_layers) if reward(path) > 0]
+    assert (sum(result.best) if result.best else None) == min(lengths, default=None)
+
+
+# ---- the tree ----
+
+@given(st.integers(1, 7), configs(), seeds)
+def test_every_node_visits_equal_own_evaluation_plus_children(num_layers, config, seed):
+    """Backpropagation that stops below the root, or that counts the new node twice."""
+    reward = reward_table(seed)
+    _, asked, nodes = grow(num_layers, config, seed, reward)
+    assert [node.decisions for node in nodes] == asked
+    for node in nodes:
+        below = node.children
+        assert node.visits == 1 + sum(child.visits for child in below)
+        assert node.total_reward == reward(node.decisions) + sum(c.total_reward for c in below)
+
+
+@given(st.integers(1, 7), configs(), seeds)
+def test_every_child_is_one_edit_from_its_parent(num_layers, config, seed):
+    """A node hung under the wrong parent: its reward would praise a path it does not contain."""
+    _, _, nodes = grow(num_layers, config, seed, reward_table(seed))
+    assert nodes[0].parent is None
+    for node in nodes[1:]:
+        assert node in node.parent.children
+        assert node.decisions in edits(node.parent.decisions)
+
+
+@given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
+def test_tree_branches(num_layers, seed, chance):
+    """The authors' search extends its newest leaf only: a chain from the default downwards."""
+    config = SearchConfig(stop_when_repaired=False)
+    _, _, (root, *_) = grow(num_layers, config, seed, reward_table(seed, chance))
+    assert len(root.children) >= 2
+    assert any(len(child.children) >= 2 for child in root.children)
+
+
+@given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
+def test_tree_goes_deep(num_layers, seed, chance):
+    """The opposite mistake: 50 simulations all spent on single edits of the default."""
+    config = SearchConfig(stop_when_repaired=False)
+    _, asked, _ = grow(num_layers, config, seed, reward_table(seed, chance))
+    assert max(sum(count != EXECUTE for count in path) for path in asked) >= 3
+
+
+@given(st.integers(1, 16), st.sampled_from((0.0, 0.3, 0.5, 1.0)), seeds)
+def test_children_of_the_root_grow_as_a_power_of_its_visits(simulations, widening, seed):
+    """Widening ignored, inverted or rounded down: 0 goes straight deep, 1 straight wide."""
+    config = SearchConfig(simulations, widening=widening, stop_when_repaired=False)
+    _, _, nodes = grow(8, config, seed, reward_table(seed))
+    assert len(nodes[0].children) == max(1, math.ceil(simulations ** widening))
+
+
+# ---- selection ----
+
+def test_score_by_hand():
+    """The docstring's example: 0.5 + 1.8 * 0.8326 - 3.0 * 0.9167, parent visited 4 times."""
+    parent = Node((1,) * 12, None, random.Random(0))
+    child = Node((0,) + (1,) * 11, parent, random.Random(0))
+    parent.visits, child.visits, child.total_reward = 4, 2, 1.0
+    assert score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
+
+
+@given(families(), st.floats(0, 5), st.floats(0, 5))
+def test_selected_child_maximises_score(root, exploration, length_penalty):
+    """The child's own visits under the logarithm, a flipped sign, min in place of max."""
+    def by_hand(child):
+        mean = child.total_reward / child.visits
+        bonus = exploration * math.sqrt(math.log(root.visits) / child.visits)
+        length = len(path_of(child.decisions)) / len(root.decisions)
+        return mean + bonus - length_penalty * length
+
+    config = SearchConfig(0, exploration, length_penalty, random_child=0)
+    chosen = select(root, {}, config, random.Random(0))
+    assert by_hand(chosen) == pytest.approx(max(map(by_hand, root.children)), abs=1e-9)
+
+
+@given(families(), st.floats(0, 5), st.floats(0.01, 5))
+def test_larger_length_penalty_never_selects_longer_child(root, penalty, increase):
+    """A penalty with the wrong sign, or one on the number of skips."""
+    small, large = (select(root, {}, SearchConfig(length_penalty=p, random_child=0),
+                           random.Random(0)) for p in (penalty, penalty + increase))
+    assert sum(large.decisions) <= sum(small.decisions)
+
+
+@given(families())
+def test_random_child_one_ignores_the_score_and_zero_never_does(root):
+    """The coin turned over: 0.9 of all descents at random. Odds of missing a child: 12 e^-25."""
+    def chosen(share):
+        config = SearchConfig(random_child=share)
+        return {select(root, {}, config, random.Random(seed)).decisions for seed in range(300)}
+
+    assert chosen(1.0) == {child.decisions for child in root.children}
+    assert len(chosen(0.0)) == 1
+
+
+# ---- same seed, and many at once ----
+
+@given(st.integers(1, 7), configs(), seeds)
+def test_same_seed_same_tree(num_layers, config, seed):
+    """A draw from the global random state, or an order that depends on a set."""
+    def tree():
+        result, _, nodes = grow(num_layers, config, seed, reward_table(seed))
+        return result, [(node.decisions, node.parent and node.parent.decisions) for node in nodes]
+
+    first = tree()
+    random.seed(seed)
+    assert tree() == first
+
+
+def test_every_edit_may_come_first():
+    """Edits tried in a fixed order: early layers always, late ones never. Odds: 6 (5/6)^300."""
+    first = {grow(3, SearchConfig(1), seed, reward_table(0))[1][1] for seed in range(300)}
+    assert first == set(edits((1, 1, 1)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), configs(), seeds), min_size=2, max_size=6))
+def test_searches_in_lockstep_equal_searches_one_at_a_time(questions):
+    """Anything shared between searches: a default argument, a table on the module."""
+    alone = [grow(*question, reward_table(question[2]))[0] for question in questions]
+    together = [None] * len(questions)
+    running = {number: search(num_layers, config, CountedRandom(seed))
+               for number, (num_layers, config, seed) in enumerate(questions)}
+    waiting = {number: next(steps) for number, steps in running.items()}
+    while waiting:
+        for number, path in list(waiting.items()):
+            try:
+                waiting[number] = running[number].send(reward_table(questions[number][2])(path))
+            except StopIteration as end:
+                together[number] = end.value
+                del waiting[number]
+    assert together == alone
+
+
+# ---- the best path, and when to stop ----
+
+@given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
+def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, config, seed):
+    """The longest, the last met, or the one of the highest reward."""
+    reward = reward_table(seed)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    right = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
+    assert result.best == (asked[right[0][1]] if right else None)
+
+
+@given(st.integers(2, 6), configs(stop_when_repaired=True), seeds)
+def test_wrong_default_stops_at_the_first_right_path_and_that_is_best(num_layers, config, seed):
+    """Searching on after the repair, or returning the default in its place."""
+    reward = reward_table(seed, default=0.0)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    assert not any(reward(path) for path in asked[:-1])
+    repaired = reward(asked[-1]) > 0
+    assert result.best == (asked[-1] if repaired else None)
+    assert repaired or len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
+
+
+@given(st.integers(1, 6), configs(stop_when_repaired=True), seeds)
+def test_right_default_never_stops_early(num_layers, config, seed):
+    """A question answered at once still has layers to save: the search must go on."""
+    reward = reward_table(seed, default=1.0)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
+    assert sum(result.best) <= num_layers
+
+
+@given(st.integers(2, 6), configs(stop_when_repaired=False), seeds)
+def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
+    """A stop rule that cannot be switched off; both searches agree until the first right path."""
+    reward = reward_table(seed, default=0.0)
+    _, asked, _ = grow(num_layers, config, seed, reward)
+    _, stopped, _ = grow(num_layers, replace(config, stop_when_repaired=True), seed, reward)
+    assert stopped == asked[:len(stopped)]
+    assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
+
+
+@given(st.integers(1, 6), configs(), seeds)
+def test_no_right_path_gives_no_best(num_layers, config, seed):
+    """The default handed out as a label though its answer was wrong."""
+    result, _, _ = grow(num_layers, config, seed, lambda path: 0.0)
+    assert result.best is None and result.default_reward == 0
+
+
+def test_one_layer_has_three_paths():
+    """The smallest model: nothing to select between, and a search that must end by itself."""
+    result, asked, _ = grow(1, SearchConfig(), 0, lambda path: 1.0)
+    assert sorted(asked) == [(0,), (1,), (2,)]
+    assert result.best == (0,)

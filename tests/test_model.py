@@ -1,0 +1,537 @@
+"""Claims about the decoder: any path, any batch, any split of the tokens over cached calls.
+
+The oracle for a path is a physically rebuilt stack: a plain Llama whose list of layers holds
+the blocks in path order. The oracle for the plain decoder is a textbook one written here.
+Hypothesis draws sizes, families, paths and a seed; tensors follow from the seed. Everything is
+float64, so equal means within EXACT; other tolerances are stated where they are used.
+"""
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch.nn import ModuleList
+
+from hf_folder import Llama3Rope
+from model_llama import (KVCache, Llama, checkpoint_views, decode, fixed, generate, load_model,
+                         prefill)
+from tiny import FAMILIES, WORDS, save_tiny, tiny_model
+
+EXACT = 1e-10  # float64 noise of logits of size 10; the mistakes below change them by 1e-3 or more
+
+
+# ---- what Hypothesis draws ----
+
+@dataclass
+class Case:
+    """A tiny model and a ragged batch with one path per row; prints small when it fails."""
+    family: str
+    seed: int
+    kv_heads: int
+    group: int  # query heads per key/value head
+    head_dim: int
+    lengths: tuple
+    paths: tuple  # one tuple of decisions per row
+
+    @cached_property
+    def model(self):
+        return self.build()
+
+    def build(self, **changes):
+        return tiny_model(self.seed, self.family, num_layers=len(self.paths[0]),
+                          num_kv_heads=self.kv_heads, num_heads=self.kv_heads * self.group,
+                          head_dim=self.head_dim, **changes)
+
+    @cached_property
+    def prompts(self):
+        return [words(length, self.seed + row) for row, length in enumerate(self.lengths)]
+
+
+def words(length, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(len(WORDS), (length,), generator=rng).tolist()
+
+
+@st.composite
+def cases(draw, min_rows=1, max_rows=4, max_length=7):
+    rows, layers = draw(st.integers(min_rows, max_rows)), draw(st.integers(1, 4))
+    path = st.tuples(*[st.integers(0, 2)] * layers)
+    return Case(draw(st.sampled_from(sorted(FAMILIES))), draw(st.integers(0, 10**6)),
+                draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.sampled_from((2, 4, 6))),
+                draw(st.tuples(*[st.integers(1, max_length)] * rows)),
+                draw(st.tuples(*[path] * rows)))
+
+
+# ---- oracles ----
+
+def rebuilt(model, decisions):
+    """A plain Llama that holds the blocks of a path in order, each as often as it runs."""
+    blocks = [block for block, n in zip(model.layers, decisions) for _ in range(n)]
+    stack = Llama(replace(model.config, num_layers=0))
+    stack.config = replace(model.config, num_layers=len(blocks))
+    stack.layers = ModuleList(blocks)
+    stack.embed_tokens, stack.norm = model.embed_tokens, model.norm
+    stack.lm_head = model.lm_head
+    return stack
+
+
+def alone(model, tokens, decisions):
+    """Logits (T, V) of one row along its path, recomputed without cache, batch or route."""
+    return rebuilt(model, decisions)(torch.tensor([tokens]))[0]
+
+
+def greedy(model, prompt, decisions, max_new_tokens, stop_ids=()):
+    """(tokens, passes, logprob) of one row by recomputing everything for each new token."""
+    tokens, logprob = [], 0.0
+    for passes in range(1, max_new_tokens + 1):
+        scores = alone(model, prompt + tokens, decisions)[-1].log_softmax(-1)
+        logprob += scores.max().item()
+        if scores.argmax().item() in stop_ids:
+            break
+        tokens.append(scores.argmax().item())
+    return tokens, passes, logprob
+
+
+def textbook_frequencies(config):
+    pairs = torch.arange(config.head_dim // 2, dtype=torch.float64)
+    frequencies = config.rope_theta ** (-2 * pairs / config.head_dim)
+    rope = config.rope_scaling
+    for i, frequency in enumerate(frequencies.tolist() if rope else ()):
+        length, wave = rope.original_max_position_embeddings, 2 * torch.pi / frequency
+        if wave > length / rope.low_freq_factor:
+            frequencies[i] = frequency / rope.factor
+        elif wave > length / rope.high_freq_factor:
+            smooth = ((length / wave - rope.low_freq_factor)
+                      / (rope.high_freq_factor - rope.low_freq_factor))
+            frequencies[i] = (1 - smooth) * frequency / rope.factor + smooth * frequency
+    return frequencies
+
+
+def textbook_logits(model, tokens):
+    """Logits (T, V) of the plain decoder: head by head, complex RoPE, Hugging Face's names."""
+    c, weights, T = model.config, checkpoint_views(model), len(tokens)
+    turn = torch.arange(T)[:, None] * textbook_frequencies(c)
+    turn = torch.polar(torch.ones_like(turn), turn)
+    future = torch.ones(T, T).triu(1).bool()
+
+    def norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * weights[name]
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
+
+    def head(x, name, index):
+        return linear(x, name)[:, index * c.head_dim:(index + 1) * c.head_dim]
+
+    def turned(x, name):
+        x = norm(x, name) if c.qk_norm else x
+        pairs = torch.complex(*x.chunk(2, dim=-1)) * turn
+        return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+    hidden = weights["model.embed_tokens.weight"][tokens]
+    for layer in (f"model.layers.{i}" for i in range(c.num_layers)):
+        x, mixed = norm(hidden, f"{layer}.input_layernorm.weight"), []
+        attention = f"{layer}.self_attn"
+        for h in range(c.num_heads):
+            k = h * c.num_kv_heads // c.num_heads
+            query = turned(head(x, f"{attention}.q_proj", h), f"{attention}.q_norm.weight")
+            key = turned(head(x, f"{attention}.k_proj", k), f"{attention}.k_norm.weight")
+            scores = (query @ key.T / c.head_dim ** 0.5).masked_fill(future, -torch.inf)
+            mixed.append(scores.softmax(-1) @ head(x, f"{attention}.v_proj", k))
+        hidden = hidden + linear(torch.cat(mixed, dim=-1), f"{attention}.o_proj")
+        x = norm(hidden, f"{layer}.post_attention_layernorm.weight")
+        gate = linear(x, f"{layer}.mlp.gate_proj")
+        hidden = hidden + linear(gate * gate.sigmoid() * linear(x, f"{layer}.mlp.up_proj"),
+                                 f"{layer}.mlp.down_proj")
+    head_name = "lm_head" if "lm_head.weight" in weights else "model.embed_tokens"
+    return linear(norm(hidden, "model.norm.weight"), head_name)
+
+
+def close(got, wanted, tolerance=EXACT):
+    torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance, check_dtype=False)
+
+
+def by_state(layer, hidden, lengths):
+    """A route that looks at each row's last real token: a stand-in for a trained router."""
+    last = hidden[torch.arange(len(hidden)), lengths - 1]
+    return (last.sum(-1) * 100).long() % 3
+
+
+# ---- one row ----
+
+@given(cases(max_rows=1, max_length=12), st.sampled_from((4, 16, 64)), st.floats(1e-6, 0.5))
+def test_full_path_equals_plain_decoder(case, original, eps):
+    """Catches a wrong head grouping, RoPE pairing, llama3 ramp, norm, bias or causal mask.
+
+    Tolerance 1e-4: the model turns float32 angles, the textbook float64 ones.
+    """
+    model = case.build(rms_norm_eps=eps)
+    if case.family == "llama3":
+        rope = Llama3Rope(8.0, 1.0, 4.0, original)
+        model = case.build(rms_norm_eps=eps, rope_scaling=rope)
+    tokens = case.prompts[0]
+    close(model(torch.tensor([tokens]))[0], textbook_logits(model, tokens), 1e-4)
+
+
+@given(cases(max_rows=1))
+def test_repeat_equals_applying_the_block_twice(case):
+    """Catches a second pass that attends to first-pass keys, and layers run out of order."""
+    got = case.model(torch.tensor(case.prompts), fixed(case.paths[0]))[0]
+    close(got, alone(case.model, case.prompts[0], case.paths[0]))
+
+
+@given(cases(max_rows=1))
+def test_empty_path_is_norm_of_embedding(case):
+    """Catches a residual, norm or position that is applied although every layer is skipped."""
+    model, tokens = case.model, torch.tensor(case.prompts)
+    embedded = model.embed_tokens(tokens)
+    scale = (embedded.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    wanted = embedded / scale * model.norm.weight @ model.lm_head.weight.T
+    close(model(tokens, fixed([0] * model.config.num_layers)), wanted)
+
+
+@given(cases(max_rows=1), st.integers(0, 6))
+def test_later_tokens_never_change_earlier_logits(case, kept):
+    """Catches a mask that leaks the future through any layer or pass of a path."""
+    tokens = torch.tensor(case.prompts)
+    changed = tokens.clone()
+    changed[:, kept:] = (changed[:, kept:] + 1) % len(WORDS)
+    route = fixed(case.paths[0])
+    close(case.model(changed, route)[:, :kept], case.model(tokens, route)[:, :kept])
+
+
+# ---- batches ----
+
+def padded(prompts):
+    """(tokens, lengths), padded with a real word: what a row must not see may be anything."""
+    T = max(map(len, prompts)) + 1
+    return torch.tensor([p + [5] * (T - len(p)) for p in prompts]), [len(p) for p in prompts]
+
+
+@given(cases(min_rows=2))
+def test_padding_is_never_seen(case):
+    """Catches padding that enters attention, and logits read at T - 1 instead of length - 1."""
+    tokens, lengths = padded(case.prompts)
+    logits = case.model(tokens, fixed(case.paths), lengths)
+    for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
+        close(logits[row, :lengths[row]], alone(case.model, prompt, path))
+
+
+@given(cases(), st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 3))
+def test_cached_decode_equals_recompute_for_any_path_and_any_split(case, chunks, spare):
+    """Catches both passes sharing a slot, a position taken from a tensor's shape, a mask aligned
+    to the top left of a chunk, and a length that is advanced once per step instead of per call.
+    """
+    model, later = case.model, [words(sum(chunks), case.seed + 100 + row)
+                                for row in range(len(case.prompts))]
+    tokens, lengths = padded(case.prompts)
+    capacity = max(tokens.shape[1], max(lengths) + sum(chunks)) + spare
+    _, cache = prefill(model, tokens, fixed(case.paths), lengths, capacity)
+    pieces = [decode(model, chunk, cache) for chunk in torch.tensor(later).split(chunks, dim=1)]
+    logits = model.head(torch.cat(pieces, dim=1))
+    assert cache.lengths == [length + sum(chunks) for length in lengths]
+    for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
+        close(logits[row], alone(model, prompt + later[row], path)[len(prompt):])
+
+
+PICKS = st.lists(st.integers(0, 40), max_size=3)
+
+
+def stops_from(free, picks):
+    """Ids that the rows do choose at some step, so that rows finish at different times."""
+    chosen = [token for tokens in free for token in tokens]
+    return {chosen[pick % len(chosen)] for pick in picks}
+
+
+@given(cases(min_rows=2), st.integers(1, 8), PICKS, st.booleans())
+def test_batch_rows_are_independent(case, new, picks, trained):
+    """Catches row 0's decision used for all, cache rows mixed up, finished rows still counted."""
+    model, prompts = case.model, case.prompts
+    stop_ids = stops_from(generate(model, prompts, max_new_tokens=new).tokens, picks)
+    routes = [by_state if trained else fixed(path) for path in case.paths]
+    together = generate(model, prompts, by_state if trained else fixed(case.paths), new, stop_ids)
+    for row, route in enumerate(routes):
+        single = generate(model, prompts[row:row + 1], route, new, stop_ids)
+        assert together.tokens[row] == single.tokens[0]
+        assert together.decisions[row].tolist() == single.decisions[0].tolist()
+        assert together.layers_executed[row] == single.layers_executed[0]
+        assert together.passes[row] == single.passes[0]
+        close(together.logprobs[row], single.logprobs[0], 1e-4)
+
+
+@given(cases(), st.integers(1, 8), PICKS)
+def test_generate_equals_greedy_recompute(case, new, picks):
+    """Catches a wrong last position, a stop id in the answer, a log-probability that misses the
+    stop id or counts finished rows, and layers counted per batch instead of per row.
+
+    Log-probabilities within 1e-4: generate sums up to 8 of them in float32.
+    """
+    model = case.model
+    free = [greedy(model, prompt, path, new)[0] for prompt, path in zip(case.prompts, case.paths)]
+    stop_ids = stops_from(free, picks)
+    got = generate(model, case.prompts, fixed(case.paths), new, stop_ids)
+    for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
+        tokens, passes, logprob = greedy(model, prompt, path, new, stop_ids)
+        assert got.tokens[row] == tokens
+        assert got.decisions[row].tolist() == list(path)
+        assert got.passes[row] == passes
+        close(got.logprobs[row].item(), logprob, 1e-4)
+
+
+@given(cases(), st.integers(1, 6), PICKS)
+def test_layers_executed_counts_every_pass(case, new, picks):
+    """Catches a repeat counted once, and blocks that run for rows that skip them.
+
+    The count is taken inside the blocks: rows that enter a block, in the prompt and after it.
+    """
+    model, entered = case.model, []
+    stop_ids = stops_from(generate(model, case.prompts, max_new_tokens=new).tokens, picks)
+    for block in model.layers:
+        block.register_forward_pre_hook(lambda _, inputs: entered.append(len(inputs[0])))
+    for row, path in enumerate(case.paths):
+        entered.clear()
+        got = generate(model, case.prompts[row:row + 1], fixed(path), new, stop_ids)
+        assert got.layers_executed.item() == sum(entered) == sum(path) * got.passes.item()
+    entered.clear()
+    prefill(model, *padded(case.prompts)[:1], fixed(case.paths))
+    assert sum(entered) == sum(map(sum, case.paths))
+
+
+def test_finished_rows_leave_the_batch(monkeypatch):
+    """Catches a batch that carries finished rows to the end: here rows finish one by one."""
+    kept, keep = [], KVCache.keep
+    monkeypatch.setattr(KVCache, "keep", lambda cache, alive: (
+        kept.append(alive.tolist()), keep(cache, alive)))
+    model = tiny_model(3, num_layers=2)
+    prompts, paths = [words(n, n) for n in (3, 5, 2, 4)], [(1, 2), (2, 0), (0, 1), (1, 1)]
+    alone_tokens = [greedy(model, p, path, 12)[0] for p, path in zip(prompts, paths)]
+    stop_ids = {alone_tokens[0][2], alone_tokens[1][0], alone_tokens[2][1]}
+    wanted = [greedy(model, p, path, 12, stop_ids)[0] for p, path in zip(prompts, paths)]
+    got = generate(model, prompts, fixed(paths), 12, stop_ids)
+    assert got.tokens == wanted
+    assert len(set(map(len, wanted))) > 2 and kept, "the example no longer exercises keep()"
+
+
+def test_the_context_limits_each_row_by_its_own_length():
+    """Catches an answer cut short because another row of the batch has a longer prompt."""
+    model = tiny_model(1, max_positions=16)
+    prompts = [words(14, 1), words(2, 2)]
+    together = generate(model, prompts, max_new_tokens=8)
+    for row, prompt in enumerate(prompts):
+        assert together.tokens[row] == generate(model, [prompt], max_new_tokens=8).tokens[0]
+
+
+def test_generation_fills_the_context_and_no_more():
+    """Catches an off-by-one at the last position the model was trained for."""
+    model = tiny_model(1, max_positions=10)
+    tokens = generate(model, [words(7, 1)], max_new_tokens=50).tokens[0]
+    assert tokens == greedy(model, words(7, 1), (1, 1, 1), 3)[0]
+
+
+def test_half_precision_follows_every_path():
+    """Catches an operation that leaves the model's dtype. Tolerance 5% of the largest logit:
+    bfloat16 keeps 8 bits and the noise adds up over 5 blocks."""
+    model, paths = tiny_model(0, "qwen3"), [(1, 0, 2), (2, 1, 2)]
+    half = tiny_model(0, "qwen3", torch.bfloat16)
+    prompts = [words(6, 1), words(3, 2)]
+    tokens, lengths = padded(prompts)
+    _, cache = prefill(half, tokens, fixed(paths), lengths, capacity=9)
+    logits = half.head(decode(half, torch.tensor([[7], [8]]), cache))[:, 0]
+    for row, (prompt, path) in enumerate(zip(prompts, paths)):
+        wanted = alone(model, prompt + [7 + row], path)[-1]
+        close(logits[row].double(), wanted, 0.05 * wanted.abs().max().item())
+
+
+# ---- the route ----
+
+@given(cases(), st.integers(1, 4))
+def test_a_route_is_asked_once_per_layer_and_on_the_prompt_only(case, new):
+    """Catches a route asked again while decoding, and one shown anything but the hidden states
+    that enter its layer after the decisions taken before it."""
+    seen = []
+
+    def spy(layer, hidden, lengths):
+        seen.append((layer, hidden.clone(), lengths.tolist()))
+        return by_state(layer, hidden, lengths)
+
+    decisions = generate(case.model, case.prompts, spy, new).decisions.tolist()
+    assert [layer for layer, _, _ in seen] == list(range(case.model.config.num_layers))
+    for layer, hidden, lengths in seen:
+        assert lengths == list(case.lengths)
+        for row, prompt in enumerate(case.prompts):
+            before = rebuilt(case.model, decisions[row][:layer])
+            wanted = prefill(before, torch.tensor([prompt]))[0][0]
+            close(hidden[row, :len(prompt)], wanted)
+
+
+# ---- the cache ----
+
+def bytes_of(case, paths, capacity):
+    """Keys and values: float64, (kv heads, capacity, head size) per row and pass."""
+    return 2 * 8 * case.kv_heads * capacity * case.head_dim * sum(map(sum, paths))
+
+
+@given(cases(), st.integers(0, 5))
+def test_cache_holds_nothing_for_skipped_layers(case, spare):
+    """Catches slots allocated for every layer, or for every row of the batch."""
+    tokens, lengths = padded(case.prompts)
+    capacity = tokens.shape[1] + spare
+    _, cache = prefill(case.model, tokens, fixed(case.paths), lengths, capacity)
+    assert cache.bytes == bytes_of(case, case.paths, capacity)
+    assert prefill(case.model, tokens, fixed(case.paths), lengths)[1].bytes == 0
+
+
+class KVCacheMachine(RuleBasedStateMachine):
+    """Prefill, then decode and drop rows in any order: every next logit equals recomputing.
+
+    Catches keep() that forgets to renumber the rows of a slot, or to drop a length, keys or a
+    decision, and any state that a chunk leaves behind for the next.
+    """
+    CAPACITY = 20
+
+    @initialize(case=cases(min_rows=2))
+    def start(self, case):
+        self.case, self.rows, self.paths = case, [list(p) for p in case.prompts], list(case.paths)
+        tokens, lengths = padded(case.prompts)
+        hidden, self.cache = prefill(case.model, tokens, fixed(case.paths), lengths, self.CAPACITY)
+        self.last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
+
+    @precondition(lambda self: max(map(len, self.rows)) + 3 <= self.CAPACITY)
+    @rule(count=st.integers(1, 3), seed=st.integers(0, 10**6))
+    def decode_some(self, count, seed):
+        new = [words(count, seed + row) for row in range(len(self.rows))]
+        self.rows = [row + more for row, more in zip(self.rows, new)]
+        self.last = decode(self.case.model, torch.tensor(new), self.cache)[:, -1]
+
+    @precondition(lambda self: len(self.rows) > 1)
+    @rule(gone=st.integers(0, 3))
+    def drop_a_row(self, gone):
+        alive = torch.arange(len(self.rows)) != gone % len(self.rows)
+        self.cache.keep(alive)
+        self.last = self.last[alive]
+        self.rows.pop(gone % len(self.rows))
+        self.paths.pop(gone % len(self.paths))
+
+    @invariant()
+    def next_logits_equal_recompute(self):
+        logits = self.case.model.head(self.last)
+        for row, (tokens, path) in enumerate(zip(self.rows, self.paths)):
+            close(logits[row], alone(self.case.model, tokens, path)[-1])
+
+    @invariant()
+    def the_cache_knows_its_rows(self):
+        assert self.cache.lengths == [len(row) for row in self.rows]
+        assert self.cache.decisions.tolist() == [list(path) for path in self.paths]
+        assert self.cache.bytes == bytes_of(self.case, self.paths, self.CAPACITY)
+
+
+TestKVCache = KVCacheMachine.TestCase
+TestKVCache.settings = settings(stateful_step_count=8)
+
+
+# ---- refusals ----
+
+@pytest.mark.parametrize("decisions, numbers", [
+    ((1, 1), ("2", "3")), ((1,) * 7, ("7", "3")), ((1, 3, 1), ("0..2", "3")),
+    ((0, -1, 1), ("0..2", "-1")), (((1, 1, 1), (1, 1, 1)), ("1 counts", "[1, 1]"))])
+def test_a_path_that_does_not_fit_is_refused(decisions, numbers):
+    """Catches a short path that silently runs fewer layers, and counts that mean nothing."""
+    with pytest.raises(ValueError) as error:
+        tiny_model()(torch.tensor([[1, 2]]), fixed(decisions))
+    assert all(number in str(error.value) for number in numbers)
+
+
+@pytest.mark.parametrize("lengths", [[0, 2], [2, 4], [-1, 3]])
+def test_lengths_outside_the_tokens_are_refused(lengths):
+    """Catches a length of 0 whose last position would wrap round to the padding."""
+    with pytest.raises(ValueError, match=r"1\.\.3") as error:
+        tiny_model()(torch.ones(2, 3, dtype=torch.long), None, lengths)
+    assert str(lengths) in str(error.value)
+
+
+@pytest.mark.parametrize("length", [8, 11])
+def test_a_prompt_longer_than_the_context_is_refused(length):
+    """Catches positions the model never saw, where it answers nonsense without a word."""
+    with pytest.raises(ValueError, match=rf"{length} .*\b8\b"):
+        generate(tiny_model(max_positions=8), [words(2, 0), words(length, 0)])
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_decode_beyond_the_capacity_is_refused(length, room, beyond):
+    """Catches keys written past the end, or over the first ones."""
+    model = tiny_model()
+    _, cache = prefill(model, torch.tensor([words(length, 0)]), capacity=length + room)
+    with pytest.raises(ValueError, match=rf"{length} .*{room + beyond} .*{length + room}"):
+        decode(model, torch.tensor([words(room + beyond, 1)]), cache)
+    decode(model, torch.tensor([words(room, 1)]), cache)  # a refusal leaves the cache usable
+
+
+def test_a_prompt_beyond_the_capacity_is_refused():
+    """Catches a shape error from deep inside where the caller asked for too little room."""
+    with pytest.raises(ValueError, match=r"3\b.*2"):
+        prefill(tiny_model(), torch.tensor([[1, 2, 3]]), capacity=2)
+
+
+# ---- the fingerprint ----
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_fingerprint_names_the_weights_and_nothing_else(family, tmp_path):
+    """Catches a fingerprint that depends on dtype or on the way through a file, or that leaves
+    a tensor out: routers trained for one model would then be run on another."""
+    model = tiny_model(0, family, torch.bfloat16)
+    folder = save_tiny(tmp_path, model)
+    wanted = model.fingerprint()
+    assert len(wanted) == 16 and int(wanted, 16) >= 0
+    assert load_model(folder).fingerprint() == wanted
+    assert load_model(folder, dtype=torch.bfloat16).fingerprint() == wanted
+    assert tiny_model(1, family, torch.bfloat16).fingerprint() != wanted
+    for name, view in checkpoint_views(model).items():
+        before = view.clone()
+        view.view(-1)[-1] += 1
+        assert model.fingerprint() != wanted, name
+        view.copy_(before)
+    assert model.fingerprint() == wanted
+
+
+# ---- agreement with transformers ----
+
+GOLDEN = ["llama32_tied_rope3", "qwen25", "qwen3"]
+
+
+def golden(shared, name):
+    folder = shared / "golden"
+    if not (folder / name).is_dir():
+        pytest.skip(f"no {folder / name}: this test wants reference logits")
+    return load_model(folder / name), json.loads((folder / f"{name}.gold.json").read_text())
+
+
+def near(got, wanted):
+    """Within 1e-4 of the largest logit: float32 noise is about 1e-6 of it."""
+    wanted = torch.tensor(wanted)
+    close(got, wanted, 1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logits_and_tokens_match_transformers_on_every_path(name, shared):
+    """Catches a misreading that this file's own textbook decoder shares."""
+    model, gold = golden(shared, name)
+    for path, logits, generated in zip(gold["paths"], gold["logits"], gold["generated"]):
+        near(model(torch.tensor(gold["tokens"]), fixed(path))[:, 35:37], logits)
+        assert generate(model, gold["tokens"], fixed(path), 20).tokens == generated
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_ragged_batch_of_all_paths_matches_transformers(name, shared):
+    """Catches rows that take a neighbour's path or position: 12 rows, two lengths, four paths."""
+    model, gold = golden(shared, name)
+    rows = [(p, r) for p in range(len(gold["paths"])) for r in range(3)]
+    prompts = [gold["tokens"][r][:37 - (p + r) % 2] for p, r in rows]
+    route, (tokens, lengths) = fixed([gold["paths"][p] for p, _ in rows]), padded(prompts)
+    logits = model(tokens, route, lengths)
+    generated = generate(model, prompts, route, 20).tokens
+    for row, (p, r) in enumerate(rows):
+        near(logits[row, lengths[row] - 1], gold["logits"][p][r][lengths[row] - 36])
+        assert lengths[row] == 36 or generated[row] == gold["generated"][p][r]

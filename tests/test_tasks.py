@@ -1,0 +1,522 @@
+"""Questions: every schema by its fields, refusals that name the row, prompts, answers, reward."""
+import importlib.util
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import save_tiny, tiny_model
+
+from cli import InputError
+from hf_folder import load_tokenizer
+from make_questions import far
+from tasks import (LETTERS, OPENED, Question, extract_answer, grade, load_all, load_questions,
+                   prompt_ids, read_row)
+
+CHOICE = Question("c", "arc", 0, "Which one?", "B", ("red", "green", "blue", "grey"))
+BOXED = Question("b", "math", 0, "How many?", "5")
+OPEN = Question("o", "math", 0, "", "5", prompt="3 + 2 = Answer: \\boxed{")
+VERBATIM = Question("v", "math", 0, "", "5", prompt="3 + 2 = ?")
+
+
+def write(folder, rows, name="q.jsonl"):
+    """A JSON-lines file of rows; text and bytes are written as they are."""
+    if isinstance(rows, list):
+        rows = "".join(json.dumps(row) + "\n" for row in rows)
+    file = folder / name
+    file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    return file
+
+
+def load(folder, rows, name="q.jsonl", **options):
+    return load_questions(write(folder, rows, name), **options)
+
+
+def seen(question):
+    """What a question says, without its id and level."""
+    return question.task, question.question, question.choices, question.answer
+
+
+def arc(labels="ABCD", key="B", texts=("red", "green", "blue", "grey", "pink")):
+    options = [{"text": text, "label": label} for text, label in zip(texts, labels)]
+    return {"id": "x1", "question": {"stem": "Which?", "choices": options}, "answerKey": key}
+
+
+def arc_hf(labels="ABCD", key="B", texts=("red", "green", "blue", "grey", "pink")):
+    choices = {"text": list(texts[:len(labels)]), "label": list(labels)}
+    return {"id": "x1", "question": "Which?", "choices": choices, "answerKey": key}
+
+
+# ---- schemas ----
+
+@pytest.mark.parametrize("make", [arc, arc_hf])
+@pytest.mark.parametrize("labels, key, letter", [
+    ("ABCD", "B", "B"), ("ABCD", "D", "D"), ("1234", "1", "A"), ("1234", "4", "D"),
+    ("ABC", "C", "C"), ("123", "3", "C"), ("ABCDE", "E", "E"), ("12345", "5", "E")])
+def test_arc_key_becomes_the_letter_of_its_place(tmp_path, make, labels, key, letter):
+    """Catches a key "1" read as a letter, off by one, or four options taken for granted."""
+    texts = ("red", "green", "blue", "grey", "pink")[:len(labels)]
+    [found] = load(tmp_path, [make(labels, key)])
+    assert seen(found) == ("arc", "Which?", texts, letter)
+    assert found.id == "x1"
+
+
+@pytest.mark.parametrize("row, task, text, level, answer", [
+    ({"problem": "p", "level": "Level 3", "answer": "\\frac12"}, "math", "p", 3, "\\frac12"),
+    ({"problem": "p", "level": "Level 5", "solution": "so \\boxed{1} or \\boxed{\\frac{1}{2}}."},
+     "math", "p", 5, "\\frac{1}{2}"),
+    ({"problem": "p", "level": "Level ?", "solution": "\\boxed{7}", "answer": "8"},
+     "math", "p", 0, "8"),
+    ({"problem": "p", "answer": "8"}, "math", "p", 0, "8"),
+    ({"query": "q", "gt_ans": "3", "query_metadata": {"level": 4}}, "dart", "q", 4, "3"),
+    ({"query": "q", "gt_ans": 3}, "dart", "q", 0, "3"),
+    ({"question": "g", "answer": "6*12=72\n#### 72"}, "gsm8k", "g", 0, "72"),
+    ({"question": "g", "answer": "#### 1 is not\n#### -1,234,500 "}, "gsm8k", "g", 0, "-1234500"),
+    ({"question": "o", "answer": 12, "level": 2, "task": "mine"}, "mine", "o", 2, "12"),
+])
+def test_schema_is_known_by_its_fields(tmp_path, row, task, text, level, answer):
+    """Catches a reader that keys on file names, or that takes the wrong box, level or number."""
+    [found] = load(tmp_path, [row])
+    assert seen(found) == (task, text, (), answer)
+    assert found.level == level
+
+
+def test_mmlu_csv_without_header_keeps_its_first_row_and_its_commas(tmp_path):
+    """Catches the first question being eaten as a header, and commas inside quotes."""
+    text = 'Is it?,"yes, it is",no,maybe,never,A\n"Line one\nline two",1,2,3,4, D \n'
+    found = load(tmp_path, text, "mmlu.csv")
+    assert [seen(q) for q in found] == [
+        ("mmlu", "Is it?", ("yes, it is", "no", "maybe", "never"), "A"),
+        ("mmlu", "Line one\nline two", ("1", "2", "3", "4"), "D")]
+
+
+def test_own_schema_reads_the_same_from_lines_list_and_csv(tmp_path):
+    """Catches a container that loses rows or fields."""
+    rows = [{"id": "a", "question": "2 + 2", "answer": "4", "task": "sum", "level": "1"},
+            {"id": "b", "question": 'commas, "quotes"', "answer": "1,2", "task": "x", "level": "0"}]
+    lines = load(tmp_path, rows)
+    listed = load(tmp_path, json.dumps(rows, indent=2), "q.json")
+    table = load(tmp_path, 'id,question,answer,task,level\na,2 + 2,4,sum,1\n'
+                           'b,"commas, ""quotes""","1,2",x,0\n', "q.csv")
+    assert lines == listed == table
+    assert [(q.id, q.task, q.level) for q in lines] == [("a", "sum", 1), ("b", "x", 0)]
+
+
+def test_own_schema_reads_choices_prompt_and_budget(tmp_path):
+    """Catches optional fields that are dropped, and a budget that ignores max_new_tokens."""
+    rows = [{"prompt": "say", "answer": "B", "choices": ["x", "y"], "max_new_tokens": 3},
+            {"prompt": "say", "answer": "B"}, {"question": "say", "answer": "A",
+                                               "choices": ["x", "y"]}]
+    first, second, third = load(tmp_path, rows)
+    assert (first.prompt, first.choices, first.budget) == ("say", ("x", "y"), 3)
+    assert (second.choices, second.budget) == ((), 15)
+    assert (third.prompt, third.budget) == (None, 10)
+
+
+@pytest.mark.parametrize("text, name", [
+    ('{"question": "q", "answer": "1"}\n', "q.jsonl"), ("question,answer\nq,1\n", "q.csv"),
+    ('[{"question": "q", "answer": "1"}]', "q.json"),
+    ('\r\n{"question": "q", "answer": "1"}\r\n\r\n', "q.jsonl")])
+def test_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path, text, name):
+    """Catches a mark glued to the first field's name, and blank lines taken for rows."""
+    plain = load(tmp_path, text, name)
+    assert load(tmp_path, b"\xef\xbb\xbf" + text.encode(), name) == plain
+    assert [(q.question, q.answer) for q in plain] == [("q", "1")]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+@pytest.mark.parametrize("name", ["q.csv", "q.jsonl"])
+def test_only_newlines_end_a_row(tmp_path, mark, name):
+    """Catches str.splitlines, which also cuts at a form feed or a Unicode line separator."""
+    row = {"question": f"one{mark}two", "answer": "3"}
+    text = f"question,answer\none{mark}two,3\n" if name.endswith("csv") else json.dumps(
+        row, ensure_ascii=False)
+    [found] = load(tmp_path, text, name)
+    assert (found.question, found.answer) == (f"one{mark}two", "3")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is here")
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
+    """Catches an ImportError traceback."""
+    with pytest.raises(InputError, match="q.parquet.*pip install pyarrow"):
+        load(tmp_path, b"PAR1", "q.parquet")
+
+
+# ---- rows that cannot be used ----
+
+BAD = {
+    "not json": '{"question": "q", "ans',
+    "a number": "17",
+    "null": "null",
+    "a list": "[1]",
+    "very deep": '{"a":' * 50_000,
+    "no known fields": '{"text": "q", "label": 1}',
+    "arc: key is no label": json.dumps(arc("ABCD", "E")),
+    "arc: no choices": '{"question": "q", "answerKey": "A"}',
+    "arc: an option without text": '{"question": {"stem": "q", "choices": [{"label": "A"}, '
+                                   '{"label": "B"}]}, "answerKey": "A"}',
+    "arc: one option": json.dumps(arc_hf("A", "A")),
+    "arc: eleven options": json.dumps(arc_hf("ABCDEFGHIJK", "K", "abcdefghijk")),
+    "arc: fewer texts than labels": json.dumps(arc_hf("ABCD", "D", "abc")),
+    "math: no answer": '{"problem": "p", "solution": "no box"}',
+    "math: question is a number": '{"problem": 5, "answer": "5"}',
+    "gsm8k: nothing after ####": '{"question": "q", "answer": "so ####"}',
+    "dart: null answer": '{"query": "q", "gt_ans": null}',
+    "ours: null answer": '{"question": "q", "answer": null}',
+    "ours: empty answer": '{"question": "q", "answer": ""}',
+    "ours: blank answer": '{"question": "q", "answer": " "}',
+    "ours: blank question": '{"question": " ", "answer": "1"}',
+    "ours: answer beyond the choices": '{"question": "q", "answer": "C", "choices": ["x", "y"]}',
+    "ours: answer of two letters": '{"question": "q", "answer": "AB", "choices": ["x", "y"]}',
+    "ours: choices in one text": '{"question": "q", "answer": "A", "choices": "xy"}',
+    "ours: level is a word": '{"question": "q", "answer": "1", "level": "hard"}',
+    "ours: level is infinite": '{"question": "q", "answer": "1", "level": Infinity}',
+    "ours: budget is a word": '{"question": "q", "answer": "1", "max_new_tokens": "many"}',
+    "ours: budget is negative": '{"question": "q", "answer": "1", "max_new_tokens": -1}',
+    "ours: half a character": '{"id": "s", "question": "\\ud800", "answer": "1"}',
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_row_is_refused_by_file_and_row(tmp_path, name):
+    """Catches a raw traceback, a missing row number, and rows no model could ever answer."""
+    good = '{"question": "good", "answer": "1"}'
+    with pytest.raises(InputError, match=r"q\.jsonl:3: .+"):
+        load(tmp_path, f"{good}\n\n{BAD[name]}\n{good}\n")
+
+
+def test_skipping_counts_bad_rows_and_keeps_the_rest(tmp_path, capsys):
+    """Catches a skip that is silent, or that drops a good row with the bad."""
+    rows = [{"question": "a", "answer": "1"}, {"no": 1}, 5, {"question": "b", "answer": "2"}]
+    found = load(tmp_path, rows, skip_bad_rows=True)
+    assert [q.question for q in found] == ["a", "b"]
+    said = capsys.readouterr().err
+    assert "2 bad rows" in said and "q.jsonl" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text, name", [("", "q.jsonl"), ("\n \n", "q.jsonl"), ("[]", "q.json"),
+                                        ("", "q.csv"), ("question,answer\n", "q.csv")])
+def test_file_without_questions_is_refused(tmp_path, text, name):
+    """Catches a run over nothing that reports success."""
+    with pytest.raises(InputError, match=f"{name}: no questions"):
+        load(tmp_path, text, name)
+
+
+def test_only_bad_rows_is_refused_even_when_skipping(tmp_path):
+    """Catches a skip that ends with an empty list."""
+    with pytest.raises(InputError, match="no questions"):
+        load(tmp_path, [{"no": 1}], skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("data, name, words", [
+    ('{"question": "é"}'.encode("latin-1"), "q.jsonl", "not UTF-8"),
+    ("question".encode("utf-16"), "q.csv", "not UTF-8"),
+    ('[{"question": "q"', "q.json", "not valid JSON"),
+    ("[" * 50_000, "q.json", "not valid JSON"),
+    ('question,answer\n"' + "x" * 200_000, "q.csv", "q.csv")],
+    ids=["latin-1", "utf-16", "cut list", "deep list", "endless csv field"])
+def test_file_that_cannot_be_read_is_refused_by_name(tmp_path, data, name, words):
+    """Catches a traceback out of the decoder, the JSON reader or the CSV reader."""
+    with pytest.raises(InputError, match=words):
+        load(tmp_path, data, name)
+
+
+def test_missing_file_and_folder_are_refused_by_name(tmp_path):
+    """Catches a FileNotFoundError traceback."""
+    with pytest.raises(InputError, match="none.jsonl: No such file"):
+        load_questions(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match=tmp_path.name):
+        load_questions(tmp_path)
+
+
+def test_csv_without_a_prompt_in_the_cell_asks_the_question(tmp_path):
+    """Catches an empty cell taken for a verbatim prompt of no tokens."""
+    [found] = load(tmp_path, "question,prompt,answer\nq,,3\n", "q.csv")
+    assert found.prompt is None
+
+
+def test_csv_budget_is_a_number(tmp_path):
+    """Catches "7" tokens, which fails only when lengths are added up."""
+    [found] = load(tmp_path, "question,answer,max_new_tokens\nq,3,7\n", "q.csv")
+    assert found.budget == 7
+
+
+def test_zero_is_an_answer_and_an_id(tmp_path):
+    """Catches `or` between a value and its replacement where the value is the number 0."""
+    [found] = load(tmp_path, [{"id": 0, "problem": "p", "answer": 0}])
+    assert (found.id, found.answer) == ("0", "0")
+
+
+# ---- ids ----
+
+def test_identical_rows_count_once(tmp_path):
+    """Catches a repeated row that weighs twice, or is refused."""
+    row = {"question": "a", "answer": "1"}
+    assert len(load(tmp_path, [row, {"question": "b", "answer": "1"}, row])) == 2
+
+
+def test_one_id_for_two_questions_is_refused(tmp_path):
+    """Catches labels of one question being used for another."""
+    rows = [{"id": "x", "question": text, "answer": "1"} for text in "ab"]
+    with pytest.raises(InputError, match="q.jsonl:2: .*'x'"):
+        load(tmp_path, rows)
+
+
+def test_files_share_no_id_unless_it_is_the_same_question(tmp_path):
+    """Catches the second file's question vanishing, and which file is to blame."""
+    first = write(tmp_path, [{"id": "x", "question": "a", "answer": "1"}], "one.jsonl")
+    second = write(tmp_path, [{"id": "x", "question": "b", "answer": "1"}], "two.jsonl")
+    with pytest.raises(InputError, match="two.jsonl.*'x'"):
+        load_all([first, second])
+    assert len(load_all([first, first])) == 1
+
+
+def test_task_name_in_front_of_a_file_replaces_the_schemas(tmp_path):
+    """Catches a name that is ignored, or that sticks to the next file."""
+    first = write(tmp_path, [arc()], "one.jsonl")
+    second = write(tmp_path, [{"problem": "p", "answer": "1"}], "two.jsonl")
+    found = load_all([f"challenge={first}", second])
+    assert [q.task for q in found] == ["challenge", "math"]
+    assert load_questions(first, "easy")[0].task == "easy"
+
+
+@given(st.permutations(range(5)))
+@settings(max_examples=10)
+def test_ids_come_from_the_content_and_not_from_the_place(tmp_path_factory, order):
+    """Catches row numbers or Python's salted hash as ids: resumed labels would be mixed up."""
+    rows = [{"question": "a", "answer": "1"}, {"question": "a", "answer": "2"},
+            {"question": "b", "answer": "A", "choices": ["x", "y"]},
+            {"question": "b", "answer": "A", "choices": ["y", "x"]}, {"prompt": "a", "answer": "1"}]
+    folder = tmp_path_factory.mktemp("ids")
+    plain = {q.id: q for q in load(folder, rows)}
+    assert {q.id: q for q in load(folder, [rows[i] for i in order])} == plain
+    assert len(plain) == 5
+    assert "17626f8dfea2" in {q.id for q in load(folder, [{"question": "x", "answer": "5"}])}
+
+
+# ---- prompts ----
+
+@pytest.fixture(scope="module")
+def spies(tmp_path_factory):
+    """{"base", "chat"}: tokenizers of tiny folders whose ids are the text's characters."""
+    model, spies = tiny_model(), {}
+    for kind in ("base", "chat"):
+        folder = save_tiny(tmp_path_factory.mktemp(kind), model)
+        if kind == "chat":
+            template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+            (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        spies[kind] = load_tokenizer(folder)
+        spies[kind].encode = lambda text, add_special_tokens=True: [*map(ord, text)]
+    return spies
+
+
+def shown(question, tokenizer):
+    return "".join(map(chr, prompt_ids(question, tokenizer)))
+
+
+def test_base_prompt_of_a_choice_ends_where_the_letter_comes(spies):
+    """Catches options out of order or without their letters."""
+    assert shown(CHOICE, spies["base"]) == (
+        "Question: Which one?\n\n(A) red\n(B) green\n(C) blue\n(D) grey\n\n"
+        "Answer: The correct answer is")
+
+
+def test_base_prompt_of_an_expression_shows_two_examples_and_opens_the_box(spies):
+    """Catches doubled braces and a box that is not opened."""
+    text = shown(BOXED, spies["base"])
+    assert text.startswith("Question: What is $2 + 3$?\nAnswer: \\boxed{5}\n\nQuestion: What is")
+    assert text.endswith("\n\nQuestion: How many?\nAnswer: \\boxed{")
+    assert text.count("\\boxed{5}") == 2 and "{{" not in text
+
+
+def test_chat_prompts_go_through_the_folders_template(spies):
+    """Catches the base prompt given to a chat model, and wrong letters in the instruction."""
+    text = shown(CHOICE, spies["chat"])
+    assert text.startswith("<user>Question: Which one?\nA. red\nB. green\nC. blue\nD. grey\nAnswer")
+    assert "(A, B, C or D)" in text and text.endswith("response.<reply>")
+    text = shown(BOXED, spies["chat"])
+    assert text.startswith("<user>Question: How many?\n") and text.endswith("<reply>")
+    assert "\\boxed{}" in text and "{{" not in text
+
+
+@pytest.mark.parametrize("count, listed", [(2, "A or B"), (3, "A, B or C"), (5, "A, B, C, D or E")])
+def test_instruction_lists_as_many_letters_as_options(spies, count, listed):
+    """Catches a prompt that always names four letters."""
+    question = Question("c", "arc", 0, "q", "A", tuple("vwxyz"[:count]))
+    assert f"({listed})" in shown(question, spies["chat"])
+
+
+@pytest.mark.parametrize("kind", ["base", "chat"])
+def test_prompt_in_the_row_is_given_as_it_stands(spies, kind):
+    """Catches a verbatim prompt that is wrapped, stripped or formatted."""
+    for text in ("  3 + {x} = \\boxed{", "{question}\n"):
+        question = Question("v", "mine", 0, "ignored", "5", prompt=text)
+        assert shown(question, spies[kind]) == text
+
+
+@pytest.mark.parametrize("kind", ["base", "chat"])
+@pytest.mark.parametrize("text", ["{x}", "\\boxed{}", "{{ m }}", "{% if %}", "{0}", "{", "}", "%s"])
+def test_braces_in_a_question_survive(spies, kind, text):
+    """Catches question text being read as a format string or as a template."""
+    assert f"Question: {text}\n" in shown(Question("b", "math", 0, text, "5"), spies[kind])
+    choice = shown(Question("c", "arc", 0, text, "A", (text, "no")), spies[kind])
+    assert choice.count(text) == 2
+
+
+# ---- answers ----
+
+@pytest.mark.parametrize("text, letter", [
+    ("B", "B"), ("b", "B"), (" B", "B"), ("B\nbecause", "B"), ("(B) text", "B"), (" (B) x", "B"),
+    ("Answer: c.", "C"), ("Answer: C", "C"), ("answer:D", "D"), ("A: red", "A"), ("A) red", "A"),
+    ("The correct answer is: (D)", "D"), ("Answer: The correct answer is A.", "A"),
+    ("A cat", None), ("", None), ("   ", None), ("Because", None), ("AB", None), ("5", None),
+    ("I think B", None), ("no idea (B)", None)])
+def test_letter_is_the_one_the_answer_starts_with(text, letter):
+    """Catches the article "A" counted as a choice, or a letter found somewhere inside."""
+    assert extract_answer(text, CHOICE) == letter
+
+
+@pytest.mark.parametrize("text", ["E", "(E) none", "J", "Answer: f."])
+def test_letter_beyond_the_options_is_wrong(text):
+    """Catches a grade that compares anything but the letters."""
+    assert grade(text, CHOICE) == 0.0
+
+
+@pytest.mark.parametrize("question, text, found", [
+    (BOXED, "\\boxed{1} no, \\boxed{2}", "2"), (BOXED, "so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+    (BOXED, "\\boxed{1} no, \\boxed{2", None), (BOXED, "\\boxed{1", None), (BOXED, "5", None),
+    (BOXED, "", None), (BOXED, "5}", "5"), (BOXED, "\\frac{1}{2}} so", "\\frac{1}{2}"),
+    (OPEN, "5}", "5"), (OPEN, "5 } and more", "5 "), (OPEN, "\\{1, 2\\}}", "\\{1, 2\\}"),
+    (OPEN, "5", None), (OPEN, "", None), (OPEN, "5} no, \\boxed{6}", "6"),
+    (VERBATIM, " 5 or so\n", "5 or so"), (VERBATIM, "so \\boxed{5}", "5"), (VERBATIM, "", None)])
+def test_expression_is_in_the_last_closed_box(question, text, found):
+    """Catches the first box winning, an unclosed box read to the end, a lost opened box, and a
+    box wanted where the prompt asked for none."""
+    assert extract_answer(text, question) == found
+
+
+# ---- reward ----
+
+@pytest.mark.parametrize("gold, right, wrong", [
+    ("5", ["5", " 5 ", "5.0", "10/2", "\\frac{10}{2}"], ["6", "-5", "", "55", "5 apples or 6"]),
+    ("\\frac{1}{2}", ["\\frac12", "0.5", "1/2", "\\dfrac{1}{2}"], ["2", "\\frac21", "12"]),
+    ("72", ["72", "72.00", "\\$72", "72\\text{ dollars}"], ["7", "2", "27"]),
+    ("1234", ["1,234", "1234", "1{,}234"], ["1.234", "1", "234"]),
+    ("x^2 + 1", ["1 + x^2", "x^{2}+1"], ["x^2", "(x+1)^2"]),
+])
+def test_right_spellings_score_one_and_wrong_ones_zero(gold, right, wrong):
+    """Catches a grade by text only, and one that accepts anything with the right digits."""
+    question = Question("q", "math", 0, "q", gold)
+    opened = Question("q", "math", 0, "", gold, prompt="q \\boxed{")
+    for text, reward in [*((r, 1.0) for r in right), *((w, 0.0) for w in wrong)]:
+        assert grade(f"\\boxed{{{text}}}", question) == reward, text
+        assert grade(text + "}", question) == grade(text + "}", opened) == reward, text
+
+
+@pytest.mark.parametrize("gold", ["3 4 4", "\\text{June 20}", "1 2", "5 0 7 1"])
+def test_gold_with_spaces_is_matched_word_by_word(gold):
+    """Catches a grade that strips the spaces between words, or compares the first word."""
+    question = Question("q", "sort", 0, "", gold, prompt="sort \\boxed{")
+    words = gold.split(" ")
+    assert grade(gold + " }", question) == grade(gold + "}", question) == 1.0
+    assert grade(words[0] + "}", question) == 0.0
+    assert grade(" ".join(words[::-1]) + "}", question) == 0.0
+
+
+@pytest.mark.parametrize("task", ["reverse", "sort", "next"])
+def test_words_in_another_order_do_not_answer_the_demos_questions(task):
+    """Catches letters read as a product, which is equal in any order: copying would be right."""
+    rng = random.Random(0)
+    for _ in range(20):
+        question = read_row(far(rng, task).row("x"))
+        words = question.answer.split(" ")
+        assert grade(question.answer + " }", question) == 1.0
+        if words != words[::-1]:
+            assert grade(" ".join(words[::-1]) + " }", question) == 0.0, question
+
+
+def test_choice_is_graded_by_its_letter_only():
+    """Catches the option's text, or a box, counted as the letter."""
+    assert grade("B", CHOICE) == grade(" (B) green", CHOICE) == grade("Answer: b.", CHOICE) == 1.0
+    for text in ("A", "green", "\\boxed{B}", "C) green", "", "A\nB"):
+        assert grade(text, CHOICE) == 0.0
+
+
+def timed_grade(text, question):
+    start = time.process_time()
+    reward = grade(text, question)
+    assert isinstance(reward, float) and 0.0 <= reward <= 1.0
+    assert time.process_time() - start < 1.0
+    return reward
+
+
+PIECES = st.one_of(st.text(max_size=20), st.sampled_from([
+    "\\boxed{", "}", "{", "\\frac", "^", "9" * 30, "(", "\\sqrt", "Answer:", "B", "\\text{", "x",
+    "\ud800", "!" * 9, "+", "-1", "/0", "\x00", " " * 40, "\\begin{pmatrix}", "&", "\\int"]))
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+QUESTIONS = st.one_of(
+    st.builds(Question, st.just("q"), st.just("t"), st.just(0), TEXTS, TEXTS, prompt=st.one_of(
+        st.none(), TEXTS, st.just("so \\boxed{"))),
+    st.builds(Question, st.just("q"), st.just("t"), st.just(0), TEXTS, st.sampled_from("ABCD"),
+              st.just(tuple("wxyz"))))
+
+
+@given(TEXTS, QUESTIONS)
+def test_grade_never_raises_and_never_hangs(text, question):
+    """Catches a grader that evaluates what a model writes, or that fails on odd text."""
+    timed_grade(text, question)
+    timed_grade(f"\\boxed{{{text}}}", question)
+
+
+@pytest.mark.parametrize("text", [
+    " " * 100_000, " " * 3999 + "x", "answer " * 5000, "answer: " * 500 + "q", "\\boxed{" * 9999,
+    "\\boxed{" + "9" * 5000 + "^" + "9" * 5000 + "}", "\\boxed{" + "(" * 3000 + "}",
+    "\\boxed{9^{9^{9^9}}}", "\\boxed{99999!!!}", "B" + "\n" * 3998 + "x",
+    "\\boxed{" + "+".join("abcdefgh" * 50) + "}"],
+    ids=lambda text: f"{text[:12]!r}..{len(text)}")
+def test_grade_of_hostile_text_takes_less_than_a_second(text):
+    """Catches a pattern that backtracks, an exponent that is worked out, a stack that overflows."""
+    for question in (CHOICE, BOXED, OPEN):
+        timed_grade(text, question)
+
+
+# ---- real files ----
+
+def real_files(shared):
+    data = shared / "data"
+    files = [*data.glob("arc/*.jsonl"), *data.glob("math/*.jsonl"), *data.glob("gsm8k/*.jsonl"),
+             *data.glob("mmlu/dev/*.csv")]
+    return {file.stem: load_questions(file) for file in files}
+
+
+def own_answers(question):
+    """The gold answer as a chat model, then as a base model, would write it."""
+    if question.choices:
+        return f"Answer: {question.answer}", f" ({question.answer}) yes"
+    return f"It is \\boxed{{{question.answer}}}.", f"{question.answer}}}\n\nQuestion: What"
+
+
+def test_real_files_load_and_their_own_answers_are_right(shared):
+    """Catches a schema that differs from the published one, and golds that no answer matches."""
+    found = real_files(shared)
+    counts = {"ARC-Challenge-Train": 1119, "ARC-Easy-Dev": 570, "train_1500": 1500,
+              "MATH_train_3000": 3000, "hf_schema_ARC-Challenge-train-200": 200}
+    assert {name: len(found[name]) for name in counts} == counts
+    assert len(found) > 50
+    rng = random.Random(0)
+    for name, questions in found.items():
+        for question in rng.sample(questions, min(200, len(questions))):
+            assert question.answer in LETTERS if question.choices else OPENED not in question.answer
+            for text in own_answers(question):
+                assert grade(text, question) == 1.0, (name, question.id, text)
+
+
+def test_both_published_schemas_of_arc_give_the_same_questions(shared):
+    """Catches a letter shifted by one of the two readers."""
+    folder = Path(shared) / "data/arc"
+    train = {q.id: q for q in load_questions(folder / "ARC-Challenge-Train.jsonl")}
+    for question in load_questions(folder / "hf_schema_ARC-Challenge-train-200.jsonl"):
+        assert train[question.id] == question

@@ -1,0 +1,156 @@
+"""Training on a tiny model: what is learnt, what is left alone, and what a run leaves behind."""
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from answers import Prompt
+from cli import InputError
+from drllm import Routers, pool_windows
+from model_llama import generate, load_model
+from tasks import Question
+from tiny import save_tiny, tiny_model
+
+
+def test_learning_rate_warms_up_for_eight_percent_then_falls_to_zero():
+    config = train.TrainConfig()
+    rates = [train.learning_rate(step, 1000, config) for step in range(1000)]
+    assert rates[0] == pytest.approx(1e-3 / 80) and max(rates) == rates[79] == 1e-3
+    assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] < 1e-8
+
+
+def test_features_are_what_the_routers_see_along_the_labelled_path():
+    """Teacher forcing: windows pooled along another path, or in another order, train on nothing."""
+    model = tiny_model(dtype=torch.float32)
+    rng = torch.Generator().manual_seed(1)
+    prompts = [Prompt(Question(str(n), "t", 0, "q", "a"), tuple(range(2, 2 + n)))
+               for n in (5, 9, 12, 3)]
+    decisions = torch.randint(3, (4, 3), generator=rng)
+    pooled, counts = train.features(model, prompts, decisions, windows=4, batch_size=2)
+    for n, prompt in enumerate(prompts):
+        seen = []
+
+        def watch(layer, hidden, lengths, n=n, seen=seen):
+            seen.append(pool_windows(hidden, lengths, 4)[0])
+            return decisions[n, layer][None]
+        generate(model, [prompt.ids], watch, 1)
+        used = int(counts[n])
+        assert used == min(4, len(prompt.ids))
+        for layer in range(3):
+            assert torch.allclose(pooled[n, layer, :used], seen[layer], atol=1e-5)
+            assert not pooled[n, layer, used:].any()
+
+
+def separable(number=96, layers=2, width=6):
+    """Windows whose first three channels say the label."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (number, layers), generator=rng)
+    pooled = 0.1 * torch.randn(number, layers, 8, width, generator=rng)
+    pooled[..., :3] += torch.nn.functional.one_hot(labels, 3)[:, :, None]
+    return pooled, torch.full((number,), 8), labels
+
+
+def test_routers_learn_a_separable_problem_and_the_seed_decides_everything():
+    pooled, counts, labels = separable()
+    config = train.TrainConfig(epochs=30, width=16, learning_rate=1e-2)
+    first, again = (train.train_routers(pooled, counts, labels, 3, config) for _ in range(2))
+    other = train.train_routers(pooled, counts, labels, 4, config)
+    assert (first(pooled, counts).argmax(-1) == labels).float().mean() > 0.98
+    assert torch.equal(first.w1, again.w1) and not torch.equal(first.w1, other.w1)
+
+
+def test_anchor_prompts_are_random_tokens_as_long_as_real_prompts():
+    prompts = [Prompt(Question("a", "t", 0, "q", "a"), (1,) * n) for n in (4, 7)]
+    anchors = train.anchor_prompts(prompts, 40, 30, seed=0)
+    assert {len(p.ids) for p in anchors} == {4, 7} and len({p.ids for p in anchors}) == 40
+    assert all(0 <= token < 30 for p in anchors for token in p.ids)
+
+
+def test_split_depends_on_the_id_alone_and_shares_nothing():
+    questions = [Question(str(n), "t", 0, "q", "a") for n in range(400)]
+    some, test = train.split(questions)
+    assert {q.id for q in some} | {q.id for q in test} == {q.id for q in questions}
+    assert not {q.id for q in some} & {q.id for q in test}
+    assert 40 < len(test) < 120
+    assert train.split(questions[::2])[1] == [q for q in test if int(q.id) % 2 == 0]
+
+
+# ---- whole runs ----
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, request):
+    """A tiny model folder and questions it answers along some path, by its own greedy answers."""
+    from conftest import own_answers
+    base = tmp_path_factory.mktemp("run")
+    model = tiny_model(5, dtype=torch.float32)
+    save_tiny(base / "model", model)
+    rows = own_answers(base / "model", 60)
+    (base / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return base
+
+
+ARGS = ["--simulations", "8", "--seeds", "2", "--clusters", "2", "--anchors", "10"]
+
+
+def run(folder, *more):
+    train.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"),
+                "--out", str(folder / "out"), *ARGS, *more])
+
+
+def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, capsys):
+    before = (folder / "model" / "model.safetensors").read_bytes()
+    run(folder)
+    assert (folder / "model" / "model.safetensors").read_bytes() == before
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    assert {"routes", "tasks", "seeds"} <= metrics.keys() and len(metrics["seeds"]) == 2
+    for route in ("vanilla", "dr.llm", "dr.llm shortest", "shuffled"):
+        assert {"accuracy", "layers", "n", "interval"} <= metrics["routes"][route].keys()
+    assert metrics["routes"]["vanilla"]["layers"] == 3.0
+    config = json.loads((folder / "out" / "config.json").read_text())
+    assert config["simulations"] == 8 and "fingerprint" in config
+    printed = capsys.readouterr().out
+    assert "In domain" in printed and "layers 0 to 2" in printed
+
+    model = load_model(folder / "model")
+    routers = Routers.load(folder / "out" / "routers.safetensors", model)
+    assert routers.notes["choice"] == "consensus" and routers.notes["tasks"] == ["own"]
+    names = set(load_file(folder / "out" / "routers.safetensors"))
+    assert names == {"w1", "b1", "w2", "b2"}    # nothing of the base model is stored
+
+    labels = (folder / "out" / "labels.jsonl").read_bytes()
+    kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
+    run(folder)    # the same command again makes nothing twice
+    assert (folder / "out" / "labels.jsonl").read_bytes() == labels
+    assert kept == {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
+    assert json.loads((folder / "out" / "metrics.json").read_text())["routes"] == metrics["routes"]
+
+
+def test_other_settings_on_the_same_folder_are_refused_before_anything_is_written(folder):
+    run(folder)
+    config = (folder / "out" / "config.json").read_bytes()
+    with pytest.raises(InputError, match="simulations 8; this run has simulations 9"):
+        run(folder, "--simulations", "9")
+    assert (folder / "out" / "config.json").read_bytes() == config
+
+
+def test_training_questions_never_appear_in_the_test(folder, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(train, "compare", lambda m, t, prompts, *a, **k: seen.update(
+        test={p.question.id for p in prompts}) or (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
+    labelled = {json.loads(line)["id"] for line in
+                (folder / "out" / "labels.jsonl").read_text().splitlines()}
+    assert labelled and seen["test"] and not labelled & seen["test"]
+
+
+def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_path):
+    rows = [{"id": str(n), "prompt": "a b c", "answer": "zz", "max_new_tokens": 2}
+            for n in range(5)]
+    rows = [row | {"prompt": f"a b {n}"} for n, row in enumerate(rows)]
+    (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="answered none of 5 questions"):
+        train.main(["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
+                    "--test", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "o"), *ARGS])

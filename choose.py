@@ -7,17 +7,19 @@ what holds across questions, so the choice decides whether routing pays:
     confident   the right path the model is surest along, less a price per layer
     consensus   the right path that also works for similar questions, less a price per layer
 
-Consensus groups the questions by what the routers see of them, climbs to a good path for each
-group (edit by edit, the share of the group answered right as its reward), asks every question
-along every group's path, and prefers the path that was right for a question's neighbours.
+Consensus groups the questions by what the routers see of them. What a group's searches tried
+says how much each single edit helps there; the most helpful edits together make a few paths, the
+best of them on some of the group's questions is kept, every question is asked along every kept path,
+and its label is the path that was right for it and for most of its neighbours.
 Questions that no path answers get no label; a default path that stays best is a label like any.
 """
 import torch
 
 from answers import answer
-from mcts import EXECUTE, edits, is_legal
+from mcts import EXECUTE, REPEAT, SKIP, is_legal
 
 PRICES = {"shortest": 0.0, "confident": 0.001, "consensus": 0.003}  # reward per layer, by default
+SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04)  # of a layer, for the paths a group suggests
 
 
 def shortest(rows):
@@ -73,47 +75,58 @@ def neighbours(space, right, number=32):
     return torch.stack([right[rows].float().mean(0) for rows in near])
 
 
-def climb(num_layers, price, rounds):
-    """Generator of a greedy ascent: yields a list of paths, is sent their rewards in [0, 1].
+def edit_effects(rows, ridge=20.0):
+    """(L, 3): how much skipping, executing or repeating a layer changes the chance of a right
+    answer, from all that the searches of these rows tried. Executing is 0 by definition.
 
-    From the default path, the best of all single changes (edits, or a layer back to execute) is
-    taken while reward - price * |path| grows. Returns the paths it stood on.
+    Least squares on the single edits of every path tried, each question's own mean taken out (its
+    difficulty says nothing about edits); the ridge is worth 20 tries of no effect.
     """
-    here = (EXECUTE,) * num_layers
-    (reward,) = yield [here]
-    worth, visited = reward - price * num_layers, [here]
-    for _ in range(rounds):
-        undo = [here[:i] + (EXECUTE,) + here[i + 1:] for i, n in enumerate(here) if n != EXECUTE]
-        steps = edits(here) + [path for path in undo if is_legal(path)]
-        rewards = yield steps
-        best, path = max((r - price * sum(p), p) for r, p in zip(rewards, steps))
-        if best <= worth:
-            break
-        worth, here = best, path
-        visited.append(path)
-    return visited
+    edits_tried, outcome = [], []
+    for row in rows:
+        paths = [path for path, _ in row["correct"]] + row["wrong"]
+        right = torch.tensor([1.0] * len(row["correct"]) + [0.0] * len(row["wrong"]))
+        counts = torch.tensor(paths)
+        edited = torch.cat([counts == SKIP, counts == REPEAT], dim=1).float()  # (paths, 2L)
+        edits_tried.append(edited - edited.mean(0))
+        outcome.append(right - right.mean())
+    X, y = torch.cat(edits_tried), torch.cat(outcome)
+    L = X.shape[1] // 2
+    effect = torch.linalg.solve(X.T @ X + ridge * torch.eye(2 * L), X.T @ y)
+    return torch.stack([effect[:L], torch.zeros(L), effect[L:]], dim=1)
 
 
-def good_paths(model, tokenizer, prompts, climbs, rounds=6, batch_size=512, progress=None):
-    """Paths met on all climbs, in lockstep, the default first. climbs: [(prompt numbers, price)]."""
-    L = model.config.num_layers
-    asked = [(members, climb(L, price, rounds)) for members, price in climbs]
-    asked = [(members, steps, next(steps)) for members, steps in asked]
-    found = {(EXECUTE,) * L: None}
-    while asked:
-        pairs = [(n, path) for members, _, paths in asked for path in paths for n in members]
-        right = answer(model, tokenizer, [prompts[n] for n, _ in pairs],
-                       torch.tensor([path for _, path in pairs]), batch_size, progress).right
-        still, start = [], 0
-        for members, steps, paths in asked:
-            end = start + len(paths) * len(members)
-            rewards = right[start:end].view(len(paths), -1).mean(1).tolist()
-            start = end
-            try:
-                still.append((members, steps, steps.send(rewards)))
-            except StopIteration as stop:
-                found.update(dict.fromkeys(stop.value))
-        asked = still
+def strongest(effects, price, most=7):
+    """Legal paths with the one, two, ... most worthwhile edits: effect - price * layers added."""
+    L = len(effects)
+    gains = [(effects[layer, count].item() - price * (count - EXECUTE), layer, count)
+             for layer in range(L) for count in (SKIP, REPEAT)]
+    path, paths = (EXECUTE,) * L, []
+    for gain, layer, count in sorted(gains, reverse=True):
+        edited = path[:layer] + (count,) + path[layer + 1:]
+        if gain > 0 and len(paths) < most and path[layer] == EXECUTE and is_legal(edited):
+            path = edited
+            paths.append(path)
+    return paths
+
+
+def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=512, progress=None):
+    """For each group (a list of question numbers) and each of SUGGESTED_PRICES the path that does
+    best on up to `most` of its questions, among those its searches suggest; the default first."""
+    default = (EXECUTE,) * model.config.num_layers
+    found, tests = {default: None}, []
+    for group in groups:
+        effects = edit_effects([rows[n] for n in group])
+        suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
+        tests.append((list(dict.fromkeys([default] + suggested)), group[:most]))
+    pairs = [(n, path) for paths, members in tests for path in paths for n in members]
+    asked = answer(model, tokenizer, [prompts[n] for n, _ in pairs],
+                   torch.tensor([path for _, path in pairs]), batch_size, progress)
+    sure = (asked.right * asked.confidence).split([len(p) * len(m) for p, m in tests])
+    for (paths, members), values in zip(tests, sure):
+        share = values.view(len(paths), len(members)).mean(1)
+        lengths = torch.tensor([float(sum(path)) for path in paths])
+        found |= {paths[int((share - price * lengths).argmax())]: None for price in SUGGESTED_PRICES}
     return list(found)
 
 

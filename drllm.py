@@ -5,8 +5,9 @@ passes Linear - GELU - Linear; the windows' logits are averaged; the largest of 
 routers of all layers are stacked, so training them is one batched problem. Paper §3.3: focal
 loss with effective-number class weights. The base model is never touched.
 
-Ours: `tilt`, a constant added to the logits, moves finished routers along the accuracy-layers
-frontier; routers are a file of their own that names the model they belong to.
+Ours: a *gate* per layer executes the layer for prompts unlike any the routers were trained on;
+`tilt`, a constant added to the logits, moves finished routers along the accuracy-layers frontier;
+routers are a file of their own that names the model they belong to.
 
     routers = Routers.load("runs/demo/routers.safetensors", model); generate(model, ids, routers.route)
 """
@@ -21,8 +22,10 @@ from torch import nn
 from cli import InputError, write_whole
 
 # N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
+# M gate points   G gate dimensions
 
 SETTINGS = ("num_layers", "hidden_size", "width", "windows")
+GATE = ("gate_projection", "gate_points", "gate_limits")
 
 
 # ---- windowed pooling ----
@@ -73,7 +76,8 @@ def focal_loss(logits, labels, weights=None, gamma=2.0):
     gamma 0 is (weighted) cross-entropy; a p of 0.9 then counts 100 times less at gamma 2.
     """
     log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-    loss = -((1 - log_p.exp()) ** gamma) * log_p
+    miss = -torch.expm1(log_p)  # 1 - p, exact where p is close to 1
+    loss = -(miss.clamp(min=1e-12) ** gamma) * log_p  # a power below 1 has no slope at 0
     return (loss if weights is None else loss * weights.to(loss)[labels]).mean()
 
 
@@ -92,6 +96,35 @@ def interpolate(probabilities, control):
             return (1 - share) * below + share * above.expand_as(probabilities)
 
 
+# ---- the gate ----
+
+def mean_state(pooled, counts):
+    """Mean over the windows in use: pooled (..., W, D) and counts (...) give (..., D)."""
+    return pooled.sum(-2) / counts[..., None]
+
+
+def nearest_distance(states, points, nearest=3):
+    """Distance of states (..., N, G) to their third nearest of points (..., M, G): (..., N)."""
+    return torch.cdist(states, points).topk(nearest, largest=False).values[..., -1]
+
+
+def fit_gate(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
+    """(projection (D, G), points (L, M, G), limits (L,)) of the prompts routers are trained on.
+
+    Half of the prompts, at most `points`, are kept as points; the limit of a layer is the distance
+    to them that 99% of the other half stay within. pooled (N, L, W, D), counts (N,), N >= 8.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    N, L, W, D = pooled.shape
+    projection = torch.linalg.qr(torch.randn(D, min(D, dimensions), generator=rng))[0]
+    states = mean_state(pooled, counts[:, None].expand(N, L)) @ projection  # (N, L, G)
+    order = torch.randperm(N, generator=rng)
+    kept = min(points, N // 2)
+    points, others = states[order[:kept]].transpose(0, 1), states[order[kept:]].transpose(0, 1)
+    limits = nearest_distance(others, points).quantile(quantile, dim=1)
+    return projection, points.contiguous(), limits
+
+
 # ---- the routers ----
 
 class Routers(nn.Module):
@@ -108,6 +141,19 @@ class Routers(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(num_layers, 1, 3))
         for matrix in (*self.w1, *self.w2):
             nn.init.xavier_uniform_(matrix)
+        for name in GATE:
+            self.register_buffer(name, None)
+
+    def set_gate(self, projection, points, limits):
+        """Layers execute for prompts farther than the limits from the points (see fit_gate)."""
+        self.gate_projection, self.gate_points, self.gate_limits = projection, points, limits
+
+    def is_strange(self, layer, pooled, counts):
+        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router was trained on."""
+        if self.gate_points is None:
+            return torch.zeros_like(counts, dtype=torch.bool)
+        states = mean_state(pooled, counts) @ self.gate_projection  # (N, G)
+        return nearest_distance(states, self.gate_points[layer]) > self.gate_limits[layer]
 
     def forward(self, pooled, counts, layers=slice(None)):
         """Logits (N, l, 3) of pooled windows (N, l, W, D), counts (N,) of them in use."""
@@ -136,41 +182,62 @@ class Routers(nn.Module):
             with safe_open(file, framework="pt") as stored:
                 notes = json.loads((stored.metadata() or {}).get("drllm", "{}"))
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file}: unreadable router file: {error}") from error
-        if not isinstance(notes, dict) or not all(isinstance(notes.get(n), int) for n in SETTINGS):
-            raise InputError(f"{file}: not a router file (no sizes in its metadata)")
+        sizes = [notes.get(name) for name in SETTINGS] if isinstance(notes, dict) else [None]
+        if not all(type(size) is int and 0 < size < 2 ** 20 for size in sizes):
+            raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32 numbers")
         if notes.get("model") != model.fingerprint():
             raise InputError(f"{file}: these routers belong to model {notes.get('model')}; the "
                              f"model given is {model.fingerprint()}")
         with torch.device("meta"):
             routers = cls(*(notes[name] for name in SETTINGS))
         expected = {name: tuple(p.shape) for name, p in routers.state_dict().items()}
+        if GATE[1] in tensors and tensors[GATE[1]].dim() == 3:
+            M, G = tensors[GATE[1]].shape[1:]
+            L, D = routers.num_layers, routers.hidden_size
+            expected |= dict(zip(GATE, ((D, G), (L, M, G), (L,))))
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
             raise InputError(f"{file}: tensors {found} do not fit the sizes in its metadata, "
                              f"{expected}")
+        gate = [tensors.pop(name) for name in GATE if name in tensors]
         routers.load_state_dict(tensors, assign=True)
+        if gate:
+            routers.set_gate(*gate)
         routers.notes = notes
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
 
 
 class RouterRoute:
-    """Routers as a Route: tilt adds tilt * (0, 1, 2) to the logits, control is the paper's knob."""
+    """Routers as a Route: tilt adds tilt * (0, 1, 2) to the logits, control is the paper's knob,
+    gate=False trusts the routers on any prompt, as the paper does."""
 
-    def __init__(self, routers, tilt=0.0, control=-0.5):
-        self.routers, self.tilt, self.control = routers, tilt, control
+    def __init__(self, routers, tilt=0.0, control=-0.5, gate=True):
+        self.routers, self.tilt, self.control, self.gate = routers, tilt, control, gate
         self.num_layers = routers.num_layers
 
     def logits(self, layer, hidden, lengths):
-        """(B, 3) of the hidden states (B, T, D) entering a layer."""
-        pooled = pool_windows(hidden, lengths, self.routers.windows)[:, None]
-        counts = window_counts(lengths, self.routers.windows)
-        logits = self.routers(pooled, counts, slice(layer, layer + 1))[:, 0]
+        """(B, 3) of the hidden states (B, T, D) entering a layer, lengths (B,)."""
+        return self._logits(layer, *self._pool(hidden, lengths))
+
+    def _pool(self, hidden, lengths):
+        pooled = pool_windows(hidden, lengths, self.routers.windows)
+        return pooled, window_counts(lengths, self.routers.windows)
+
+    def _logits(self, layer, pooled, counts):
+        logits = self.routers(pooled[:, None], counts, slice(layer, layer + 1))[:, 0]
         return logits + self.tilt * torch.arange(3, device=logits.device)
 
     def __call__(self, layer, hidden, lengths):
-        logits = self.logits(layer, hidden, lengths)
-        if self.control == -0.5:
-            return logits.argmax(-1)
-        return interpolate(logits.softmax(-1), self.control).argmax(-1)
+        pooled, counts = self._pool(hidden, lengths)
+        logits = self._logits(layer, pooled, counts)
+        if self.control != -0.5:
+            logits = interpolate(logits.softmax(-1), self.control)
+        decisions = logits.argmax(-1)
+        if self.gate:
+            decisions = decisions.masked_fill(self.routers.is_strange(layer, pooled, counts), 1)
+        return decisions

@@ -130,7 +130,7 @@ class Comparison:
         self.batch_size = batch_size
         self.tasks = [p.question.task for p in prompts]
         self.inside = torch.tensor([task in known_tasks for task in self.tasks])
-        self.outcomes = {}
+        self.outcomes, self.statics = {}, []
 
     def ask(self, name, routes, rows=None):
         """The Outcome of routes (one per seed); rows (N,) bool restricts the questions."""
@@ -166,7 +166,7 @@ class Comparison:
 
 def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROUTES,
             control=-0.5, tilt=0.0, batch_size=512):
-    """(Comparison, {name: static or tilted frontier}) of the named routes.
+    """The Comparison of the named routes.
 
     routers: {name: Routers per seed}, the first name is the one the frontier is drawn for.
     statics: [(length, path)] of the label questions' frontier, or [].
@@ -179,8 +179,7 @@ def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROU
     if "static" in routes and statics:
         add_static(table, main, statics)
     if "shuffled" in routes:
-        table.add("shuffled", [shuffled(a.decisions, seed)
-                               for seed, a in enumerate(table.outcomes[main].seeds)])
+        table.add("shuffled", [shuffled(table.outcomes[main].seeds[0].decisions)])
     return table
 
 
@@ -286,7 +285,7 @@ def print_heat_map(table, name):
 def report(table, main, seeds, names, out, extra=None):
     """Prints every table and writes metrics.json; returns the metrics."""
     metrics = table.metrics()
-    if getattr(table, "statics", None) and seeds:
+    if table.statics and seeds:
         metrics["frontier"] = tilted(table, main, seeds, (0.0, *TILTS))
         metrics["static"] = [{"layers": n, "accuracy": r[table.inside].mean().item()}
                              for n, r in table.statics]
@@ -294,7 +293,7 @@ def report(table, main, seeds, names, out, extra=None):
     metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
                          "layers": a.decisions[rows].sum(1).float().mean().item()}
                         for seed, a in enumerate(table.outcomes[main].seeds)]
-    print_tables(metrics, names)
+    print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
     if "frontier" in metrics:
         print_frontier(metrics["frontier"], [(n, r[table.inside]) for n, r in table.statics])
     print_heat_map(table, main)

@@ -6,8 +6,7 @@ computed once; the 25 epochs are then a small MLP problem over all layers at onc
 weights are trained.
 
 Ours: which right path becomes the label is a choice (--choose, see choose.py; `shortest` is the
-paper's), and prompts of random tokens labelled with the default path teach the routers to leave
-the model alone on what they do not know (--anchors 0 leaves them out).
+paper's), and a gate leaves the model alone on prompts unlike the labelled ones (--no-gate).
 
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --data questions.jsonl --out runs/mine
@@ -24,25 +23,25 @@ import torch
 from tqdm import tqdm
 
 import cli
-from answers import Prompt, batches, prepare
+from answers import batches, prepare
 from choose import (PRICES, along_each, cluster, confident, consensus, good_paths, neighbours,
                     shortest, similarity_space)
 from cli import InputError, read_json, write_json
-from drllm import Routers, class_weights, focal_loss, pool_windows, window_counts
+from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
 from evaluate import ROUTES, compare, frontier, report
 from label import DEMO, DEMO_LABEL, DEMO_MODEL, header, label, summary
 from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from tasks import Question, load_all
+from tasks import load_all
 
 
 DEMO_TEST = [DEMO / "questions" / "test.jsonl", DEMO / "questions" / "ood.jsonl"]
-STATIC_PRICES = (0.0, 0.005, 0.015, 0.04)  # one static path is climbed to for each price of a layer
+SMALLEST_GROUP = 8  # questions
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Paper §3.3 and §4.1. anchors is ours."""
+    """Paper §3.3 and §4.1. The gate is ours."""
     epochs: int = 25
     batch: int = 16
     learning_rate: float = 1e-3
@@ -52,7 +51,7 @@ class TrainConfig:
     beta: float = 0.999       # of the class weights
     width: int = 128
     windows: int = 8
-    anchors: int = 300        # random prompts labelled with the default path
+    gate: bool = True         # execute on prompts unlike the labelled ones
 
 
 # ---- features ----
@@ -84,15 +83,6 @@ def features(model, prompts, decisions, windows=8, batch_size=256, progress=None
         if progress:
             progress(len(rows))
     return pooled, window_counts(lengths, windows)
-
-
-def anchor_prompts(prompts, number, vocab_size, seed):
-    """Prompts of random tokens, as long as real ones."""
-    rng = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(len(prompts), (number,), generator=rng)
-    return [Prompt(Question(f"anchor-{n}", "anchor", 0, "", ""), tuple(torch.randint(
-        vocab_size, (len(prompts[i].ids),), generator=rng).tolist()))
-        for n, i in enumerate(lengths.tolist())]
 
 
 # ---- training ----
@@ -146,9 +136,9 @@ def load_data(args):
     return split(load_all(args.data, args.skip_bad_rows))
 
 
-def measured_paths(run, prompts, space):
-    """(paths, right (N, K)): static paths and every group's good paths, asked of all label
-    questions; kept in paths.json, so it is done once."""
+def measured_paths(run, rows, prompts, space):
+    """(paths, right (N, K)): good paths of all questions together and of every group of similar
+    ones, each asked of all label questions; kept in paths.json, so it is done once."""
     file = run.out / "paths.json"
     key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
            "questions": hashlib.sha256("".join(p.question.id for p in prompts).encode()).hexdigest()}
@@ -157,14 +147,12 @@ def measured_paths(run, prompts, space):
         right = torch.tensor([[mark == "1" for mark in line] for line in stored["right"]])
         return [tuple(path) for path in stored["paths"]], right
     everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    group = cluster(space, run.args.clusters)
-    climbs = [(everyone[:128], price) for price in STATIC_PRICES]
-    climbs += [([n for n in everyone if group[n] == g][:48], PRICES["consensus"])
-               for g in range(run.args.clusters)]
-    climbs = [(members, price) for members, price in climbs if len(members) >= 8]
-    with tqdm(desc="paths for groups of questions", unit="path") as bar:
-        paths = good_paths(run.model, run.tokenizer, prompts, climbs, batch_size=run.args.batch_size,
-                           progress=bar.update)
+    member_of = cluster(space, run.args.clusters)
+    groups = [[n for n in everyone if member_of[n] == g] for g in range(run.args.clusters)]
+    groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
+    with tqdm(desc="paths for groups of similar questions", unit="path") as bar:
+        paths = good_paths(run.model, run.tokenizer, prompts, rows, groups,
+                           batch_size=run.args.batch_size, progress=bar.update)
         right = along_each(run.model, run.tokenizer, prompts, paths, run.args.batch_size, bar.update)
     lines = ["".join("01"[mark] for mark in row) for row in right.long().tolist()]
     write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)})
@@ -176,8 +164,6 @@ def fit(run, choice, prompts, labels, seeds):
     kept = [n for n, path in enumerate(labels) if path is not None]
     chosen = [prompts[n] for n in kept]
     decisions = torch.tensor([labels[n] for n in kept])
-    anchors = anchor_prompts(chosen, run.config.anchors, run.model.config.vocab_size, run.args.seed)
-    decisions = torch.cat([decisions, torch.ones(len(anchors), decisions.shape[1], dtype=torch.long)])
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": sorted({p.question.task for p in chosen}), "labels": len(kept),
              "label_hash": hashlib.sha256(str(decisions.tolist()).encode()).hexdigest()[:16]}
@@ -186,13 +172,15 @@ def fit(run, choice, prompts, labels, seeds):
         found = [Routers.load(file, run.model) for file in files]
         if all(routers.notes.items() >= notes.items() for routers in found):
             return found
-    pooled, counts = features(run.model, chosen + anchors, decisions, run.config.windows)
+    pooled, counts = features(run.model, chosen, decisions, run.config.windows)
     steps = run.config.epochs * math.ceil(len(pooled) / run.config.batch)
     trained = []
     with tqdm(total=steps * len(seeds), desc=f"routers on {choice} labels", unit="step") as bar:
         for seed, file in zip(seeds, files):
             routers = train_routers(pooled, counts, decisions, seed, run.config,
                                     run.args.device, bar.update)
+            if run.config.gate and len(chosen) >= SMALLEST_GROUP:
+                routers.set_gate(*fit_gate(pooled, counts, seed))
             routers.notes = notes | {"seed": seed}
             routers.save(file)
             trained.append(routers)
@@ -200,7 +188,7 @@ def fit(run, choice, prompts, labels, seeds):
 
 
 def parse_args(argv=None):
-    defaults, search = TrainConfig(), SearchConfig()
+    search = SearchConfig()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_model_flags(parser, DEMO_MODEL)
     parser.add_argument("--data", nargs="+", metavar="FILE",
@@ -214,8 +202,8 @@ def parse_args(argv=None):
     parser.add_argument("--simulations", type=int, default=search.simulations,
                         help="paths tried per question after the default (default: %(default)s)")
     parser.add_argument("--clusters", type=int, default=16, help="groups of similar questions")
-    parser.add_argument("--anchors", type=int, default=defaults.anchors,
-                        help="random prompts labelled with the default path (default: %(default)s)")
+    parser.add_argument("--no-gate", action="store_true",
+                        help="trust the routers on any prompt, as the paper does")
     parser.add_argument("--seeds", type=int, default=5, help="routers trained per choice of label")
     parser.add_argument("--limit", type=int, help="label and test only the first N questions")
     parser.add_argument("--seed", type=int, default=0, help="of the searches and the first routers")
@@ -235,7 +223,7 @@ class Run:
     def __init__(self, args):
         self.args, self.out = args, args.out
         self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-        self.config = TrainConfig(anchors=args.anchors)
+        self.config = TrainConfig(gate=not args.no_gate)
         self.tokenizer = load_tokenizer(args.model)
         self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
 
@@ -244,7 +232,7 @@ def labels_of(run, rows, prompts):
     """({choice: label per question}, static frontier), for --choose and for the paper's choice."""
     default = torch.ones(len(prompts), run.model.config.num_layers, dtype=torch.long)
     space = similarity_space(*features(run.model, prompts, default, run.config.windows))
-    paths, right = measured_paths(run, prompts, space)
+    paths, right = measured_paths(run, rows, prompts, space)
     chosen, price = run.args.choose, run.args.price
     price = PRICES[chosen] if price is None else price
     labels = {"consensus": lambda: consensus(right, neighbours(space, right), paths, price),

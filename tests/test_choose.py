@@ -1,13 +1,12 @@
 """Which right path becomes the label: each choice on cases small enough to do by hand."""
 import random
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from choose import (climb, cluster, confident, consensus, good_paths, along_each, neighbours,
-                    shortest, similarity_space)
+from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
+                    neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
 
 DEFAULT, SHORT, LONG = (1, 1, 1), (1, 0, 1), (1, 2, 1)
@@ -64,47 +63,58 @@ def test_clusters_separate_what_is_far_apart_and_are_reproducible():
     assert group[0] != group[20] and torch.equal(group, cluster(space, 2))
 
 
-def drive(reward, layers, price, rounds=10):
-    """The paths a climb stood on, and all it asked."""
-    steps, asked = climb(layers, price, rounds), []
-    paths = next(steps)
-    while True:
-        asked += paths
-        try:
-            paths = steps.send([reward(path) for path in paths])
-        except StopIteration as stop:
-            return stop.value, asked
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_edit_effects_recover_an_additive_truth(layers, seed):
+    """Searches try paths at random; what helps must come out positive, whatever the question."""
+    rng = torch.Generator().manual_seed(seed)
+    truth = torch.randn(layers, 3, generator=rng)
+    truth[:, 1] = 0
+    rows = []
+    for question in range(12):
+        tried = torch.randint(3, (40, layers), generator=rng)
+        worth = truth[torch.arange(layers), tried].sum(1)
+        right = worth > worth.median()
+        rows.append({"correct": [(tuple(p), 1.0) for p, r in zip(tried.tolist(), right) if r],
+                     "wrong": [p for p, r in zip(tried.tolist(), right) if not r]})
+    found = edit_effects(rows, ridge=1.0)
+    top = truth.abs().argmax()  # the strongest of all edits must be seen for what it is
+    assert found.flatten()[top].sign() == truth.flatten()[top].sign() and not found[:, 1].any()
 
 
-@given(st.integers(2, 7), st.integers(0, 10**6))
-def test_climb_finds_the_best_of_an_additive_reward_and_asks_legal_paths_only(layers, seed):
-    """With one bonus per layer and decision, greedy single changes cannot get stuck."""
-    rng = random.Random(seed)
-    gain = [[rng.random() / layers for _ in range(3)] for _ in range(layers)]
-    gain = [[min(g[0], g[1]), g[1], g[2]] for g in gain]    # skipping never pays: all legal
-    reward = lambda path: sum(gain[i][n] for i, n in enumerate(path))
-    stood, asked = drive(reward, layers, 0.0, rounds=layers)
-    assert all(is_legal(path) for path in asked)
-    best = sum(max(g) for g in gain)
-    assert reward(stood[-1]) == pytest.approx(best)
-    assert stood[0] == (1,) * layers
+def test_edit_effects_ignore_how_hard_a_question_is():
+    """An easy question that happened to try skips must not make skipping look good."""
+    easy = {"correct": [((0, 1), 1.0), ((0, 1), 1.0), ((1, 1), 1.0)], "wrong": []}
+    hard = {"correct": [], "wrong": [(1, 1), (1, 1), (0, 1)]}
+    assert edit_effects([easy, hard]).abs().max() < 1e-6
 
 
-def test_climb_with_a_price_prefers_shorter_paths_of_equal_reward():
-    free, _ = drive(lambda path: 1.0, 6, 0.0)
-    priced, _ = drive(lambda path: 1.0, 6, 0.01)
-    assert sum(free[-1]) == 6 and sum(priced[-1]) < 6 and is_legal(priced[-1])
+@given(st.integers(1, 9), st.integers(0, 10**6), st.floats(0, 0.5))
+def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
+    effects = torch.randn(layers, 3, generator=torch.Generator().manual_seed(seed))
+    effects[:, 1] = 0
+    paths = strongest(effects, price)
+    assert all(is_legal(path) for path in paths) and len(paths) <= 7
+    sizes = [sum(n != 1 for n in path) for path in paths]
+    assert sizes == list(range(1, len(paths) + 1))
+    gain = lambda path: sum(effects[i, n].item() - price * (n - 1) for i, n in enumerate(path))
+    assert all(gain(b) > gain(a) for a, b in zip(paths, paths[1:]))
 
 
-def test_good_paths_in_lockstep_equal_each_climb_alone(tiny_questions):
-    """Rewards handed to the wrong climb would still look plausible."""
+def test_good_paths_hold_the_default_and_do_what_they_promise(tiny_questions):
+    """Shares handed to the wrong path or group would still look plausible."""
     model, tokenizer, prompts = tiny_questions
-    climbs = [([0, 1, 2], 0.0), ([3, 4], 0.01), ([5, 6, 7], 0.1)]
-    together = set(good_paths(model, tokenizer, prompts, climbs, rounds=2))
-    alone = set()
-    for one in climbs:
-        alone |= set(good_paths(model, tokenizer, prompts, [one], rounds=2))
-    assert together == alone
+    rng = random.Random(0)
+    tried = [[tuple(rng.randrange(3) for _ in range(3)) for _ in range(20)] for _ in prompts]
+    rows = []
+    for prompt, paths in zip(prompts, tried):
+        right = along_each(model, tokenizer, [prompt], paths)[0]
+        rows.append({"correct": [(p, 1.0) for p, r in zip(paths, right) if r],
+                     "wrong": [list(p) for p, r in zip(paths, right) if not r]})
+    groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    together = good_paths(model, tokenizer, prompts, rows, groups)
+    assert together[0] == (1, 1, 1) and all(is_legal(path) for path in together)
+    alone = set().union(*(good_paths(model, tokenizer, prompts, rows, [g]) for g in groups))
+    assert set(together) == alone
 
 
 def test_along_each_says_which_path_answers_which_question(tiny_questions):

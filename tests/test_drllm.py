@@ -272,10 +272,10 @@ def test_route_at_control_minus_one_half_takes_the_largest_logit(lengths, seed):
     """The shortcut of the plain route and the knob's formula must agree."""
     lengths, routers = torch.tensor(lengths), random_routers(seed)
     hidden = randn(seed, len(lengths), int(lengths.max()), D)
+    pooled, used = pool_windows(hidden, lengths, 4)[:, None], window_counts(lengths, 4)
     for layer in range(3):
-        route = RouterRoute(routers, control=-0.5)
-        logits = route.logits(layer, hidden, lengths)
-        decisions = route(layer, hidden, lengths)
+        logits = routers(pooled, used, slice(layer, layer + 1))[:, 0]
+        decisions = RouterRoute(routers, control=-0.5)(layer, hidden, lengths)
         assert torch.equal(decisions, routers.route(layer, hidden, lengths))
         assert torch.equal(decisions, interpolate(logits.softmax(-1), -0.5).argmax(-1))
         assert torch.equal(decisions, logits.argmax(-1))
@@ -291,10 +291,10 @@ def test_control_mixes_probabilities_by_hand():
 def test_tilt_by_hand():
     """tilt * (0, 1, 2) on logits (1, 0, -3): executes beyond tilt 1, repeats beyond tilt 3."""
     routers, hidden, n = constant_routers((1.0, 0.0, -3.0)), torch.zeros(1, 1, D), torch.tensor([1])
-    tilted = RouterRoute(routers, tilt=2.0).logits(0, hidden, n)
-    assert tilted.tolist() == [[1.0, 2.0, 1.0]]
-    decisions = [int(RouterRoute(routers, tilt)(0, hidden, n)) for tilt in (-9, 0, 1.5, 2.5, 3.5)]
-    assert decisions == [0, 0, 1, 1, 2]
+    tilts = (-9, 0, 0.9, 1.1, 2.9, 3.1)
+    decisions = [int(RouterRoute(routers, tilt)(0, hidden, n)) for tilt in tilts]
+    assert decisions == [0, 0, 0, 1, 1, 2]
+    assert int(RouterRoute(routers, 9.0, control=-0.75)(0, hidden, n)) == 2  # before the knob
 
 
 @given(ragged, seeds, st.floats(-5, 5), st.floats(0.01, 5))

@@ -484,7 +484,7 @@ def command(world, out, *more):
 def run_python(arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
-                          text=True, timeout=100, **options)
+                          text=True, timeout=300, **options)
 
 
 def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys):

@@ -329,6 +329,8 @@ def test_selected_child_maximises_score(root, exploration, length_penalty):
 
     config = SearchConfig(0, exploration, length_penalty, random_child=0)
     chosen = select(root, {}, config, random.Random(0))
+    assert [score(c, config) for c in root.children] == pytest.approx(
+        [by_hand(c) for c in root.children], abs=1e-9)
     assert by_hand(chosen) == pytest.approx(max(map(by_hand, root.children)), abs=1e-9)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import train
 from answers import Prompt
 from cli import InputError
-from drllm import Routers, pool_windows
+from drllm import GATE, Routers, pool_windows
 from model_llama import generate, load_model
 from tasks import Question
 from tiny import save_tiny, tiny_model
@@ -61,13 +61,6 @@ def test_routers_learn_a_separable_problem_and_the_seed_decides_everything():
     assert torch.equal(first.w1, again.w1) and not torch.equal(first.w1, other.w1)
 
 
-def test_anchor_prompts_are_random_tokens_as_long_as_real_prompts():
-    prompts = [Prompt(Question("a", "t", 0, "q", "a"), (1,) * n) for n in (4, 7)]
-    anchors = train.anchor_prompts(prompts, 40, 30, seed=0)
-    assert {len(p.ids) for p in anchors} == {4, 7} and len({p.ids for p in anchors}) == 40
-    assert all(0 <= token < 30 for p in anchors for token in p.ids)
-
-
 def test_split_depends_on_the_id_alone_and_shares_nothing():
     questions = [Question(str(n), "t", 0, "q", "a") for n in range(400)]
     some, test = train.split(questions)
@@ -91,7 +84,7 @@ def folder(tmp_path_factory, request):
     return base
 
 
-ARGS = ["--simulations", "8", "--seeds", "2", "--clusters", "2", "--anchors", "10"]
+ARGS = ["--simulations", "8", "--seeds", "2", "--clusters", "2"]
 
 
 def run(folder, *more):
@@ -117,7 +110,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
     assert routers.notes["choice"] == "consensus" and routers.notes["tasks"] == ["own"]
     names = set(load_file(folder / "out" / "routers.safetensors"))
-    assert names == {"w1", "b1", "w2", "b2"}    # nothing of the base model is stored
+    assert names == {"w1", "b1", "w2", "b2", *GATE}    # nothing of the base model is stored
 
     labels = (folder / "out" / "labels.jsonl").read_bytes()
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}

@@ -18,8 +18,8 @@ import torch
 from answers import answer
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 
-PRICES = {"shortest": 0.0, "confident": 0.001, "consensus": 0.003}  # reward per layer, by default
-SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04)  # of a layer, for the paths a group suggests
+PRICES = {"shortest": 0.0, "confident": 0.001, "consensus": 0.06}  # reward per layer, by default
+SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13)  # of a layer, for a group's paths
 
 
 def shortest(rows):
@@ -110,23 +110,44 @@ def strongest(effects, price, most=7):
     return paths
 
 
+def frontier(paths, right):
+    """[(length, path)] that no mix of two others beats, by the share of questions answered.
+
+    paths: K tuples; right: (N, K) rewards. The upper hull of reward over length, shortest first.
+    """
+    scores = right.float().mean(0).tolist()
+    points = sorted((sum(path), -score, path) for path, score in zip(paths, scores))
+    hull = []
+    for length, score, path in points:
+        if hull and (length == hull[-1][0] or -score <= hull[-1][1]):
+            continue
+        hull.append((length, -score, path))
+        while len(hull) > 2 and slope(hull[-3], hull[-2]) <= slope(hull[-2], hull[-1]):
+            del hull[-2]
+    return [(length, path) for length, _, path in hull]
+
+
+def slope(a, b):
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
 def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=512, progress=None):
-    """For each group (a list of question numbers) and each of SUGGESTED_PRICES the path that does
-    best on up to `most` of its questions, among those its searches suggest; the default first."""
-    default = (EXECUTE,) * model.config.num_layers
-    found, tests = {default: None}, []
+    """What the searches of each group (a list of question numbers) suggest, asked of up to `most`
+    of its questions: the frontier of every group between 0.7 and 1.4 times the depth of the
+    model, the default path first."""
+    L = model.config.num_layers
+    found, tests = {(EXECUTE,) * L: None}, []
     for group in groups:
         effects = edit_effects([rows[n] for n in group])
         suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
-        tests.append((list(dict.fromkeys([default] + suggested)), group[:most]))
+        tests.append((list(dict.fromkeys([(EXECUTE,) * L] + suggested)), group[:most]))
     pairs = [(n, path) for paths, members in tests for path in paths for n in members]
     asked = answer(model, tokenizer, [prompts[n] for n, _ in pairs],
                    torch.tensor([path for _, path in pairs]), batch_size, progress)
     sure = (asked.right * asked.confidence).split([len(p) * len(m) for p, m in tests])
     for (paths, members), values in zip(tests, sure):
-        share = values.view(len(paths), len(members)).mean(1)
-        lengths = torch.tensor([float(sum(path)) for path in paths])
-        found |= {paths[int((share - price * lengths).argmax())]: None for price in SUGGESTED_PRICES}
+        best = frontier(paths, values.view(len(paths), len(members)).T)
+        found |= {path: None for length, path in best if 0.7 * L <= length <= 1.4 * L}
     return list(found)
 
 

@@ -78,27 +78,6 @@ def summarise(outcome, vanilla, rows):
 
 # ---- controls ----
 
-def frontier(paths, right):
-    """[(length, path)] that no mix of two others beats, by the share of label questions answered.
-
-    paths: K tuples; right: (N, K) bool. The upper hull of accuracy over length, shortest first.
-    """
-    scores = right.float().mean(0).tolist()
-    points = sorted((sum(path), -score, path) for path, score in zip(paths, scores))
-    hull = []
-    for length, score, path in points:
-        if hull and (length == hull[-1][0] or -score <= hull[-1][1]):
-            continue
-        hull.append((length, -score, path))
-        while len(hull) > 2 and slope(hull[-3], hull[-2]) <= slope(hull[-2], hull[-1]):
-            del hull[-2]
-    return [(length, path) for length, _, path in hull]
-
-
-def slope(a, b):
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
 def static_at(layers, statics):
     """(N,) expected reward of a mix of static paths with this mean depth.
 

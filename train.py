@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 import cli
 from answers import batches, prepare
-from choose import (PRICES, along_each, cluster, confident, consensus, good_paths, neighbours,
-                    shortest, similarity_space)
+from choose import (PRICES, along_each, cluster, confident, consensus, frontier, good_paths,
+                    neighbours, shortest, similarity_space)
 from cli import InputError, read_json, write_json
 from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
-from evaluate import ROUTES, compare, frontier, report
+from evaluate import ROUTES, compare, report
 from label import DEMO, DEMO_LABEL, DEMO_MODEL, header, label, summary
 from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill

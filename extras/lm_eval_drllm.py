@@ -38,19 +38,9 @@ from lm_eval.models import utils as requested  # noqa: E402
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-# B contexts   T tokens   D hidden size   L layers   N scored positions
+# B contexts   T tokens of a continuation   D hidden size   V vocabulary   L layers
 
 GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_gen_toks"}
-
-
-def log_probs(model, hidden, targets, chunk=1024):
-    """Log-probabilities (N,) of targets (N,) after hidden (N, D), and whether each is likeliest."""
-    picked, likeliest = [], []
-    for some, wanted in zip(hidden.split(chunk), targets.split(chunk)):  # logits are V wide
-        logits = model.head(some).float()
-        picked.append(logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0])
-        likeliest.append(logits.argmax(-1) == wanted)
-    return torch.cat(picked), torch.cat(likeliest)
 
 
 @torch.inference_mode()
@@ -70,26 +60,31 @@ def score(model, contexts, continuations, route=None):
         if targets.shape[1] > 1:
             cache.lengths = lengths  # back to the contexts: what came after is overwritten
             hidden = torch.cat((first, decode(model, targets[:, :-1], cache)), 1)  # (B, T, D)
-        real = torch.arange(targets.shape[1]) < torch.tensor(sizes)[:, None]
-        picked, likeliest = log_probs(model, hidden[real], targets[real])
-        for row, (p, top) in enumerate(zip(picked.split(sizes), likeliest.split(sizes))):
-            if nth < len(continuations[row]):
-                answers[row].append((p.sum().item(), top.all().item()))
+        for row, size in enumerate(sizes):
+            if nth < len(continuations[row]):  # row by row, for logits are as wide as V
+                answers[row].append(judge(model.head(hidden[row, :size]), targets[row, :size]))
     return answers, cache.decisions
 
 
-def per_task(method):
-    """The method, given one task's requests at a time, so that counts know their task."""
+def judge(logits, targets):
+    """(log-probability, is greedy) of targets (T,) under logits (T, V)."""
+    picked = logits.float().log_softmax(-1).gather(1, targets[:, None])
+    return picked.sum().item(), logits.argmax(-1).equal(targets)
+
+
+def alike(method):
+    """The method, given requests of one task and one set of gen_kwargs at a time: generation
+    needs one limit, and the counts their task."""
     @wraps(method)
-    def one_by_one(self, requests, disable_tqdm=False):
-        answers, rows = [None] * len(requests), {}
-        for n, request in enumerate(requests):
-            rows.setdefault(request.task_name, []).append(n)
-        for self.task, mine in rows.items():
-            for n, answer in zip(mine, method(self, [requests[n] for n in mine])):
-                answers[n] = answer
-        return answers
-    return one_by_one
+    def each(self, requests, disable_tqdm=False):
+        kinds = [(r.task_name, r.request_type == "generate_until" and str(r.args[1]))
+                 for r in requests]
+        answers = {}
+        for kind in dict.fromkeys(kinds):
+            self.task, mine = kind[0], [n for n, other in enumerate(kinds) if other == kind]
+            answers |= zip(mine, method(self, [requests[n] for n in mine]))
+        return [answers[n] for n in range(len(requests))]
+    return each
 
 
 @register_model("drllm")
@@ -99,15 +94,18 @@ class DrLLM(TemplateLM):
     max_gen_toks = 256  # the harness's own default
     tokenizer_name = eot_token_id = prefix_token_id = None  # properties of the base class
 
-    def __init__(self, model, routers=None, control=-0.5, tilt=0.0, device="cpu", dtype=None,
-                 batch_size=1, max_batch_size=None, max_length=None):
+    def __init__(self, model, routers=None, control=-0.5, tilt=0.0, gate=True, device="cpu",
+                 dtype=None, batch_size=1, max_batch_size=32, max_length=None):
         super().__init__()
-        if not torch.cuda.is_available() and str(device).startswith("cuda"):
-            device = "cpu"  # the harness asks for cuda:0 wherever it runs
         if dtype not in (None, "auto", *DTYPES) or not -1 <= float(control) <= 1:
             raise InputError(f"dtype {dtype}, control {control}: dtype is one of "
                              f"{', '.join(DTYPES)}, control lies in [-1, 1]")
-        self.model, self.tokenizer = load_model(model, device, DTYPES.get(dtype)), load_tokenizer(model)
+        if not torch.cuda.is_available() and str(device).startswith("cuda"):
+            device = "cpu"  # the harness asks for cuda:0 wherever it runs
+        self.model = load_model(model, device, DTYPES.get(dtype))
+        self.route = routers and RouterRoute(Routers.load(routers, self.model), float(tilt),
+                                             float(control), gate)
+        self.tokenizer, self.tokenizer_name = load_tokenizer(model), str(model)
         special, context = self.tokenizer.special, self.model.config.max_positions
         texts = [special[name] for name in ("bos_token", "eos_token") if name in special]
         self.max_length = int(max_length or context)
@@ -115,23 +113,22 @@ class DrLLM(TemplateLM):
             raise InputError(f"{model}: no BOS and no EOS token, or max_length {self.max_length} "
                              f"exceeds the context, {context}")
         self.prefix, self.end = texts[0], texts[-1]
-        self.prefix_token_id = self.tokenizer.fast.token_to_id(self.prefix)
-        self.eot_token_id, self.tokenizer_name = self.tokenizer.fast.token_to_id(self.end), str(model)
-        automatic = str(batch_size).startswith("auto")  # the command line gives a string
-        self.batch_size = max_batch_size or 32 if automatic else int(batch_size)
-        self.route = routers and RouterRoute(Routers.load(routers, self.model), float(tilt),
-                                             float(control))
+        self.prefix_token_id, self.eot_token_id = map(self.tokenizer.fast.token_to_id,
+                                                      (self.prefix, self.end))
+        automatic = str(batch_size).startswith("auto")  # the command gives a string
+        self.batch_size = int(max_batch_size if automatic else batch_size)
         self.task, self.counts = None, {}  # counts: task -> (3,)
         DrLLM.latest = self
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict, additional_config=None):
         """From model_args and the command's flags; where both name an option, model_args win."""
-        flags = {key: value for key, value in (additional_config or {}).items() if value is not None}
+        flags = {key: value for key, value in (additional_config or {}).items()
+                 if value is not None}
         try:
-            options = inspect.signature(cls).bind(**{**flags, **arg_dict}).arguments
+            options = inspect.signature(cls).bind(**flags | arg_dict).arguments
         except TypeError as error:
-            raise InputError(f"model_args: {error}; known are {inspect.signature(cls)}") from error
+            raise InputError(f"model_args: {error}; known: {inspect.signature(cls)}") from error
         return cls(**options)
 
     def tok_encode(self, string, add_special_tokens=None, **_):
@@ -152,21 +149,20 @@ class DrLLM(TemplateLM):
         last = chat_history[-1]["content"].strip()
         return text if add_generation_prompt else text[:text.rindex(last) + len(last)]
 
-    def ask(self, asked, answers, reply):
-        """Fills answers by request number. asked: {context ids: numbers}; reply(contexts) gives
-        the answers to every context's numbers, and the decisions (B, L)."""
-        order = sorted(asked, key=len, reverse=True)
+    def ask(self, asked, reply):
+        """Answers in the order of requests. asked: {context ids: request numbers}; reply(contexts)
+        gives the answers to every context's requests, and the decisions (B, L)."""
+        answers, order = {}, sorted(asked, key=len, reverse=True)
         for start in tqdm(range(0, len(order), self.batch_size), desc=str(self.task)):
             contexts = order[start:start + self.batch_size]
             made, decisions = reply(contexts)
             counts = torch.bincount(decisions.flatten().cpu(), minlength=3)
             self.counts[self.task] = self.counts.get(self.task, 0) + counts
             for ids, some in zip(contexts, made):
-                for n, answer in zip(asked[ids], some):
-                    answers[n] = answer
-        return answers
+                answers |= zip(asked[ids], some)
+        return [answers[n] for n in sorted(answers)]
 
-    loglikelihood = per_task(TemplateLM.loglikelihood)
+    loglikelihood = alike(TemplateLM.loglikelihood)
 
     def _loglikelihood_tokens(self, requests, **_):
         """[(log-probability, is greedy)] of (texts, context ids, continuation ids)."""
@@ -177,11 +173,11 @@ class DrLLM(TemplateLM):
                 raise InputError(f"a continuation of {len(continuation)} tokens; the model can "
                                  f"score 1..{self.max_length}")
             asked.setdefault(tuple(context[-room:]) or (self.prefix_token_id,), []).append(n)
-        return self.ask(asked, [None] * len(requests), lambda contexts: score(
+        return self.ask(asked, lambda contexts: score(
             self.model, contexts, [[requests[n][2] for n in asked[ids]] for ids in contexts],
             self.route))
 
-    @per_task
+    @alike
     def loglikelihood_rolling(self, requests):
         """[log-probability of the whole string], over windows of max_length tokens."""
         windows = [[(None, *make_disjoint_window(pair)) for pair in get_rolling_token_windows(
@@ -190,23 +186,19 @@ class DrLLM(TemplateLM):
         scores = iter(self._loglikelihood_tokens(sum(windows, [])))
         return [sum(next(scores)[0] for _ in some) for some in windows]
 
-    @per_task
+    @alike
     def generate_until(self, requests):
         """[greedy text up to the first stop string]."""
-        answers, groups = [None] * len(requests), {}
+        wanted = requested.normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        limit, odd = wanted["max_gen_toks"], sorted(set(wanted) - GREEDY)
+        if odd or wanted["do_sample"] or not 0 < limit < self.max_length:
+            raise InputError(f"{wanted}: generation is greedy, without {odd or 'sampling'}, and "
+                             f"shorter than max_length, {self.max_length}")
+        until, asked = requested.handle_stop_sequences(wanted["until"], self.end), {}
         for n, request in enumerate(requests):
-            wanted = requested.normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-            limit, odd = wanted["max_gen_toks"], sorted(set(wanted) - GREEDY)
-            if odd or wanted["do_sample"] or not 0 < limit < self.max_length:
-                raise InputError(f"{wanted}: generation is greedy, without {odd or 'sampling'}, and "
-                                 f"shorter than max_length, {self.max_length}")
-            until = tuple(requested.handle_stop_sequences(wanted["until"], self.end))
             ids = tuple(self.tok_encode(request.args[0])[limit - self.max_length:])
-            asked = groups.setdefault((limit, until), {})
             asked.setdefault(ids or (self.prefix_token_id,), []).append(n)
-        for (limit, until), asked in groups.items():
-            self.ask(asked, answers, lambda ids: self.texts(asked, ids, limit, list(until)))
-        return answers
+        return self.ask(asked, lambda contexts: self.texts(asked, contexts, limit, until))
 
     def texts(self, asked, contexts, limit, until):
         added = self.tokenizer.fast.get_added_tokens_decoder().items()
@@ -220,7 +212,7 @@ class DrLLM(TemplateLM):
         """Per task since the start: prompts routed, mean layers per pass, shares of decisions."""
         layers, made = self.model.config.num_layers, {}
         for task, counts in self.counts.items():
-            skip, execute, repeat = (counts / counts.sum()).tolist()
+            skip, execute, repeat = (counts.double() / counts.sum()).tolist()
             made[task] = {"prompts": counts.sum().item() // layers, "skip": skip,
                           "execute": execute, "repeat": repeat, "of_layers": layers,
                           "layers": layers * (execute + 2 * repeat)}
@@ -235,7 +227,8 @@ def main():
     from lm_eval.__main__ import cli_evaluate
     cli_evaluate()
     for task, seen in (DrLLM.latest.stats() if DrLLM.latest else {}).items():
-        print(f"drllm {task}: {seen}")
+        print("drllm {}: {prompts} prompts, {layers:.2f} of {of_layers} layers, skip {skip:.3f}, "
+              "execute {execute:.3f}, repeat {repeat:.3f}".format(task, **seen))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from tiny import WORDS, tiny_model
 
 import drllm
 from cli import InputError
-from drllm import (RouterRoute, Routers, class_weights, focal_loss, interpolate, pool_windows,
-                   window_counts, window_matrix)
+from drllm import (GATE, RouterRoute, Routers, class_weights, fit_gate, focal_loss, interpolate,
+                   pool_windows, window_counts, window_matrix)
 from model_llama import Slot, fixed, generate, pad, prefill
 
 D = 16  # hidden size of the tiny model
@@ -294,7 +294,7 @@ def test_tilt_by_hand():
     tilts = (-9, 0, 0.9, 1.1, 2.9, 3.1)
     decisions = [int(RouterRoute(routers, tilt)(0, hidden, n)) for tilt in tilts]
     assert decisions == [0, 0, 0, 1, 1, 2]
-    assert int(RouterRoute(routers, 9.0, control=-0.75)(0, hidden, n)) == 2  # before the knob
+    assert int(RouterRoute(routers, 9.0, control=-0.6)(0, hidden, n)) == 2  # tilted, then mixed
 
 
 @given(ragged, seeds, st.floats(-5, 5), st.floats(0.01, 5))
@@ -306,6 +306,63 @@ def test_larger_tilt_never_lowers_a_count(lengths, seed, tilt, increase):
         less = RouterRoute(routers, tilt)(layer, hidden, lengths)
         more = RouterRoute(routers, tilt + increase)(layer, hidden, lengths)
         assert (more >= less).all()
+
+
+# ---- the gate ----
+
+LENGTHS = torch.arange(120) % 12 + 1  # of the prompts the gate is fitted on; some under 4 tokens
+
+
+def strange_prompts(seed, scale):
+    """Hidden states (120, 12, D) entering each of three layers, larger from layer to layer."""
+    return [scale * size * randn(seed + size, len(LENGTHS), 12, D) for size in (1, 2, 4)]
+
+
+def gated_routers():
+    """Routers that skip every layer, gated on prompts of scale 1."""
+    pooled = torch.stack([pool_windows(h, LENGTHS, 4) for h in strange_prompts(0, 1.0)], 1)
+    routers = random_routers(0)
+    routers.w2.zero_()
+    routers.b2.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    routers.set_gate(*fit_gate(pooled, window_counts(LENGTHS, 4)))
+    return routers
+
+
+def distance_by_hand(routers, layer, hidden):
+    """From the mean of a prompt's windows (T, D without padding) to its third nearest point."""
+    means = [hidden[tokens].mean(0) for tokens in windows_by_hand(len(hidden), routers.windows)]
+    state = torch.stack(means).mean(0) @ routers.gate_projection
+    return sorted((state - point).norm().item() for point in routers.gate_points[layer])[2]
+
+
+def test_gate_limit_is_what_99_percent_of_the_prompts_left_out_stay_within():
+    """Points judged by themselves are at distance 0 of one: the limit would be far too small."""
+    routers = gated_routers()
+    for layer, hidden in enumerate(strange_prompts(0, 1.0)):
+        points = routers.gate_points[layer]
+        assert len(points) == 60
+        states = [torch.stack([h[t].mean(0) for t in windows_by_hand(n, 4)]).mean(0)
+                  @ routers.gate_projection for h, n in zip(hidden, LENGTHS.tolist())]
+        left_out = [row for row, state in enumerate(states)
+                    if min((state - point).norm() for point in points) > 1e-3]
+        assert len(left_out) == 60
+        distances = torch.tensor([distance_by_hand(routers, layer, hidden[row, :LENGTHS[row]])
+                                  for row in left_out])
+        torch.testing.assert_close(routers.gate_limits[layer], distances.quantile(0.99),
+                                   rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale, least, most", [(1.0, 0.0, 0.1), (1.7, 0.1, 0.9), (9.0, 0.9, 1.0)])
+def test_gated_layers_execute_for_strange_prompts_and_only_for_those(scale, least, most):
+    """The gate upside down, one layer's limit for all, or a mean that counts unused windows."""
+    routers = gated_routers()
+    for layer, hidden in enumerate(strange_prompts(7, scale)):
+        decisions = routers.route(layer, hidden, LENGTHS)
+        limit = routers.gate_limits[layer].item()
+        assert decisions.tolist() == [
+            int(distance_by_hand(routers, layer, h[:n]) > limit) for h, n in zip(hidden, LENGTHS)]
+        assert least <= decisions.float().mean() <= most
+        assert not RouterRoute(routers, gate=False)(layer, hidden, LENGTHS).any()
 
 
 # ---- in the model ----
@@ -408,6 +465,7 @@ def test_only_routers_receive_gradient():
     model, routers = tiny_model(), Routers(3, D, 8, 4)
     losses = train_a_little(model, routers)
     assert losses[-1] < losses[0]
+    assert {name for name, _ in routers.named_parameters()} == {"w1", "b1", "w2", "b2"}
     for parameter in routers.parameters():
         assert all(layer.abs().max() > 0 for layer in parameter.grad)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -463,6 +521,30 @@ def test_load_gives_back_what_was_saved(tmp_path):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     pooled, used = randn(5, 2, 3, 4, D), torch.tensor([4, 2])
     assert torch.equal(loaded(pooled, used), routers(pooled, used))
+
+
+def test_load_gives_back_the_gate(tmp_path):
+    """A gate that is saved but not used again: strange prompts would meet untrained routers."""
+    routers, file = gated_routers(), tmp_path / "r.safetensors"
+    routers.notes = {"model": MODEL.fingerprint()}
+    routers.save(file)
+    loaded = Routers.load(file, MODEL)
+    assert all(torch.equal(getattr(loaded, name), getattr(routers, name)) for name in GATE)
+    for layer, hidden in enumerate(strange_prompts(7, 1.7)):
+        decisions = loaded.route(layer, hidden, LENGTHS)
+        assert torch.equal(decisions, routers.route(layer, hidden, LENGTHS))
+
+
+@pytest.mark.parametrize("name", GATE)
+def test_load_refuses_half_a_gate_and_one_of_another_size(tmp_path, name):
+    """A gate without its limits has no say, and one of another model has the wrong one."""
+    routers, file = gated_routers(), tmp_path / "r.safetensors"
+    routers.notes = {"model": MODEL.fingerprint()}
+    whole = getattr(routers, name)
+    for part in (None, whole[:-1].clone(), whole[None].clone()):
+        setattr(routers, name, part)
+        routers.save(file)
+        refusal(file)
 
 
 def test_load_refuses_routers_of_another_model_and_names_both(tmp_path):

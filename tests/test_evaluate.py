@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import evaluate
 from answers import Answers
 from drllm import Routers
-from evaluate import Outcome, frontier, interval, shuffled, static_at, summarise
+from choose import frontier
+from evaluate import Outcome, interval, shuffled, static_at, summarise
 
 
 def answers(right, decisions, passes=2):

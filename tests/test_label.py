@@ -402,7 +402,7 @@ def run_rank(world, file, rank, size, monkeypatch, questions=None):
     with monkeypatch.context() as patch:
         patch.setenv("RANK", str(rank))
         patch.setenv("WORLD_SIZE", str(size))
-        patch.setattr(torch.distributed, "init_process_group", lambda *_: None)
+        patch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
         patch.setattr(torch.distributed, "destroy_process_group", lambda: None)
         patch.setattr(torch.distributed, "barrier", barrier)
         try:

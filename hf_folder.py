@@ -9,7 +9,10 @@ Left out: rope scalings other than llama3, sliding windows, quantised and remote
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
+import contextlib
 import json
+import math
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ REFUSED = {  # keys that change the computation in ways this decoder does not fo
     "text_config": "a multimodal model", "num_experts": "a mixture of experts",
     "num_local_experts": "a mixture of experts",
 }
+MOST_LAYERS = 1000
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that weights may have
 FIXED_DATE = "26 Jul 2024"  # what the Llama 3 templates print when not given today's date
 
 
@@ -76,7 +81,7 @@ def read_config(folder):
         _check_sizes(config)
     except KeyError as error:
         raise InputError(f"{file}: no key {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
         raise InputError(f"{file}: {error}") from error
     return config
 
@@ -113,7 +118,7 @@ def _resolve(raw):
     return Config(
         model_type=family, vocab_size=raw["vocab_size"], hidden_size=hidden,
         intermediate_size=raw["intermediate_size"], num_layers=raw["num_hidden_layers"],
-        num_heads=heads, num_kv_heads=kv_heads or heads, head_dim=head_dim or hidden // heads,
+        num_heads=heads, num_kv_heads=kv_heads or heads, head_dim=head_dim or hidden // max(1, heads),
         max_positions=raw.get("max_position_embeddings", 2048 if not qwen else 32768),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -125,6 +130,8 @@ def _resolve(raw):
 def _rope(raw):
     """(theta, scaling) from the old spelling (rope_theta, rope_scaling) or rope_parameters."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_scaling must be an object, got {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
     if any(isinstance(value, dict) for value in rope.values()) or kind not in ("default", "llama3"):
@@ -138,10 +145,21 @@ def _rope(raw):
 
 
 def _check_sizes(config):
+    if not 0 < config.rope_theta < math.inf:
+        raise ValueError(f"rope_theta must be positive, got {config.rope_theta}")
+    rope = config.rope_scaling
+    if rope and not (0 < rope.factor < math.inf and rope.original_max_position_embeddings > 0):
+        raise ValueError(f"rope factor must be positive, got {rope}")
+    if rope and not 0 < rope.low_freq_factor < rope.high_freq_factor < math.inf:
+        raise ValueError(f"low_freq_factor must be below high_freq_factor, got {rope}")
+    if not 0 <= config.rms_norm_eps < 1:
+        raise ValueError(f"rms_norm_eps must lie in [0, 1), got {config.rms_norm_eps}")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
                  "num_kv_heads", "head_dim", "max_positions"):
-        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
+        if type(getattr(config, name)) is not int or not 0 < getattr(config, name) < 2 ** 48:
             raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
+    if config.num_layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers {config.num_layers}; the limit is {MOST_LAYERS}")
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"{config.num_heads} query heads do not divide over "
                          f"{config.num_kv_heads} key/value heads")
@@ -162,23 +180,48 @@ def tensor_files(folder):
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise InputError(f"{index}: no weight_map")
-    for name in set(shards.values()):
+    for name in shards.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index}: shard {name!r} lies outside the folder")
     return [folder / name for name in sorted(set(shards.values()))]
 
 
-def read_tensors(folder):
-    """Yields (file, name, tensor) for every tensor of a folder, one in memory at a time."""
+CHUNK = 2 ** 25  # bytes of a tensor mapped at a time
+
+
+def list_tensors(folder):
+    """[(file, name, shape)] of every tensor of a folder; only the files' headers are read."""
+    found = []
     for file in tensor_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():
-                    if not name.endswith("rotary_emb.inv_freq"):  # old exports store this constant
-                        yield file, name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            size = f" ({file.stat().st_size} bytes)" if file.exists() else ""
-            raise InputError(f"{file}: unreadable safetensors{size}: {error}") from error
+        with _opened(file) as tensors:
+            for name in tensors.keys():
+                piece = tensors.get_slice(name)
+                if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
+                    continue
+                if piece.get_dtype() not in FLOATS:
+                    raise InputError(f"{file}: {name} has dtype {piece.get_dtype()}; weights are "
+                                     f"one of {', '.join(FLOATS)}")
+                found.append((file, name, tuple(piece.get_shape())))
+    return found
+
+
+def read_tensor(file, name, into):
+    """Copies a tensor into one of its shape, a piece at a time: each piece is mapped, converted and
+    unmapped, so that loading never holds a second copy of the weights."""
+    rows = max(1, CHUNK // max(1, into[:1].numel() * into.element_size()))
+    for start in range(0, len(into), rows):
+        with _opened(file) as tensors:
+            into[start:start + rows].copy_(tensors.get_slice(name)[start:start + rows])
+
+
+@contextlib.contextmanager
+def _opened(file):
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        size = f" ({file.stat().st_size} bytes)" if file.exists() else ""
+        raise InputError(f"{file}: unreadable safetensors{size}: {error}") from error
 
 
 # ---- tokenizer and chat template ----
@@ -199,7 +242,10 @@ class Tokenizer:
         return self.template is not None
 
     def encode(self, text, add_special_tokens=True):
-        return self.fast.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self.fast.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeError) as error:  # a lone surrogate is no text
+            raise InputError(f"text cannot be encoded: {error}") from error
 
     def decode(self, ids):
         """Text of the ids; special tokens and ids beyond the vocabulary are left out."""
@@ -228,6 +274,9 @@ def load_tokenizer(folder):
     settings = _optional_json(folder / "tokenizer_config.json")
     special = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
     special = {key: text for key, text in special.items() if text is not None}
+    for key, text in special.items():
+        if not isinstance(text, str):
+            raise InputError(f"{folder / 'tokenizer_config.json'}: {key} must be text, got {text!r}")
     return Tokenizer(fast, _template(folder, settings), special, _stop_ids(folder, fast, special))
 
 
@@ -248,17 +297,26 @@ def _template(folder, settings):
             raise InputError(f"{file}: not UTF-8 ({error})") from error
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
+        try:
+            named = {entry["name"]: entry["template"] for entry in template}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is a list whose "
+                             f"entries lack {error}") from error
         template = named.get("default", next(iter(named.values()), None))
+    if not isinstance(template, (str, type(None))):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
     return template
 
 
 def _stop_ids(folder, fast, special):
     """Ids that end an answer: generation_config.json's, else config.json's; and eos_token."""
-    found = _optional_json(folder / "generation_config.json").get("eos_token_id")
-    if found is None:
-        found = _optional_json(folder / "config.json").get("eos_token_id")
-    ids = list(found) if isinstance(found, list) else [found]
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        found = _optional_json(file).get("eos_token_id")
+        ids = list(found) if isinstance(found, list) else [found]
+        if any(type(i) not in (int, type(None)) for i in ids):
+            raise InputError(f"{file}: eos_token_id must be a number or a list, got {found!r}")
+        if found is not None:
+            break
     ids.append(fast.token_to_id(special.get("eos_token", "")))
     return sorted({i for i in ids if i is not None})
 
@@ -272,28 +330,50 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError(f"operator {operator} is not allowed in a chat template")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context, function, *args, **kwargs):
+        method = getattr(function, "__wrapped__", function)  # str.format comes wrapped
+        _check_widths(getattr(method, "__self__", None), *args)
+        return super().call(context, function, *args, **kwargs)
+
+
+def _check_widths(*values):
+    """Refuses what 'x'.ljust(10 ** 9) and '%1000000000d' are made of."""
+    for value in values:
+        if type(value) is int and value > 10 ** 6:
+            raise SecurityError(f"width {value}; the limit in a chat template is 1000000")
+        if isinstance(value, str) and re.search(r"[%{:.][^%{}]{0,9}\d{6}", value):
+            raise SecurityError("a format wider than 1000000 in a chat template")
+
+
+def _bounded(name, original):
+    def bounded(*args, **kwargs):
+        _check_widths(*args, *kwargs.values())
+        return original(*args, **kwargs)
+    return bounded
+
 
 def render(template, seconds=2.0, size=1_000_000, **values):
     """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
     def fail(message=""):
         raise TemplateError(message)
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    for name in ("center", "format", "indent", "wordwrap"):
+        sandbox.filters[name] = _bounded(name, sandbox.filters[name])
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent)
     sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: FIXED_DATE)
     try:
-        compiled = sandbox.from_string(template)
-        text = _with_deadline(lambda: compiled.render(**values), seconds)
-    except (TemplateError, TimeoutError, MemoryError, RecursionError, TypeError, ValueError,
-            KeyError, AttributeError, ArithmeticError) as error:
+        text = _with_deadline(lambda: sandbox.from_string(template).render(**values), seconds, size)
+    except Exception as error:  # a stranger's program may fail in any way there is
         raise InputError(f"chat template: {type(error).__name__}: {error}") from error
     if len(text) > size:
         raise InputError(f"chat template: renders {len(text)} characters; the limit is {size}")
     return text
 
 
-def _with_deadline(call, seconds):
-    """call(), or TimeoutError: a trace function looks at the clock at every line it runs.
+def _with_deadline(call, seconds, size):
+    """call(), or TimeoutError: a trace function looks at the clock at every line it runs, and at
+    the length of every joined string.
 
     No signal and no thread, so it works in any thread and leaves nothing running behind.
     """
@@ -302,6 +382,9 @@ def _with_deadline(call, seconds):
     def watch(frame, event, argument):
         if time.monotonic() > end:
             raise TimeoutError(f"ran over {seconds} s")
+        if event == "call" and frame.f_code.co_name in ("str_join", "markup_join"):
+            if sum(len(x) for x in frame.f_locals["seq"] if isinstance(x, str)) > size:
+                raise MemoryError(f"joins over {size} characters")
         return watch
     before = sys.gettrace()
     sys.settrace(watch)

@@ -10,6 +10,7 @@ not depend on what is searched beside it.
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
 """
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -119,7 +120,8 @@ def read_rows(file, mend=False):
 
 def parts(file):
     """What several processes wrote of a labels file, one part each."""
-    return sorted(file.parent.glob(f"{file.stem}.part-*{file.suffix}"))
+    pattern = f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"
+    return sorted(file.parent.glob(pattern))
 
 
 def read_all(file, mine):
@@ -137,7 +139,8 @@ def merge(file, questions):
     order = {q.id: n for n, q in enumerate(questions)}
     ids = sorted(rows, key=lambda name: (order.get(name, len(order)), name))
     text = "".join(json.dumps(rows[name]) + "\n" for name in ids)
-    write_whole(file, lambda part: part.write_text(text))
+    if not file.exists() or file.read_text() != text:
+        write_whole(file, lambda part: part.write_text(text))
     for part in parts(file):
         part.unlink()
 
@@ -145,7 +148,7 @@ def merge(file, questions):
 def check_header(file, wanted):
     """Writes the header beside a new labels file; refuses a file made under another one."""
     side = Path(file).with_suffix(".meta.json")
-    if not side.exists() and not Path(file).exists():
+    if not Path(file).exists() and not parts(Path(file)):
         return write_json(side, wanted)
     found = read_json(side)
     for key, there, here in differences(found, wanted):
@@ -189,7 +192,7 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
             merge(file, questions)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    elif missing or parts(file):
+    else:
         merge(file, questions)
     rows = read_rows(file)
     return [rows[p.question.id] for p in prompts]

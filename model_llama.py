@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli import InputError
-from hf_folder import Config, load_tokenizer, read_config, read_tensors
+from hf_folder import Config, list_tensors, load_tokenizer, read_config, read_tensor
 
 __all__ = ["Config", "Generation", "KVCache", "Llama", "Route", "decode", "fixed", "generate",
            "load_model", "load_tokenizer", "prefill"]
@@ -292,6 +292,8 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:
         raise ValueError(f"lengths must lie in 1..{T}, got {lengths}")
+    if 0 < capacity < T:
+        raise ValueError(f"{T} prompt tokens; the cache has room for {capacity}")
     layers = model.config.num_layers
     route = fixed((1,) * layers) if route is None else route
     if getattr(route, "num_layers", layers) != layers:
@@ -358,17 +360,17 @@ def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
     longest, limit = max(map(len, prompts)), model.config.max_positions
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
-    max_new_tokens = min(max_new_tokens, limit - longest)
+    room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     device = model.embed_tokens.weight.device
     tokens, lengths = pad(prompts, device)
-    hidden, cache = prefill(model, tokens, route, lengths, longest + max_new_tokens)
+    hidden, cache = prefill(model, tokens, route, lengths, longest + max(room))
     decisions = cache.decisions
     last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, D)
 
     out = [[] for _ in prompts]
     logprobs, passes = torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
     rows, running = list(range(len(prompts))), [True] * len(prompts)  # row of the cache -> prompt
-    for step in range(max_new_tokens):
+    for _ in range(max(room)):
         best, chosen = model.head(last).float().log_softmax(-1).max(-1)
         for here, (logprob, token) in enumerate(zip(best.tolist(), chosen.tolist())):
             if running[here]:
@@ -377,7 +379,8 @@ def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
                 running[here] = token not in stop_ids
                 if running[here]:
                     out[rows[here]].append(token)
-        if not any(running) or step + 1 == max_new_tokens:
+                    running[here] = len(out[rows[here]]) < room[rows[here]]
+        if not any(running):
             break
         if 2 * sum(running) <= len(running):  # finished rows cost time: let go of them
             alive = torch.tensor(running)
@@ -422,44 +425,51 @@ def load_model(folder, device="cpu", dtype=None):
     config = read_config(folder)
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else config.dtype
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes only: nothing is allocated before the files agree
         model = Llama(config).to(dtype)
+    stored = _check_tensors(model, folder)
     model.to_empty(device=device)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    _fill(model, folder)
+    _fill(model, stored)
     return model.eval().requires_grad_(False)
 
 
-def _fill(model, folder):
+def _homes(model, names):
+    """checkpoint_views of the model, fitted to how a tied folder stores its one or two tables."""
     views = checkpoint_views(model)
-    wanted, extra = set(views), []
-    for file, name, tensor in read_tensors(folder):
-        if name == "lm_head.weight" and model.config.tie_embeddings:
-            if "model.embed_tokens.weight" not in wanted:
-                _check_tied(model, file, tensor)
-                continue
-            name = "model.embed_tokens.weight"  # some tied folders store only the head
-        elif name not in views:
-            extra.append(name)
-            continue
-        if tensor.shape != views[name].shape:
-            raise InputError(f"{file}: {name} has shape {tuple(tensor.shape)}; config.json says "
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if model.config.tie_embeddings and head in names:
+        if embedding in names:  # declared tied, yet stored twice: the head may be its own
+            model.lm_head.weight = nn.Parameter(torch.empty_like(model.embed_tokens.weight))
+            views[head] = model.lm_head.weight.data
+        else:  # some tied folders store only the head
+            views[head] = views.pop(embedding)
+    return views
+
+
+def _check_tensors(model, folder):
+    """[(file, name)] of a folder whose names and shapes are the model's; InputError otherwise."""
+    stored = list_tensors(folder)
+    names = {name for _, name, _ in stored}
+    views = _homes(model, names)
+    missing, extra = sorted(set(views) - names), sorted(names - set(views))
+    if missing or extra:
+        raise InputError(f"{folder}: {len(missing)} tensors missing {missing[:3]}, "
+                         f"{len(extra)} unexpected {extra[:3]}")
+    for file, name, shape in stored:
+        if shape != tuple(views[name].shape):
+            raise InputError(f"{file}: {name} has shape {shape}; config.json says "
                              f"{tuple(views[name].shape)}")
-        views[name].copy_(tensor)
+    return [(file, name) for file, name, _ in stored]
+
+
+def _fill(model, stored):
+    """Reads every tensor into its place."""
+    views = _homes(model, {name for _, name in stored})
+    for file, name in stored:
+        read_tensor(file, name, views[name])
         if not views[name].isfinite().all():
             raise InputError(f"{file}: {name} holds NaN or infinite values")
-        wanted.discard(name)
-    if wanted or extra:
-        raise InputError(f"{folder}: {len(wanted)} tensors missing {sorted(wanted)[:3]}, "
-                         f"{len(extra)} unexpected {sorted(extra)[:3]}")
-
-
-def _check_tied(model, file, head):
-    """A folder may declare tied embeddings and still store a head of its own: then it is used."""
-    embedding = model.embed_tokens.weight
-    if head.shape != embedding.shape:
-        raise InputError(f"{file}: lm_head.weight has shape {tuple(head.shape)}; the embedding "
-                         f"has {tuple(embedding.shape)}")
-    if not torch.equal(head.to(embedding), embedding):
-        model.lm_head.weight = nn.Parameter(head.to(embedding, copy=True))
+    if model.config.tie_embeddings and torch.equal(model.lm_head.weight, model.embed_tokens.weight):
+        model.lm_head.weight = model.embed_tokens.weight

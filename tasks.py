@@ -19,6 +19,7 @@ else inside \\boxed{}. Model output is text to compare, never to run.
 """
 import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -88,7 +89,8 @@ def load_questions(file, task=None, skip_bad_rows=False):
             question = replace(question, task=task or question.task)
             if questions.setdefault(question.id, question) != question:
                 raise ValueError(f"id {question.id!r} stands for two questions")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError,
+                RecursionError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             if not skip_bad_rows:
                 raise InputError(f"{file}:{number}: {reason}") from error
@@ -122,7 +124,7 @@ def _rows(file):
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 ({error})") from error
     if file.suffix == ".csv":
-        return _csv(text)
+        return _csv(file, text)
     if text.lstrip().startswith("["):
         try:
             return enumerate(json.loads(text), 1)
@@ -131,9 +133,12 @@ def _rows(file):
     return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _csv(text):
+def _csv(file, text):
     """Rows of a CSV with a header, or of MMLU's six columns without one."""
-    rows = [row for row in csv.reader(text.splitlines(keepends=True)) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise InputError(f"{file}: not valid CSV ({error})") from error
     if rows and all(len(row) == 6 and row[5].strip() in "ABCD" for row in rows):
         return ((n, {"question": row[0], "choices": row[1:5], "answer": row[5].strip(),
                      "task": "mmlu"}) for n, row in enumerate(rows, 1))
@@ -161,8 +166,9 @@ def read_row(row):
             break
     else:
         raise ValueError(f"no known schema has the fields {', '.join(sorted(row)[:8])}")
-    if not question.answer:
+    if not question.answer.strip():
         raise ValueError("no answer")
+    "".join([question.question, question.prompt or "", *question.choices]).encode()  # is it text?
     if not (question.question or question.prompt or "").strip():
         raise ValueError("the question is empty")
     return question
@@ -170,8 +176,8 @@ def read_row(row):
 
 def _new(row, task, question, answer, level=0, **more):
     words = "\0".join([question, *more.get("choices", ()), more.get("prompt") or "", answer])
-    name = row.get("id") or hashlib.sha256(words.encode()).hexdigest()[:12]
-    return Question(str(name), task, level, question, answer, **more)
+    name = _text(row.get("id")) or hashlib.sha256(words.encode()).hexdigest()[:12]
+    return Question(name, task, level, question, answer, **more)
 
 
 def _arc(row):
@@ -180,12 +186,21 @@ def _arc(row):
         choices = {key: [option[key] for option in inner["choices"]] for key in ("text", "label")}
         inner = inner["stem"]
     labels, key = [str(label) for label in choices["label"]], str(row["answerKey"])
+    if len(labels) != len(choices["text"]):
+        raise ValueError(f"{len(choices['text'])} texts for {len(labels)} labels")
     if key not in labels:
         raise ValueError(f"answerKey {key!r} is not among the labels {', '.join(labels)}")
     return _new(row, "arc", inner, LETTERS[labels.index(key)], choices=_texts(choices["text"]))
 
 
+def _text(value):
+    """A field as text; absent is empty, and 0 is an answer like any."""
+    return "" if value is None else str(value)
+
+
 def _texts(texts):
+    if not isinstance(texts, list):
+        raise ValueError(f"choices must be a list, got {texts!r}"[:80])
     if not 2 <= len(texts) <= len(LETTERS):
         raise ValueError(f"{len(texts)} choices; 2 to {len(LETTERS)} are supported")
     return tuple(str(text) for text in texts)
@@ -198,13 +213,13 @@ def _level(text):
 
 
 def _math(row):
-    answer = row.get("answer") or extract_boxed(row.get("solution") or "") or ""
-    return _new(row, "math", row["problem"], str(answer), _level(row.get("level")))
+    answer = _text(row.get("answer")) or extract_boxed(row.get("solution") or "") or ""
+    return _new(row, "math", row["problem"], answer, _level(row.get("level")))
 
 
 def _dart(row):
     level = _level((row.get("query_metadata") or {}).get("level"))
-    return _new(row, "dart", row["query"], str(row["gt_ans"]), level)
+    return _new(row, "dart", row["query"], _text(row["gt_ans"]), level)
 
 
 def _gsm8k(row):
@@ -214,12 +229,14 @@ def _gsm8k(row):
 
 def _ours(row):
     choices = _texts(row["choices"]) if row.get("choices") else ()
-    answer = str(row["answer"])
-    if choices and answer not in LETTERS[:len(choices)]:
+    answer, budget = _text(row["answer"]), _text(row.get("max_new_tokens"))
+    if choices and answer not in list(LETTERS[:len(choices)]):
         raise ValueError(f"answer {answer!r} is not a letter of its {len(choices)} choices")
+    if budget and int(budget) < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {budget}")
     return _new(row, str(row.get("task", "questions")), row.get("question") or "", answer,
-                int(row.get("level", 0)), choices=choices, prompt=row.get("prompt"),
-                max_new_tokens=row.get("max_new_tokens"))
+                int(row.get("level") or 0), choices=choices, prompt=row.get("prompt") or None,
+                max_new_tokens=int(budget) if budget else None)
 
 
 SCHEMAS = (
@@ -256,6 +273,7 @@ def _fill(question, letter_form, boxed_form, option_form):
 
 _LETTER = re.compile(r"\s*(?:answer:?|the correct answer is:?|\s)*"
                      r"(?:\(([a-j])\)|([a-j])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
+_WORDS = re.compile(r"\w+(?: \w+)+")
 
 
 def extract_answer(text, question):
@@ -281,6 +299,7 @@ def grade(text, question):
     found = extract_answer(text[:4000], question)
     if found is None:
         return 0.0
-    if question.choices:
-        return float(found == question.answer)
-    return float(found.strip() == question.answer.strip() or answers_equal(found, question.answer))
+    gold = question.answer.strip()
+    if question.choices or _WORDS.fullmatch(gold):  # "c a b" is a sequence, not a product
+        return float(found.split() == gold.split())
+    return float(found.strip() == gold or answers_equal(found, gold))

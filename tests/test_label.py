@@ -177,7 +177,7 @@ def test_row_is_complete_and_survives_json(world):
     """Catches a tensor in a row, and a field that later steps miss."""
     for question, row in zip(world.questions, world.rows):
         assert list(row) == ["id", "task", "level", "default_correct", "decisions", "length",
-                             "correct", "simulations"]
+                             "correct", "wrong", "simulations"]
         assert [row["id"], row["task"], row["level"]] == [
             question.id, question.task, question.level]
         assert row["simulations"] == CONFIG.simulations
@@ -221,7 +221,8 @@ def test_label_is_the_papers_choice_among_right_paths(right, decisions):
     row = row_of(prompt, result, dict.fromkeys(right, 0.25))
     assert row == {"id": "a", "task": "t", "level": 1, "default_correct": DEFAULT in right,
                    "decisions": row["decisions"], "length": sum(decisions),
-                   "correct": [[list(path), 0.25] for path in right], "simulations": 4}
+                   "correct": [[list(path), 0.25] for path in right],
+                   "wrong": [list(path) for path in asked if path not in right], "simulations": 4}
     assert list(row["decisions"]) == decisions
 
 
@@ -345,11 +346,12 @@ def test_labels_made_otherwise_are_refused_with_both_values(world, tmp_path, cha
     assert file.read_bytes() == world.bytes
 
 
-def test_header_alone_refuses_another_run(world, tmp_path):
-    """Catches a header that counts only once rows stand beside it: parts may hold them."""
-    labels_file(world, tmp_path, b"").unlink()
+def test_header_refuses_another_run_where_only_parts_stand_beside_it(world, tmp_path):
+    """Catches a header that counts only once the merged file is there: parts hold rows too."""
+    file = labels_file(world, tmp_path, world.bytes)
+    file.rename(tmp_path / "labels.part-0.jsonl")
     with pytest.raises(InputError, match="seed 0; .* seed 5"):
-        run_label(world, tmp_path / "labels.jsonl", seed=5)
+        run_label(world, file, seed=5)
 
 
 def test_removing_the_file_as_advised_makes_room_for_another_run(world, tmp_path):

@@ -27,7 +27,7 @@ from model_llama import load_model, load_tokenizer
 from tasks import load_all
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
-TILTS = (-0.5, 0.5, 1.0, 2.0, 3.0)
+TILTS = (-0.5, 1.0, 3.0)
 BARS = "▁▂▃▄▅▆▇█"
 
 

@@ -26,6 +26,7 @@ from cli import InputError, write_whole
 
 SETTINGS = ("num_layers", "hidden_size", "width", "windows")
 GATE = ("gate_projection", "gate_points", "gate_limits")
+NEAREST = 3  # the gate measures the distance to the third nearest point
 
 
 # ---- windowed pooling ----
@@ -103,9 +104,9 @@ def mean_state(pooled, counts):
     return pooled.sum(-2) / counts[..., None]
 
 
-def nearest_distance(states, points, nearest=3):
+def nearest_distance(states, points):
     """Distance of states (..., N, G) to their third nearest of points (..., M, G): (..., N)."""
-    return torch.cdist(states, points).topk(nearest, largest=False).values[..., -1]
+    return torch.cdist(states, points).topk(NEAREST, largest=False).values[..., -1]
 
 
 def fit_gate(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
@@ -198,6 +199,8 @@ class Routers(nn.Module):
         expected = {name: tuple(p.shape) for name, p in routers.state_dict().items()}
         if GATE[1] in tensors and tensors[GATE[1]].dim() == 3:
             M, G = tensors[GATE[1]].shape[1:]
+            if M < NEAREST:
+                raise InputError(f"{file}: a gate of {M} points; at least {NEAREST} are needed")
             L, D = routers.num_layers, routers.hidden_size
             expected |= dict(zip(GATE, ((D, G), (L, M, G), (L,))))
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -61,8 +61,8 @@ def edits(decisions):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Algorithm 1's constants. `widening` is ours: a node visited v times has at most
-    max(1, v ** widening) children before the search goes deeper."""
+    """Algorithm 1's constants. `widening` is ours: a node visited v times gets another child while
+    it has fewer than max(1, v ** widening), or when there is nowhere deeper to go."""
     simulations: int = 50           # new paths asked after the default
     exploration: float = 1.8        # c
     length_penalty: float = 3.0     # lambda

@@ -547,6 +547,15 @@ def test_load_refuses_half_a_gate_and_one_of_another_size(tmp_path, name):
         refusal(file)
 
 
+def test_load_refuses_a_gate_of_fewer_than_three_points(tmp_path):
+    """No third nearest point: the first prompt ends with a traceback that names no file."""
+    routers, file = gated_routers(), tmp_path / "r.safetensors"
+    routers.notes = {"model": MODEL.fingerprint()}
+    routers.gate_points = routers.gate_points[:, :2].clone()
+    routers.save(file)
+    refusal(file)
+
+
 def test_load_refuses_routers_of_another_model_and_names_both(tmp_path):
     """Routers read other layers' states without complaint: only the fingerprint tells."""
     saved(tmp_path / "r.safetensors")

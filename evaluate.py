@@ -171,7 +171,8 @@ def add_static(table, main, statics):
     below = max((pair for pair in asked if pair[0] <= layers), default=asked[0], key=lambda p: p[0])
     above = min((pair for pair in asked if pair[0] > layers), default=asked[-1], key=lambda p: p[0])
     table.outcomes["static below"] = replace(below[1], name=f"static, {below[0]} layers")
-    table.outcomes["static above"] = replace(above[1], name=f"static, {above[0]} layers")
+    if above is not below:
+        table.outcomes["static above"] = replace(above[1], name=f"static, {above[0]} layers")
 
 
 def tilted(table, main, seeds, tilts=TILTS):

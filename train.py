@@ -132,7 +132,12 @@ def load_data(args):
     if args.data is None:
         return load_all([DEMO_LABEL]), load_all(DEMO_TEST)
     if args.test:
-        return load_all(args.data, args.skip_bad_rows), load_all(args.test, args.skip_bad_rows)
+        to_label, test = (load_all(files, args.skip_bad_rows) for files in (args.data, args.test))
+        both = {q.id for q in to_label} & {q.id for q in test}
+        if both:
+            raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also stand "
+                             f"in --data, e.g. {min(both)}")
+        return to_label, test
     return split(load_all(args.data, args.skip_bad_rows))
 
 

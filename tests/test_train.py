@@ -144,6 +144,13 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
             for n in range(5)]
     rows = [row | {"prompt": f"a b {n}"} for n, row in enumerate(rows)]
     (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
+               "--out", str(tmp_path / "o"), *ARGS]
     with pytest.raises(InputError, match="answered none of 5 questions"):
-        train.main(["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
-                    "--test", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "o"), *ARGS])
+        train.main(command + ["--test", str(folder / "q.jsonl")])
+
+
+def test_test_questions_that_are_also_labelled_are_refused(folder, tmp_path):
+    """A gain on questions that were trained on is no gain."""
+    with pytest.raises(InputError, match="60 of 60 test questions also stand in --data"):
+        run(folder, "--test", str(folder / "q.jsonl"))

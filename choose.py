@@ -8,9 +8,9 @@ what holds across questions, so the choice decides whether routing pays:
     consensus   the right path that also works for similar questions, less a price per layer
 
 Consensus groups the questions by what the routers see of them. What a group's searches tried
-says how much each single edit helps there; the most helpful edits together make a few paths, the
-best of them on some of the group's questions is kept, every question is asked along every kept path,
-and its label is the path that was right for it and for most of its neighbours.
+says how much each single edit helps there; the most helpful edits together make a few paths; the
+best of them on some of the group's questions, one per depth, are kept; every question is asked
+along every kept path; its label is the path that was right for it and for most of its neighbours.
 Questions that no path answers get no label; a default path that stays best is a label like any.
 """
 import torch

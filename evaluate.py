@@ -288,9 +288,11 @@ def parse_args(argv=None):
                         help="router files; several are taken as seeds of one recipe")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE",
                         help="question files, FILE or TASK=FILE")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="folder of metrics.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
+                        help="folder of metrics.json")
     parser.add_argument("--routes", default=",".join(ROUTES),
-                        help="comma-separated, of %(default)s; static needs paths.json beside the routers")
+                        help="comma-separated, of %(default)s; static needs the paths.json that "
+                             "training leaves beside the routers")
     parser.add_argument("--limit", type=int, help="take only the first N questions")
     parser.add_argument("--control", type=float, default=-0.5, help="the paper's knob, -1 to 1")
     parser.add_argument("--tilt", type=float, default=0.0,
@@ -313,7 +315,8 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds = [Routers.load(file, model) for file in args.routers]
-    prompts, too_long = prepare(load_all(args.data, args.skip_bad_rows)[:args.limit], tokenizer, model)
+    questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
+    prompts, too_long = prepare(questions, tokenizer, model)
     if not prompts:
         raise InputError(f"{args.data[0]}: all {len(too_long)} questions exceed the context of "
                          f"{model.config.max_positions} tokens")

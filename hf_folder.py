@@ -118,7 +118,8 @@ def _resolve(raw):
     return Config(
         model_type=family, vocab_size=raw["vocab_size"], hidden_size=hidden,
         intermediate_size=raw["intermediate_size"], num_layers=raw["num_hidden_layers"],
-        num_heads=heads, num_kv_heads=kv_heads or heads, head_dim=head_dim or hidden // max(1, heads),
+        num_heads=heads, num_kv_heads=kv_heads or heads,
+        head_dim=head_dim or hidden // max(1, heads),
         max_positions=raw.get("max_position_embeddings", 2048 if not qwen else 32768),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),

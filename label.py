@@ -112,7 +112,8 @@ def read_rows(file, mend=False):
     for number, line in enumerate(whole_lines(file, mend), 1):
         try:
             row = json.loads(line)
-            rows[row["id"]] = row | {"correct": [(tuple(path), sure) for path, sure in row["correct"]]}
+            correct = [(tuple(path), sure) for path, sure in row["correct"]]
+            rows[row["id"]] = row | {"correct": correct}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}:{number}: not a labels row ({error!r})") from error
     return rows
@@ -228,7 +229,8 @@ def main(argv=None):
     cli.add_model_flags(parser, DEMO_MODEL)
     parser.add_argument("--data", nargs="+", default=[DEMO_LABEL], metavar="FILE",
                         help="question files, FILE or TASK=FILE (default: the demo's)")
-    parser.add_argument("--out", type=Path, default=Path("labels.jsonl"), help="labels file to append to")
+    parser.add_argument("--out", type=Path, default=Path("labels.jsonl"),
+                        help="labels file to append to")
     parser.add_argument("--simulations", type=int, default=defaults.simulations,
                         help="paths tried per question after the default (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="take only the first N questions")
@@ -242,8 +244,8 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-    rows = label(model, tokenizer, load_all(args.data, args.skip_bad_rows)[:args.limit], args.out, config, args.seed,
-                 args.batch_size)
+    questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
+    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
     if os.environ.get("RANK", "0") == "0":
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 

@@ -336,7 +336,8 @@ class Generation:
 
     tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
     layers summed over every forward pass of the row (the prompt once, then each decoded token).
-    passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's tokens, stop id included.
+    passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's
+    tokens, stop id included.
     """
     tokens: list
     decisions: Tensor

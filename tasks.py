@@ -10,7 +10,8 @@ A file's schema is known by its fields, never by its name:
     MMLU         CSV without a header: question, four choices, letter
     ours         question or prompt, answer; optional id, task, level, choices, max_new_tokens
 
-JSON lines, a JSON list, CSV with a header, or parquet where pyarrow is installed. In ours `prompt` is given to the model as it stands, `question` is wrapped in the paper's prompt.
+JSON lines, a JSON list, CSV with a header, or parquet where pyarrow is installed. In ours
+`prompt` is given to the model as it stands, `question` is wrapped in the paper's prompt.
 Prompts are the paper's (Appendix A): through the chat template if the folder has one, else the
 base prompt with the answer already begun. Multiple choice is answered by a letter, anything
 else inside \\boxed{}. Model output is text to compare, never to run.

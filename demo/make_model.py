@@ -1,6 +1,6 @@
 """Trains the demo's base model: a 12-block Llama folder, from random weights, on a CPU.
 
-    python demo/make_model.py --seed 1     about 20 minutes on one core; demo/model/training.json is the log
+    python demo/make_model.py --seed 1     about 20 minutes on one core; see demo/model/training.json
 
 Four things make such a small model answer like a large one, mixed and improvable:
 1. Stochastic depth: most steps run a random path (skips and repeats, the same for the batch,

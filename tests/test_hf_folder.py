@@ -504,6 +504,8 @@ def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):
     ("{{ strftime_now('%d %b %Y') }}", FIXED_DATE), ("{{ x | tojson }}", '{"a": "<é>"}'),
     ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
     ("{% set ns = namespace(n=1) %}{% set ns.n = ns.n * 3 %}{{ ns.n }}", "3"),
+    ("{{ 'a b c' | wordwrap(3) }}", "a b\nc"), ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
+    ("{{ '{:>3}'.format(7) }}{{ '%3d' | format(7) }}{{ 7 | string | center(3) }}", "  7  7 7 "),
     ("{% if true %}\n  a\n  {% endif %}\nb", "  a\nb"), ("{{ missing is defined }}", "False")])
 def test_templates_get_the_helpers_they_expect(template, wanted):
     """Catches a date that changes the prompt every day, and blanks that change its tokens."""
@@ -547,9 +549,17 @@ ENDLESS = ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}
 
 def test_an_endless_template_ends():
     """Catches a template that never comes back."""
-    start = time.monotonic()
+    start = time.thread_time()  # a busy machine takes longer by the clock on the wall
     refused(lambda: render(ENDLESS), "2.0 s")
-    assert time.monotonic() - start < 5
+    assert time.thread_time() - start < 3
+
+
+def test_the_deadline_counts_work_and_not_waiting(monkeypatch):
+    """Catches an honest template refused, and a whole run with it, because the machine is busy:
+    here the clock on the wall runs a second with every look at it."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    assert render("{% for i in range(9) %}{{ i }}{% endfor %}") == "012345678"
 
 
 def test_rendering_leaves_no_tracer_behind():
@@ -573,7 +583,7 @@ def test_an_endless_template_ends_in_any_thread(template):
             errors.append(str(error))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert errors and "0.2 s" in errors[0]
 
 
@@ -589,11 +599,32 @@ def test_a_huge_rendering_is_refused(template):
     "{{ 'x'.ljust(20000000) | length }}", "{{ 'x' | center(20000000) | length }}",
     "{{ '%20000000d' | format(1) | length }}", "{{ '{:20000000}'.format(1) | length }}",
     "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = ns.x ~ ns.x %}"
-    "{% endfor %}{{ ns.x | length }}"], ids=lambda value: value[:30])
+    "{% endfor %}{{ ns.x | length }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = ns.x + ns.x %}"
+    "{% endfor %}{{ ns.x | length }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = [ns.x, ns.x] | join %}"
+    "{% endfor %}{{ ns.x | length }}",
+    "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(3) %}"
+    "{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}{{ ns.x | length }}",
+    "{{ '{0:>{w}}'.format('x', w=20000000) | length }}",
+    "{{ '\t'.expandtabs(tabsize=20000000) | length }}"], ids=lambda value: value[-75:])
 def test_a_template_cannot_build_a_huge_value_that_it_does_not_print(template):
     """Catches memory filled before the length of the text is looked at: with 10 more zeros
     these take the machine down, whatever the limit on the text says."""
     refused(lambda: render(template), "chat template")
+
+
+ASKS = ("{% if m.startswith('<tool>') %}tool{% endif %}{{ m.split('</think>')[-1] }}"
+        "{{ m | trim | replace('\\r', '') }}")
+
+
+@pytest.mark.parametrize("content", [
+    "What is 3.14159265 * 2?", "Population: 1000000.", "100% of 1234567", "{x: 1234567}",
+    "%1000000d", "{{ 1 // 0 }} {% if", "{0.__class__}", "\ud7ff\U0001f600 \0"])
+def test_a_message_may_hold_any_text(content):
+    """Catches limits on a template's own formats that refuse the numbers of a question: real
+    templates call startswith, split and trim on the text of a message."""
+    assert render(ASKS, m=content) == content * 2
 
 
 PIECES = [

@@ -18,7 +18,8 @@ import torch
 from answers import answer
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 
-PRICES = {"shortest": 0.0, "confident": 0.001, "consensus": 0.06}  # reward per layer, by default
+CHOICES = ("consensus", "confident", "shortest")
+PRICES_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer
 SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13)  # of a layer, for a group's paths
 
 
@@ -27,13 +28,26 @@ def shortest(rows):
     return [tuple(row["decisions"]) if row["correct"] else None for row in rows]
 
 
-def confident(rows, price=PRICES["confident"]):
+def confident(rows, price=0.001):
     """argmax over the right paths of P(answer) - price * |path|."""
     return [max(row["correct"], key=lambda met: met[1] - price * sum(met[0]), default=(None,))[0]
             for row in rows]
 
 
-def consensus(right, share, paths, price=PRICES["consensus"]):
+def half_gain_price(right, share, paths):
+    """The largest price of a layer at which choosing paths by the neighbours alone, a question's own
+    answers unseen, still keeps half of what it can gain over the default path, paths[0].
+
+    It is measured on the label questions, so that no test question has a say in it.
+    """
+    lengths = torch.tensor([float(sum(path)) for path in paths])
+    answered = {price: right.gather(1, (share - price * lengths).argmax(1)[:, None]).float().mean()
+                for price in PRICES_TRIED}
+    half = (right[:, 0].float().mean() + max(answered.values())) / 2
+    return max((price for price in PRICES_TRIED if answered[price] >= half), default=PRICES_TRIED[0])
+
+
+def consensus(right, share, paths, price):
     """argmax over the paths that are right for a question of share - price * |path|.
 
     right (N, K) bool: path k answers question n. share (N, K): of its neighbours.

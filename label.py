@@ -16,6 +16,7 @@ import json
 import os
 import random
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -187,8 +188,8 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
     if missing:
         search_missing(model, tokenizer, missing, mine, config, seed, batch_size, rows)
     if world > 1:
-        torch.distributed.init_process_group("gloo")
-        torch.distributed.barrier()  # every part is complete
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.barrier()  # every part is complete, however far apart they finish
         if rank == 0:
             merge(file, questions)
         torch.distributed.barrier()
@@ -239,6 +240,9 @@ def main(argv=None):
                         help="leave out question rows that cannot be used, instead of stopping")
     parser.add_argument("--batch-size", type=int, default=512, help="searches under way at once")
     args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.simulations < 1:
+        parser.error(f"--batch-size and --simulations must be at least 1, got {args.batch_size} "
+                     f"and {args.simulations}")
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     tokenizer = load_tokenizer(args.model)

@@ -274,7 +274,7 @@ def _fill(question, letter_form, boxed_form, option_form):
 
 _LETTER = re.compile(r"\s*(?:answer:?|the correct answer is:?|\s)*"
                      r"(?:\(([a-j])\)|([a-j])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
-_WORDS = re.compile(r"\w+(?: \w+)+")
+_WORDS = re.compile(r"\w(?: \w)+")  # single letters or digits, one after the other
 
 
 def extract_answer(text, question):
@@ -301,6 +301,6 @@ def grade(text, question):
     if found is None:
         return 0.0
     gold = question.answer.strip()
-    if question.choices or _WORDS.fullmatch(gold):  # "c a b" is a sequence, not a product
+    if question.choices or _WORDS.fullmatch(gold):  # "c a b" is no product
         return float(found.split() == gold.split())
     return float(found.strip() == gold or answers_equal(found, gold))

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import cli
 from answers import batches, prepare
-from choose import (PRICES, along_each, cluster, confident, consensus, frontier, good_paths,
-                    neighbours, shortest, similarity_space)
+from choose import (CHOICES, along_each, cluster, confident, consensus, frontier, good_paths,
+                    half_gain_price, neighbours, shortest, similarity_space)
 from cli import InputError, read_json, write_json
 from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
 from evaluate import ROUTES, compare, report
@@ -201,9 +201,10 @@ def parse_args(argv=None):
     parser.add_argument("--test", nargs="+", metavar="FILE",
                         help="held-out questions; default: a fifth of --data, by question id")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--choose", choices=PRICES, default="consensus",
+    parser.add_argument("--choose", choices=CHOICES, default="consensus",
                         help="which right path becomes the label; shortest is the paper's")
-    parser.add_argument("--price", type=float, help="reward a layer costs in the choice of label")
+    parser.add_argument("--price", type=float, help="reward a layer costs in the choice of label; default: 0.001 for "
+                             "confident, for consensus what keeps half of the gain")
     parser.add_argument("--simulations", type=int, default=search.simulations,
                         help="paths tried per question after the default (default: %(default)s)")
     parser.add_argument("--clusters", type=int, default=16, help="groups of similar questions")
@@ -238,9 +239,11 @@ def labels_of(run, rows, prompts):
     default = torch.ones(len(prompts), run.model.config.num_layers, dtype=torch.long)
     space = similarity_space(*features(run.model, prompts, default, run.config.windows))
     paths, right = measured_paths(run, rows, prompts, space)
-    chosen, price = run.args.choose, run.args.price
-    price = PRICES[chosen] if price is None else price
-    labels = {"consensus": lambda: consensus(right, neighbours(space, right), paths, price),
+    chosen, price, share = run.args.choose, run.args.price, neighbours(space, right)
+    if price is None:
+        price = half_gain_price(right, share, paths) if chosen == "consensus" else 0.001
+    print(f"{len(paths)} paths tried on every question; price of a layer: {price}")
+    labels = {"consensus": lambda: consensus(right, share, paths, price),
               "confident": lambda: confident(rows, price),
               "shortest": lambda: shortest(rows)}
     return {choice: labels[choice]() for choice in dict.fromkeys((chosen, "shortest"))}, \

@@ -1,12 +1,13 @@
 """Which right path becomes the label: each choice on cases small enough to do by hand."""
 import random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
-                    neighbours, shortest, similarity_space, strongest)
+                    half_gain_price, neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
 
 DEFAULT, SHORT, LONG = (1, 1, 1), (1, 0, 1), (1, 2, 1)
@@ -38,6 +39,18 @@ def test_consensus_takes_what_neighbours_share_among_the_paths_right_for_the_que
     share = torch.tensor([[0.5, 0.4, 1.0], [1.0, 1.0, 0.1], [1.0, 1.0, 1.0]])
     assert consensus(right, share, paths, 0.0) == [DEFAULT, LONG, None]
     assert consensus(right, share, paths, 0.2)[0] == SHORT
+
+
+def test_half_gain_price_by_hand():
+    """Ten questions: the default answers 4, a path of two layers more all 10, one of two fewer 7.
+    Half of the gain of 6 is 7 right: the short path still has it. Where it answers 6, it has not."""
+    paths = [(1,) * 6, (2, 2, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1)]
+    answers = lambda short: torch.tensor([[n < 4, True, n < short] for n in range(10)])
+    share = lambda right: right.float().mean(0).expand(10, 3)
+    assert half_gain_price(answers(7), share(answers(7)), paths) == 0.1
+    # 1.0 - 8p against 0.6 - 4p: beyond 0.1 the short path would be chosen
+    assert half_gain_price(answers(6), share(answers(6)), paths) == pytest.approx(0.1, abs=0.0051)
+    assert half_gain_price(answers(8), share(answers(8)), paths) == 0.1
 
 
 def test_neighbours_leave_the_question_itself_out():

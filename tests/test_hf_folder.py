@@ -96,6 +96,15 @@ def test_a_sharded_folder_is_the_same_model(family, count, rng):
         assert torch.equal(load_model(folder)(TOKENS), model(TOKENS))
 
 
+@pytest.mark.parametrize("piece", [1, 100, 256])
+def test_a_tensor_read_in_pieces_is_whole(piece, monkeypatch, tmp_path):
+    """Catches a last piece left out, or rows written in the wrong place: real tensors exceed
+    one piece, and tiny ones only do so where a piece is this small (bytes)."""
+    monkeypatch.setattr("hf_folder.CHUNK", piece)
+    model = tiny_model(1, "qwen3", torch.float32)
+    assert torch.equal(load_model(save_tiny(tmp_path, model))(TOKENS), model(TOKENS))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_the_dtype_asked_for_is_the_dtype_of_every_weight(dtype, folder):
     """Catches weights that keep the checkpoint's dtype, or one parameter that does."""

@@ -27,7 +27,7 @@ from model_llama import load_model, load_tokenizer
 from tasks import load_all
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
-TILTS = (-0.5, 1.0, 3.0)
+TILTS = (-0.5, 2.0)
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
 # ---- uncertainty ----
 
-def interval(difference, resamples=2000, seed=0):
+def interval(difference, resamples=1000, seed=0):
     """95% bootstrap interval (low, high) of the mean of paired differences (N,)."""
     values = np.asarray(difference, dtype=np.float64)
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ Left out: rope scalings other than llama3, sliding windows, quantised and remote
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
 import contextlib
+import functools
 import json
 import math
 import re
@@ -322,43 +323,60 @@ def _stop_ids(folder, fast, special):
     return sorted({i for i in ids if i is not None})
 
 
+LARGEST = 1_000_000  # characters or items of anything a template builds
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's immutable sandbox that also refuses to build huge values in one step."""
-    intercepted_binops = frozenset(("*", "**", "%"))
+    """jinja2's immutable sandbox that also refuses to build huge values."""
+    intercepted_binops = frozenset(("*", "**", "%", "+"))
 
     def call_binop(self, context, operator, left, right):
-        if operator == "**" or isinstance(left, (str, list)) or isinstance(right, (str, list)):
+        sized = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
+        if operator == "**" or (sized and operator != "+"):
             raise SecurityError(f"operator {operator} is not allowed in a chat template")
+        if sum(map(len, sized)) > LARGEST:
+            raise SecurityError(f"a sum over {LARGEST} characters in a chat template")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context, function, *args, **kwargs):
         method = getattr(function, "__wrapped__", function)  # str.format comes wrapped
-        _check_widths(getattr(method, "__self__", None), *args)
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str):
+            _check_size(getattr(method, "__name__", ""), owner, *args, *kwargs.values())
         return super().call(context, function, *args, **kwargs)
 
 
-def _check_widths(*values):
-    """Refuses what 'x'.ljust(10 ** 9) and '%1000000000d' are made of."""
-    for value in values:
-        if type(value) is int and value > 10 ** 6:
-            raise SecurityError(f"width {value}; the limit in a chat template is 1000000")
-        if isinstance(value, str) and re.search(r"[%{:.][^%{}]{0,9}\d{6}", value):
-            raise SecurityError("a format wider than 1000000 in a chat template")
+def _check_size(name, value, *args):
+    """Refuses a string method or filter, by name, whose result would be huge."""
+    size = max((n for n in args if type(n) is int), default=0)  # a width
+    if name == "format" and isinstance(value, str):
+        size = max(size, *(int(n[:9]) for n in re.findall(r"\d+", value)), 0)
+    elif name == "replace" and len(args) > 1 and all(isinstance(x, str) for x in (value, *args[:2])):
+        size = value.count(args[0]) * len(args[1])
+    elif name == "join":
+        items = value if isinstance(value, (list, tuple)) else args[0] if args else ()
+        size = sum(len(x) for x in items if isinstance(x, str))
+    if size > LARGEST:
+        raise SecurityError(f"{name} to {size}; the limit in a chat template is {LARGEST}")
 
 
 def _bounded(name, original):
+    """A filter that is checked first; wraps keeps jinja2's marks on it."""
+    takes_environment = hasattr(original, "jinja_pass_arg")
+
+    @functools.wraps(original)
     def bounded(*args, **kwargs):
-        _check_widths(*args, *kwargs.values())
+        _check_size(name, *args[takes_environment:], *kwargs.values())
         return original(*args, **kwargs)
     return bounded
 
 
-def render(template, seconds=2.0, size=1_000_000, **values):
+def render(template, seconds=2.0, size=LARGEST, **values):
     """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
     def fail(message=""):
         raise TemplateError(message)
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in ("center", "format", "indent", "wordwrap"):
+    for name in ("center", "format", "indent", "join", "replace", "wordwrap"):
         sandbox.filters[name] = _bounded(name, sandbox.filters[name])
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent)
@@ -378,10 +396,10 @@ def _with_deadline(call, seconds, size):
 
     No signal and no thread, so it works in any thread and leaves nothing running behind.
     """
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds  # work, not waiting: the machine may be busy
 
     def watch(frame, event, argument):
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise TimeoutError(f"ran over {seconds} s")
         if event == "call" and frame.f_code.co_name in ("str_join", "markup_join"):
             if sum(len(x) for x in frame.f_locals["seq"] if isinstance(x, str)) > size:

@@ -103,7 +103,7 @@ def test_command_line_repeats_what_training_reported(tmp_path, tiny_questions, c
     assert metrics["routes"]["dr.llm"]["accuracy"] == pytest.approx(routed.right.mean().item())
     assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
         routed.decisions.sum(1).float().mean().item())
-    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["frontier"]) == 4
+    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["frontier"]) == 3
     assert "over static" in capsys.readouterr().out
 
 

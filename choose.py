@@ -16,6 +16,7 @@ Questions that no path answers get no label; a default path that stays best is a
 import torch
 
 from answers import answer
+from drllm import mean_state
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 
 CHOICES = ("consensus", "confident", "shortest")
@@ -65,8 +66,7 @@ def similarity_space(pooled, counts):
     """A vector per question, (N, 3D): its mean state entering the first layer, and a third and two
     thirds of the way up the default path, standardised. pooled (N, L, W, D)."""
     L = pooled.shape[1]
-    mean = pooled[:, [0, L // 3, 2 * L // 3]].sum(2) / counts[:, None, None]
-    space = mean.flatten(1)
+    space = mean_state(pooled[:, [0, L // 3, 2 * L // 3]], counts[:, None]).flatten(1)
     return (space - space.mean(0)) / (space.std(0) + 1e-3)
 
 

@@ -100,7 +100,8 @@ def interpolate(probabilities, control):
 # ---- the gate ----
 
 def mean_state(pooled, counts):
-    """Mean over the windows in use: pooled (..., W, D) and counts (...) give (..., D)."""
+    """Mean over the windows in use: pooled (..., W, D) and counts (...), or what broadcasts to it,
+    give (..., D)."""
     return pooled.sum(-2) / counts[..., None]
 
 
@@ -118,7 +119,7 @@ def fit_gate(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
     projection = torch.linalg.qr(torch.randn(D, min(D, dimensions), generator=rng))[0]
-    states = mean_state(pooled, counts[:, None].expand(N, L)) @ projection  # (N, L, G)
+    states = mean_state(pooled, counts[:, None]) @ projection  # (N, L, G)
     order = torch.randperm(N, generator=rng)
     kept = min(points, N // 2)
     points, others = states[order[:kept]].transpose(0, 1), states[order[kept:]].transpose(0, 1)

@@ -109,6 +109,7 @@ class Comparison:
         self.batch_size = batch_size
         self.tasks = [p.question.task for p in prompts]
         self.inside = torch.tensor([task in known_tasks for task in self.tasks])
+        self.counted = self.inside if self.inside.any() else ~self.inside  # what totals are over
         self.outcomes, self.statics = {}, []
 
     def ask(self, name, routes, rows=None):
@@ -130,7 +131,6 @@ class Comparison:
     def metrics(self):
         """The object of metrics.json."""
         task_of = np.array(self.tasks)
-        inside = self.inside if self.inside.any() else torch.ones_like(self.inside)
         tasks = {}
         for task in dict.fromkeys(self.tasks):
             rows = torch.from_numpy(task_of == task)
@@ -140,7 +140,7 @@ class Comparison:
             if len(levels) > 1:
                 at = lambda level: torch.tensor([p.question.level == level for p in self.prompts])
                 tasks[task]["levels"] = {level: self.summary(rows & at(level)) for level in levels}
-        return {"routes": self.summary(inside), "tasks": tasks}
+        return {"routes": self.summary(self.counted), "tasks": tasks}
 
 
 def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROUTES,
@@ -163,11 +163,11 @@ def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROU
 
 
 def add_static(table, main, statics):
-    """Adds the static paths of the frontier, and their mix at the routers' depth, as routes."""
+    """Asks every static path of the frontier; the two around the routers' depth become routes."""
     asked = [(length, table.ask(f"static {length}", [torch.tensor(path).expand(
         len(table.prompts), -1)])) for length, path in statics]
     table.statics = [(length, outcome.right) for length, outcome in asked]
-    layers = table.outcomes[main].layers[table.inside].mean().item()
+    layers = table.outcomes[main].layers[table.counted].mean().item()
     below = max((pair for pair in asked if pair[0] <= layers), default=asked[0], key=lambda p: p[0])
     above = min((pair for pair in asked if pair[0] > layers), default=asked[-1], key=lambda p: p[0])
     table.outcomes["static below"] = replace(below[1], name=f"static, {below[0]} layers")
@@ -176,8 +176,8 @@ def add_static(table, main, statics):
 
 
 def tilted(table, main, seeds, tilts=TILTS):
-    """[{tilt, layers, accuracy, over_static, interval}]: the routers' frontier, in domain."""
-    rows, points = table.inside, []
+    """[{tilt, layers, accuracy, over_static, interval}]: the routers' frontier."""
+    rows, points = table.counted, []
     for tilt in tilts:
         if tilt:
             outcome = table.ask(f"tilt {tilt:+.1f}", [RouterRoute(one, tilt) for one in seeds], rows)
@@ -213,7 +213,7 @@ def print_tables(metrics, names):
     """The comparison per task and level, and over the tasks the labels knew."""
     inside = {n: t for n, t in metrics["tasks"].items() if t["domain"] == "in"}
     total = next(iter(metrics["routes"].values()))["n"]
-    print(f"\nIn domain, {total} questions, none of them labelled or trained on\n{HEAD}")
+    print(f"\n{'In' if inside else 'Out of'} domain, {total} questions, none of them labelled or trained on\n{HEAD}")
     for name, figures in metrics["routes"].items():
         print(row_text(names.get(name, name), figures))
     print("\nright % (layers) by task and level")
@@ -236,7 +236,7 @@ def print_tables(metrics, names):
 
 
 def print_frontier(points, statics):
-    print("\nThe frontier in domain: routers with a constant t * (0, 1, 2) added to their logits, "
+    print("\nThe frontier: routers with a constant t * (0, 1, 2) added to their logits, "
           "over static paths of the same mean depth")
     for point in points:
         low, high = point["interval"]
@@ -267,15 +267,15 @@ def report(table, main, seeds, names, out, extra=None):
     metrics = table.metrics()
     if table.statics and seeds:
         metrics["frontier"] = tilted(table, main, seeds, (0.0, *TILTS))
-        metrics["static"] = [{"layers": n, "accuracy": r[table.inside].mean().item()}
+        metrics["static"] = [{"layers": n, "accuracy": r[table.counted].mean().item()}
                              for n, r in table.statics]
-    rows = table.inside if table.inside.any() else torch.ones_like(table.inside)
+    rows = table.counted
     metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
                          "layers": a.decisions[rows].sum(1).float().mean().item()}
                         for seed, a in enumerate(table.outcomes[main].seeds)]
     print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
     if "frontier" in metrics:
-        print_frontier(metrics["frontier"], [(n, r[table.inside]) for n, r in table.statics])
+        print_frontier(metrics["frontier"], [(n, r[table.counted]) for n, r in table.statics])
     print_heat_map(table, main)
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))
     return metrics

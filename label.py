@@ -38,7 +38,7 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=512, progress
 
     batch_size searches are under way at any time; a finished one makes room for the next.
     """
-    waiting = sorted(prompts, key=lambda p: -len(p.ids))[::-1]
+    waiting = sorted(reversed(prompts), key=lambda p: len(p.ids))  # the longest is popped first
     running = []  # [prompt, generator, path it asks about, confidences]
     while waiting or running:
         while waiting and len(running) < batch_size:

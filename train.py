@@ -70,8 +70,8 @@ class Recorder:
 
 
 @torch.inference_mode()
-def features(model, prompts, decisions, windows=8, batch_size=256, progress=None):
-    """(pooled (N, L, W, D) float32 on the CPU, window counts (N,)) of prompts along decisions (N, L)."""
+def features(model, prompts, decisions, windows=8, batch_size=256):
+    """(pooled (N, L, W, D) float32 on the CPU, window counts (N,)) along decisions (N, L)."""
     config = model.config
     pooled = torch.zeros(len(prompts), config.num_layers, windows, config.hidden_size)
     lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
@@ -80,8 +80,6 @@ def features(model, prompts, decisions, windows=8, batch_size=256, progress=None
         out = torch.zeros(len(rows), *pooled.shape[1:])
         prefill(model, tokens, Recorder(decisions[rows], windows, out), here)
         pooled[rows] = out
-        if progress:
-            progress(len(rows))
     return pooled, window_counts(lengths, windows)
 
 

@@ -107,6 +107,17 @@ def test_command_line_repeats_what_training_reported(tmp_path, tiny_questions, c
     assert "over static" in capsys.readouterr().out
 
 
+def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_questions, capsys):
+    """Totals over no question at all are NaN."""
+    model, tokenizer, prompts = tiny_questions
+    table = evaluate.compare(model, tokenizer, prompts, {"other"}, {"dr.llm": [Routers(3, 16)]},
+                             [(2, (1, 0, 1)), (4, (1, 2, 1))])
+    metrics = evaluate.report(table, "dr.llm", [Routers(3, 16)], {}, tmp_path)
+    assert metrics["routes"]["vanilla"]["n"] == len(prompts) and "NaN" not in json.dumps(metrics)
+    assert metrics["tasks"]["own"]["domain"] == "out"
+    assert "Out of domain" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["--routes", "vanilla,teleport"], ["--control", "1.5"]])
 def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

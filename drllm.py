@@ -148,7 +148,8 @@ class Routers(nn.Module):
 
     def set_gate(self, projection, points, limits):
         """Layers execute for prompts farther than the limits from the points (see fit_gate)."""
-        self.gate_projection, self.gate_points, self.gate_limits = projection, points, limits
+        gate = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
+        self.gate_projection, self.gate_points, self.gate_limits = gate
 
     def is_strange(self, layer, pooled, counts):
         """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router was trained on."""

@@ -1,4 +1,4 @@
-"""Trains the demo's base model: a 12-block Llama folder, from random weights, on a CPU.
+"""Trains the demo's base model: a 12-block Llama folder, from random weights.
 
     python demo/make_model.py --seed 1     about 20 minutes on one core; see demo/model/training.json
 
@@ -101,7 +101,7 @@ def dense_attention(queries, keys, values, mask):
     K = keys.shape[1]
     queries = queries.reshape(N, K, H // K * T, E)
     scores = (queries @ keys.mT).float().view(N, H, T, T) * E ** -0.5
-    scores = scores + torch.full((T, T), float("-inf")).triu(1)
+    scores = scores + torch.full((T, T), float("-inf"), device=scores.device).triu(1)
     weights = scores.softmax(-1).to(values.dtype)
     return (weights.view(N, K, H // K * T, T) @ values).view(N, H, T, E)
 
@@ -111,7 +111,8 @@ class Muon:
 
     def __init__(self, groups, lr):
         self.groups, self.lr = groups, lr
-        self.momentum = [torch.zeros(len(group), *group[0].shape) for group in groups]
+        self.momentum = [torch.zeros(len(group), *group[0].shape, device=group[0].device)
+                         for group in groups]
 
     @torch.no_grad()
     def step(self, scale, decay=0.02):
@@ -163,8 +164,9 @@ def optimizers(model):
 
 def loss_of(model, drafts, length, path, hint_weight=0.7):
     """Summed loss of a batch: every question counts once, and its hints 0.7 of once."""
-    tokens, targets, hints = batch(drafts, length)
-    with torch.autocast("cpu", torch.bfloat16):
+    device = model.embed_tokens.weight.device
+    tokens, targets, hints = (part.to(device) for part in batch(drafts, length))
+    with torch.autocast(device.type, torch.bfloat16):
         hidden, _ = model_llama.prefill(model, tokens, model_llama.fixed(path))
     is_answer = targets != IGNORE
     asked = torch.where(is_answer, targets, hints)
@@ -213,7 +215,8 @@ def accuracies(model, each=100):
                for kind in ("second", "smallest", "sum1", "sum3", "sum5", "sum7")}
     makers |= {task: (lambda task=task: questions.far(rng, task)) for task in questions.FAR}
     for name, make in makers.items():
-        tokens, targets, _ = batch([make() for _ in range(each)], 40)
+        tokens, targets, _ = (part.to(model.embed_tokens.weight.device)
+                              for part in batch([make() for _ in range(each)], 40))
         right = (model(tokens).argmax(-1) == targets) | (targets == IGNORE)
         scores[name] = right.all(1).float().mean().item()
     return scores
@@ -224,7 +227,8 @@ def accuracies(model, each=100):
 def save_folder(model, folder, record):
     """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and their like."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: view.contiguous() for name, view in model_llama.checkpoint_views(model).items()}
+    views = model_llama.checkpoint_views(model)
+    tensors = {name: view.cpu().contiguous() for name, view in views.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "vocab_size": CONFIG.vocab_size, "hidden_size": CONFIG.hidden_size,
@@ -251,6 +255,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=HERE / "model")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="torch device, cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="slower; needs no C++ compiler")
     args = parser.parse_args(argv)
@@ -260,11 +265,11 @@ def main(argv=None):
     def log(line):
         lines.append(line)
         print(line, flush=True)
-    model = new_model(args.seed)
+    model = new_model(args.seed).to(args.device)
     log(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     train(model, args.steps, args.seed, log, not args.no_compile)
     record = {"command": f"python demo/make_model.py --seed {args.seed} --steps {args.steps} "
-                         f"--threads {args.threads}",
+                         f"--threads {args.threads} --device {args.device}",
               "seconds": round(time.time() - began), "torch": torch.__version__, "log": lines}
     save_folder(model.eval(), args.out, record)
     print(f"wrote {args.out}")

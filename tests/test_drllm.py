@@ -637,3 +637,10 @@ def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
             random_routers(4).save(target)
     assert list(tmp_path.iterdir()) == [file]
     assert file.read_bytes() == before
+
+
+def test_the_gate_follows_the_routers_to_their_device():
+    """A gate fitted on the CPU once stayed there beside routers on a GPU."""
+    routers = Routers(2, 8).to("meta")
+    routers.set_gate(torch.zeros(8, 4), torch.zeros(2, 5, 4), torch.zeros(2))
+    assert {tensor.device.type for tensor in routers.state_dict().values()} == {"meta"}

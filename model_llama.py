@@ -355,41 +355,81 @@ def pad(prompts, device=None):
     return tokens.to(device), lengths
 
 
+class _Answers:
+    """What every row has said so far, and which rows go on."""
+
+    def __init__(self, room, stop_ids):
+        self.room, self.stop_ids = room, stop_ids
+        self.tokens, self.going = [[] for _ in room], [True] * len(room)
+        self.passes = torch.zeros(len(room), dtype=torch.long)
+        self.logprobs = torch.zeros(len(room))
+
+    def add(self, rows, logits):
+        """The likeliest next tokens (N,) of some rows, written down; logits (N, V)."""
+        best, chosen = logits.float().log_softmax(-1).max(-1)
+        for row, logprob, token in zip(rows, best.tolist(), chosen.tolist()):
+            self.passes[row] += 1
+            self.logprobs[row] += logprob
+            self.going[row] = token not in self.stop_ids
+            if self.going[row]:
+                self.tokens[row].append(token)
+                self.going[row] = len(self.tokens[row]) < self.room[row]
+        return chosen
+
+
 @torch.inference_mode()
-def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
-    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation."""
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses=None,
+             run_prompt=prefill):
+    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
+
+    guesses: B id lists that the answers may begin with. They change nothing but the time: a guess
+    goes through the layers together with its prompt, and what it has right is not decoded again.
+    run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
+    """
     longest, limit = max(map(len, prompts)), model.config.max_positions
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
     room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    device = model.embed_tokens.weight.device
-    tokens, lengths = pad(prompts, device)
-    hidden, cache = prefill(model, tokens, route, lengths, longest + max(room))
+    guesses = [()] * len(prompts) if guesses is None else guesses
+    tokens, _ = pad([[*prompt, *guess] for prompt, guess in zip(prompts, guesses)],
+                    model.embed_tokens.weight.device)
+    capacity = tokens.shape[1] + max(room)
+    hidden, cache = run_prompt(model, tokens, route, [len(p) for p in prompts], capacity)
     decisions = cache.decisions
-    last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, D)
-
-    out = [[] for _ in prompts]
-    logprobs, passes = torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
-    rows, running = list(range(len(prompts))), [True] * len(prompts)  # row of the cache -> prompt
-    for _ in range(max(room)):
-        best, chosen = model.head(last).float().log_softmax(-1).max(-1)
-        for here, (logprob, token) in enumerate(zip(best.tolist(), chosen.tolist())):
-            if running[here]:
-                passes[rows[here]] += 1
-                logprobs[rows[here]] += logprob
-                running[here] = token not in stop_ids
-                if running[here]:
-                    out[rows[here]].append(token)
-                    running[here] = len(out[rows[here]]) < room[rows[here]]
-        if not any(running):
-            break
-        if 2 * sum(running) <= len(running):  # finished rows cost time: let go of them
-            alive = torch.tensor(running)
+    answers = _Answers(room, set(stop_ids))
+    last = follow_guesses(model, hidden, cache, guesses, answers)
+    rows = list(range(len(prompts)))  # row of the cache -> prompt
+    while any(answers.going):
+        going = [answers.going[row] for row in rows]
+        if 2 * sum(going) <= len(rows):  # finished rows cost time: let go of them
+            alive = torch.tensor(going)
             cache.keep(alive)
-            chosen = chosen[alive.to(device)]
-            rows, running = [r for r, on in zip(rows, running) if on], [True] * sum(running)
-        last = decode(model, chosen[:, None], cache)[:, 0]
-    return Generation(out, decisions, passes * decisions.sum(1), passes, logprobs)
+            last = last[alive.to(last.device)]
+            rows = [row for row, on in zip(rows, going) if on]
+            going = [True] * len(rows)
+        hidden = decode(model, last[:, None], cache)[:, 0]
+        on = torch.tensor(going, device=last.device)
+        last = last.masked_scatter(on, answers.add([r for r, g in zip(rows, going) if g],
+                                                   model.head(hidden[on])))
+    layers = answers.passes * decisions.sum(1)
+    return Generation(answers.tokens, decisions, layers, answers.passes, answers.logprobs)
+
+
+def follow_guesses(model, hidden, cache, guesses, answers):
+    """The first token (B,) of every row that the prompt's hidden states (B, T, D) do not answer:
+    each row follows its guess while that is what it says, and the cache's lengths with it."""
+    last = torch.zeros(len(guesses), dtype=torch.long, device=hidden.device)
+    rows, place = list(range(len(guesses))), 0
+    while rows:
+        ends = torch.tensor([cache.lengths[row] - 1 for row in rows])
+        last[rows] = answers.add(rows, model.head(hidden[rows, ends]))
+        said = last.tolist()
+        rows = [row for row in rows if answers.going[row] and place < len(guesses[row])
+                and said[row] == guesses[row][place]]
+        for row in rows:
+            cache.lengths[row] += 1
+        place += 1
+    return last
 
 
 # ---- weights ----

@@ -6,6 +6,7 @@ cost less than one forward pass. Small spaces are checked against brute force ov
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given

@@ -39,7 +39,7 @@ DECISIONS = ("skip", "execute", "repeat")
 MARKS = ("·", "▪", "▪▪")               # a block per pass
 FILLS = ("░", "▒", "█")                # of the bars, told apart without colour
 COLOURS = ("2", "34", "33")            # dim, blue, yellow: ANSI codes
-BAR = 28                               # characters
+BAR = 30                               # characters
 LONGEST = 1000                         # characters of a question or answer that the page shows
 DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -89,10 +89,18 @@ def watch(model, tokenizer, prompts, route, batch_size=512):
     """The Evaluation of prompts by the plain model and by a RouterRoute."""
     witness = Witness(route)
     order = [i for rows in batches(prompts, batch_size) for i in rows]
-    with tqdm(total=2 * len(prompts), desc="asking", unit="answer", disable=len(prompts) < 2) as bar:
+    few = len(prompts) < 2
+    with tqdm(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
         plain, routed = (answer(model, tokenizer, prompts, way, batch_size, bar.update)
                          for way in (None, witness))
-    return Evaluation(prompts, plain, routed, *witness.by_question(order))
+    probabilities, closed = witness.by_question(order)
+    finite = probabilities.isfinite().all((1, 2)) & plain.confidence.isfinite() \
+        & routed.confidence.isfinite()
+    if not finite.all():
+        worst = prompts[int(finite.long().argmin())].question.id
+        raise InputError(f"question {worst!r}: the model's numbers overflow, as on "
+                         f"{int((~finite).sum())} of {len(prompts)} questions; try --dtype float32")
+    return Evaluation(prompts, plain, routed, probabilities, closed)
 
 
 # ---- what is told of a question, in the terminal and on the page ----
@@ -122,8 +130,8 @@ def text_of(question):
 def records(evaluation):
     """One object per question, ready for JSON.
 
-    decisions: L digits, how often each layer ran. closed: L digits, 1 where the gate was closed.
-    percents: L of [skip, execute, repeat].
+    decisions: L digits, how often each layer ran. routers: what its router alone would have done.
+    closed: L digits, 1 where the gate was closed. percents: L of [skip, execute, repeat].
     """
     digits = lambda row: "".join(str(int(value)) for value in row)
     return [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
@@ -131,6 +139,7 @@ def records(evaluation):
              "plain": told(evaluation.plain, n, p.question),
              "routed": told(evaluation.routed, n, p.question),
              "decisions": digits(evaluation.routed.decisions[n]),
+             "routers": digits(evaluation.probabilities[n].argmax(-1)),
              "closed": digits(evaluation.closed[n]),
              "percents": [percents(layer) for layer in evaluation.probabilities[n].tolist()]}
             for n, p in enumerate(evaluation.prompts)]
@@ -156,42 +165,41 @@ def bar_widths(shares, width=BAR):
 
 def layer_line(layer, record, paint):
     """`7  repeat  ▪▪  ░░▒▒▒▒██████   10  30  60`, and what the gate did."""
-    shares, decision = record["percents"][layer], int(record["decisions"][layer])
+    shares = record["percents"][layer]
+    decision, said = int(record["decisions"][layer]), int(record["routers"][layer])
     bar = "".join(paint(fill * width, colour)
                   for fill, colour, width in zip(FILLS, COLOURS, bar_widths(shares)))
-    said = shares.index(max(shares))
-    gate = ""
-    if record["closed"][layer] == "1":
-        gate = "gate" if said == decision else f"gate, not {DECISIONS[said]}"
+    gate = "gate" if said == decision else f"gate, not {DECISIONS[said]}"
     word = paint(f"{DECISIONS[decision]:<7} {MARKS[decision]:<2}", COLOURS[decision])
-    return f"{layer:>5}  {word}  {bar}  {shares[0]:>3} {shares[1]:>4} {shares[2]:>3}  {gate}".rstrip()
+    numbers = f"{shares[0]:>3} {shares[1]:>4} {shares[2]:>3}"
+    return f"{layer:>5}  {word}  {bar}  {numbers}  {gate if record['closed'][layer] == '1' else ''}"
 
 
 def answer_line(name, told, paint):
-    right = {None: "", True: paint("right", "32"), False: paint("wrong", "31")}[told["right"]]
+    """`Dr.LLM  4 }  right  0.970  11 x 3`: what was answered, and the layers and passes it took."""
     text = printable(told["answer"])
     text = text if len(text) <= 26 else text[:25] + "…"
+    mark = {None: "", True: "right", False: "wrong"}[told["right"]]
+    mark = paint(f"{mark:<5}", "32" if told["right"] else "31")
     layers = f"{told['layers']} x {told['passes']}"
-    return f"  {name:<12} {text:<26} {right or '     '} {told['confidence']:>12.3f} {layers:>13}"
+    return f"  {name:<12} {text:<26} {mark} {told['confidence']:>10.3f} {layers:>16}"
 
 
 def explained(record, colour=False):
-    """The lines a terminal shows for a record: its question, its layers, its answers."""
+    """The lines a terminal shows for a record, 80 columns wide: question, layers, answers."""
     paint = painter(colour)
-    lines = [f"{printable(record['id'])} ({printable(record['task'])}, level {record['level']})"]
+    title = f"{record['id']} ({record['task']}, level {record['level']})"
+    lines = textwrap.wrap(printable(title), 80)
     for line in record["question"].splitlines():
-        lines += textwrap.wrap(printable(line), 78, initial_indent="  ", subsequent_indent="  ")
+        lines += textwrap.wrap(printable(line), 80, initial_indent="  ", subsequent_indent="  ")
     legend = "  ".join(f"{fill} {name}" for fill, name in zip(FILLS, DECISIONS))
-    lines += ["", f"layer  decision    {legend:<{BAR}}  skip exec rep %"]
-    lines += [layer_line(n, record, paint) for n in range(len(record["percents"]))]
-    path = "".join("▁▄█"[int(runs)] for runs in record["decisions"])
-    lines += ["", f"  {'path: ' + path:<52}confidence layers x passes"
-              if len(path) < 46 else f"  {'':<52}confidence layers x passes",
+    lines += ["", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %"]
+    lines += [layer_line(layer, record, paint) for layer in range(len(record["percents"]))]
+    lines += ["", f"  {'':<12} {'answer':<26} {'':<5} {'confidence':>10} {'layers x passes':>16}",
               answer_line("plain model", record["plain"], paint),
               answer_line("Dr.LLM", record["routed"], paint)]
-    if record["gold"]:
-        lines.append(f"  {'gold':<12} {printable(record['gold'])}")
-    return lines
+    gold = textwrap.wrap(printable(record["gold"] or ""), 65)
+    return lines + [f"  {name:<12} {line}" for name, line in zip(["gold", *[""] * len(gold)], gold)]
 
 
 # ---- the page ----
@@ -213,12 +221,12 @@ def shortened(value):
 
 def policy(template):
     """The Content-Security-Policy that allows the template's own script and style, nothing else."""
-    hashed = {}
+    hashed = []
     for tag in ("script", "style"):
         text = re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        hashed[tag] = f"{tag}-src 'sha256-{digest}'"
-    return f"default-src 'none'; {hashed['script']}; {hashed['style']}; base-uri 'none'; form-action 'none'"
+        hashed.append(f"{tag}-src 'sha256-{digest}'")
+    return "; ".join(["default-src 'none'", *hashed, "base-uri 'none'", "form-action 'none'"])
 
 
 def page(about, rows):
@@ -260,8 +268,8 @@ def chosen_questions(args, tokenizer):
     if args.id is not None:
         found = [question for question in questions if question.id == args.id]
         if not found:
-            raise InputError(f"{args.data[0]}: none of the {len(questions)} questions of --data has "
-                             f"id {args.id!r}; the first is {questions[0].id!r}")
+            raise InputError(f"{args.data[0]}: none of the {len(questions)} questions of --data "
+                             f"has id {args.id!r}; the first is {questions[0].id!r}")
         return found
     return questions[:args.limit] if args.html else questions[:1]
 
@@ -275,7 +283,7 @@ def parse_args(argv=None):
     parser.add_argument("--question", metavar="TEXT", help="a question of your own")
     parser.add_argument("--answer", metavar="TEXT", help="its right answer, if you know it")
     parser.add_argument("--data", nargs="+", default=DEMO_TEST, metavar="FILE",
-                        help="question files, FILE or TASK=FILE (default: the demo's test questions)")
+                        help="question files, FILE or TASK=FILE (default: the demo's test)")
     parser.add_argument("--id", help="the question of --data to explain (default: the first)")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
     parser.add_argument("--limit", type=int, help="only the first N questions on the page")
@@ -288,8 +296,9 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
     args = parser.parse_args(argv)
     for name in ("limit", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     return args
 
 
@@ -317,7 +326,7 @@ def main(argv=None):
         print("\n".join(explained(rows[0], sys.stdout.isatty())))
         return
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
-             "questions": ", ".join(short_name(file) for file in args.data),
+             "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
              "tilt": f"{args.tilt:+g}", "gate": "off" if args.no_gate else "on",
              "too long for the context": str(len(too_long))}
     text = page(about, rows).encode("utf-8", "replace")

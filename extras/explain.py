@@ -172,7 +172,8 @@ def layer_line(layer, record, paint):
     gate = "gate" if said == decision else f"gate, not {DECISIONS[said]}"
     word = paint(f"{DECISIONS[decision]:<7} {MARKS[decision]:<2}", COLOURS[decision])
     numbers = f"{shares[0]:>3} {shares[1]:>4} {shares[2]:>3}"
-    return f"{layer:>5}  {word}  {bar}  {numbers}  {gate if record['closed'][layer] == '1' else ''}"
+    gate = f"  {gate}" if record["closed"][layer] == "1" else ""
+    return f"{layer:>5}  {word}  {bar}  {numbers}{gate}"
 
 
 def answer_line(name, told, paint):

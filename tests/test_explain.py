@@ -2,6 +2,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from answers import answer
+from answers import answer, prepare
 from cli import InputError
 from drllm import RouterRoute, Routers
 from extras import explain
@@ -62,14 +63,14 @@ def router_folder(tmp_path, tiny_questions, gate=False):
 
 # ---- what was run ----
 
-@pytest.mark.parametrize("gate, tilt, batch_size", [(True, 0.0, 3), (False, 0.0, 8), (True, 1.5, 1)])
+@pytest.mark.parametrize("gate, tilt, batch", [(True, 0.0, 3), (False, 0.0, 8), (True, 1.5, 1)])
 def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, gate, tilt,
-                                                             batch_size):
+                                                             batch):
     """A wrapper that mixed up the rows of a batch, or the batches, would show one question's
     thoughts beside another's path: each row is checked against asking it alone."""
     model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, gate=True)
     route = RouterRoute(routers, tilt, gate=gate)
-    seen = watch(model, tokenizer, prompts, route, batch_size)
+    seen = watch(model, tokenizer, prompts, route, batch)
     direct = answer(model, tokenizer, prompts, route)
     plain = answer(model, tokenizer, prompts, None)
     assert torch.equal(seen.routed.decisions, direct.decisions)
@@ -102,7 +103,6 @@ def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
 def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tmp_path, tiny_questions):
     model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
     question = Question("asked", "asked", 0, "a b c", "", prompt="a b c", max_new_tokens=2)
-    from answers import prepare
     row, = records(watch(model, tokenizer, prepare([question], tokenizer, model)[0], routers.route))
     assert row["gold"] is None and row["plain"]["right"] is None and row["routed"]["right"] is None
     text = "\n".join(explained(row))
@@ -325,7 +325,7 @@ def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
     """From an empty folder, where the demo has not been made."""
     root = explain.TEMPLATE.parents[1]
     made = subprocess.run([sys.executable, "-m", "extras.explain"], cwd=tmp_path, text=True,
-                          capture_output=True, env={"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+                          capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert made.returncode == 2 and made.stderr.count("\n") == 1
     assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
 
@@ -342,8 +342,9 @@ def test_wrong_input_is_refused(tmp_path, tiny_questions, more, said):
 # ---- in a browser, where there is one ----
 
 STEPS = """
-const press = (id, key) => byId(id).dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-const pick = (id, value) => { byId(id).value = value; byId(id).dispatchEvent(new Event("change")); };
+const send = (id, event) => byId(id).dispatchEvent(event);
+const press = (id, key) => send(id, new KeyboardEvent("keydown", { key, bubbles: true }));
+const pick = (id, value) => { byId(id).value = value; send(id, new Event("change")); };
 const ids = () => shown.map(q => q.id);
 const result = { first: ids() };
 document.querySelector("[data-key=layers]").click();

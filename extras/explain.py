@@ -1,0 +1,339 @@
+"""Watch a question travel the stack: what every router thought, what was run, what came of it.
+
+In the terminal, one question: per layer the three probabilities (paper §3.1), whether the gate
+stepped in, the decision; then the answer beside the plain model's. With --html, a page of its own
+for a whole evaluation: the heat map of layers by questions, to sort, filter and open.
+
+Questions are asked through answers.answer, as everywhere; a Witness around the routers' route only
+looks on. The page needs no network and no server, runs no script but its own, and treats questions
+and answers as text, whatever they say.
+
+    python -m extras.explain --question "7 * 3 + 2 - 5 * 2 - 8 + 6 * 3 - 4 ="
+    python -m extras.explain --html runs/demo/explain.html
+"""
+import argparse
+import base64
+import hashlib
+import json
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+from answers import Answers, answer, batches, prepare
+from cli import InputError, write_whole
+from drllm import RouterRoute, Routers, pool_windows, window_counts
+from label import DEMO_MODEL
+from model_llama import load_model, load_tokenizer
+from tasks import Question, load_all
+from train import DEMO_TEST
+
+# N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
+
+DECISIONS = ("skip", "execute", "repeat")
+MARKS = ("·", "▪", "▪▪")               # a block per pass
+FILLS = ("░", "▒", "█")                # of the bars, told apart without colour
+COLOURS = ("2", "34", "33")            # dim, blue, yellow: ANSI codes
+BAR = 30                               # characters
+LONGEST = 1000                         # characters of a question or answer that the page shows
+DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+# ---- looking on ----
+
+class Witness:
+    """A Route that decides as a RouterRoute does and keeps what led to every decision.
+
+    probabilities: per batch and layer (B, 3), in the order asked. closed: (B,) bool each, the
+    layers whose gate holds the prompt for strange, which are executed whatever the router says.
+    """
+
+    def __init__(self, route):
+        self.route, self.num_layers = route, route.num_layers
+        self.probabilities, self.closed = [], []
+
+    def __call__(self, layer, hidden, lengths):
+        routers = self.route.routers
+        pooled = pool_windows(hidden, lengths, routers.windows)
+        strange = routers.is_strange(layer, pooled, window_counts(lengths, routers.windows))
+        self.probabilities.append(self.route.logits(layer, hidden, lengths).softmax(-1).cpu())
+        self.closed.append(strange.cpu() & self.route.gate)
+        return self.route(layer, hidden, lengths)
+
+    def by_question(self, order):
+        """(probabilities (N, L, 3), closed (N, L)); order: the question in each row seen."""
+        L, back = self.num_layers, torch.tensor(order).argsort()
+        whole = lambda seen: torch.cat([torch.stack(seen[start:start + L], 1)
+                                        for start in range(0, len(seen), L)])[back]
+        return whole(self.probabilities), whole(self.closed)
+
+
+@dataclass
+class Evaluation:
+    """N questions asked twice. plain, routed: their Answers. probabilities: (N, L, 3), of the
+    routers with their tilt. closed: (N, L) bool, where the gate was closed."""
+    prompts: list
+    plain: Answers
+    routed: Answers
+    probabilities: torch.Tensor
+    closed: torch.Tensor
+
+
+def watch(model, tokenizer, prompts, route, batch_size=512):
+    """The Evaluation of prompts by the plain model and by a RouterRoute."""
+    witness = Witness(route)
+    order = [i for rows in batches(prompts, batch_size) for i in rows]
+    few = len(prompts) < 2
+    with tqdm(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
+        plain, routed = (answer(model, tokenizer, prompts, way, batch_size, bar.update)
+                         for way in (None, witness))
+    probabilities, closed = witness.by_question(order)
+    finite = probabilities.isfinite().all((1, 2)) & plain.confidence.isfinite() \
+        & routed.confidence.isfinite()
+    if not finite.all():
+        worst = prompts[int(finite.long().argmin())].question.id
+        raise InputError(f"question {worst!r}: the model's numbers overflow, as on "
+                         f"{int((~finite).sum())} of {len(prompts)} questions; try --dtype float32")
+    return Evaluation(prompts, plain, routed, probabilities, closed)
+
+
+# ---- what is told of a question, in the terminal and on the page ----
+
+def percents(probabilities):
+    """[skip, execute, repeat] in whole percent that sum to 100; 0.004, 0.9, 0.096: [0, 90, 10]."""
+    skip, _, repeat = (round(100 * p) for p in probabilities)
+    return [skip, 100 - skip - repeat, repeat]
+
+
+def told(answers, n, question):
+    """Answer n as an object; `right` is None where no gold answer is known."""
+    return {"answer": answers.texts[n],
+            "right": bool(answers.right[n] > 0) if question.answer else None,
+            "confidence": round(answers.confidence[n].item(), 3),
+            "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
+
+
+def text_of(question):
+    """A question as a reader sees it, without the instructions of the paper's prompts."""
+    if question.prompt is not None:
+        return question.prompt
+    options = [f"({letter}) {text}" for letter, text in zip("ABCDEFGHIJ", question.choices)]
+    return "\n".join([question.question, *options])
+
+
+def records(evaluation):
+    """One object per question, ready for JSON.
+
+    decisions: L digits, how often each layer ran. routers: what its router alone would have done.
+    closed: L digits, 1 where the gate was closed. percents: L of [skip, execute, repeat].
+    """
+    digits = lambda row: "".join(str(int(value)) for value in row)
+    return [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
+             "question": text_of(p.question), "gold": p.question.answer or None,
+             "plain": told(evaluation.plain, n, p.question),
+             "routed": told(evaluation.routed, n, p.question),
+             "decisions": digits(evaluation.routed.decisions[n]),
+             "routers": digits(evaluation.probabilities[n].argmax(-1)),
+             "closed": digits(evaluation.closed[n]),
+             "percents": [percents(layer) for layer in evaluation.probabilities[n].tolist()]}
+            for n, p in enumerate(evaluation.prompts)]
+
+
+# ---- the terminal ----
+
+def printable(text):
+    """Text without what a terminal would obey: an escape is shown as \\x1b, a newline as \\n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def painter(colour):
+    """paint(text, ANSI code) -> text, coloured or not."""
+    return lambda text, code: f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+
+def bar_widths(shares, width=BAR):
+    """Characters per share of 100, summing to width: [50, 25, 25] of 8 are [4, 2, 2]."""
+    ends = [round(width * sum(shares[:n + 1]) / 100) for n in range(len(shares))]
+    return [end - start for start, end in zip([0, *ends], ends)]
+
+
+def layer_line(layer, record, paint):
+    """`7  repeat  ▪▪  ░░▒▒▒▒██████   10  30  60`, and what the gate did."""
+    shares = record["percents"][layer]
+    decision, said = int(record["decisions"][layer]), int(record["routers"][layer])
+    bar = "".join(paint(fill * width, colour)
+                  for fill, colour, width in zip(FILLS, COLOURS, bar_widths(shares)))
+    gate = "gate" if said == decision else f"gate, not {DECISIONS[said]}"
+    word = paint(f"{DECISIONS[decision]:<7} {MARKS[decision]:<2}", COLOURS[decision])
+    numbers = f"{shares[0]:>3} {shares[1]:>4} {shares[2]:>3}"
+    gate = f"  {gate}" if record["closed"][layer] == "1" else ""
+    return f"{layer:>5}  {word}  {bar}  {numbers}{gate}"
+
+
+def answer_line(name, told, paint):
+    """`Dr.LLM  4 }  right  0.970  11 x 3`: what was answered, and the layers and passes it took."""
+    text = printable(told["answer"])
+    text = text if len(text) <= 26 else text[:25] + "…"
+    mark = {None: "", True: "right", False: "wrong"}[told["right"]]
+    mark = paint(f"{mark:<5}", "32" if told["right"] else "31")
+    layers = f"{told['layers']} x {told['passes']}"
+    return f"  {name:<12} {text:<26} {mark} {told['confidence']:>10.3f} {layers:>16}"
+
+
+def explained(record, colour=False):
+    """The lines a terminal shows for a record, 80 columns wide: question, layers, answers."""
+    paint = painter(colour)
+    title = f"{record['id']} ({record['task']}, level {record['level']})"
+    lines = textwrap.wrap(printable(title), 80)
+    for line in record["question"].splitlines():
+        lines += textwrap.wrap(printable(line), 80, initial_indent="  ", subsequent_indent="  ")
+    legend = "  ".join(f"{fill} {name}" for fill, name in zip(FILLS, DECISIONS))
+    lines += ["", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %"]
+    lines += [layer_line(layer, record, paint) for layer in range(len(record["percents"]))]
+    lines += ["", f"  {'':<12} {'answer':<26} {'':<5} {'confidence':>10} {'layers x passes':>16}",
+              answer_line("plain model", record["plain"], paint),
+              answer_line("Dr.LLM", record["routed"], paint)]
+    gold = textwrap.wrap(printable(record["gold"] or ""), 65)
+    return lines + [f"  {name:<12} {line}" for name, line in zip(["gold", *[""] * len(gold)], gold)]
+
+
+# ---- the page ----
+
+def safe_json(value):
+    """JSON that may stand inside a <script>: no character in it can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def shortened(value):
+    """The value with every text in it cut after LONGEST characters, saying how many are missing."""
+    if isinstance(value, dict):
+        return {key: shortened(inner) for key, inner in value.items()}
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}… ({len(value) - LONGEST} characters more)"
+    return value
+
+
+def policy(template):
+    """The Content-Security-Policy that allows the template's own script and style, nothing else."""
+    hashed = []
+    for tag in ("script", "style"):
+        text = re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        hashed.append(f"{tag}-src 'sha256-{digest}'")
+    return "; ".join(["default-src 'none'", *hashed, "base-uri 'none'", "form-action 'none'"])
+
+
+def page(about, rows):
+    """The whole page as text. about: {name: text} told under the heading; rows: records."""
+    template = TEMPLATE.read_text(encoding="utf-8")
+    data = safe_json({"about": about, "questions": [shortened(row) for row in rows]})
+    before, after = template.replace("{{policy}}", policy(template)).split("{{data}}")
+    return before + data + after
+
+
+# ---- the command ----
+
+def demo_prompt(text):
+    """A typed question in the one form that the demo's model was trained on."""
+    return f"Question: {text} Answer:" + ("" if "Options:" in text else " \\boxed{")
+
+
+def asked(args, tokenizer):
+    """The Question of --question. Text with "Answer:" in it goes to the model as it stands."""
+    text = args.question.strip()
+    if not text:
+        raise InputError("--question: the question is empty")
+    is_demo = args.model.resolve() == DEMO_MODEL
+    prompt = text if "Answer:" in text else demo_prompt(text) if is_demo else None
+    unknown = getattr(tokenizer.fast.model, "unk_token", None)
+    strange = [word for word in text.split()
+               if unknown and tokenizer.fast.token_to_id(unknown) in tokenizer.encode(word)]
+    if strange:
+        print(f"note: this model does not know {len(strange)} of {len(text.split())} words: "
+              f"{printable(' '.join(strange))[:60]}", file=sys.stderr)
+    return Question("asked", "asked", 0, text, args.answer or "", prompt=prompt)
+
+
+def chosen_questions(args, tokenizer):
+    """What the flags ask about: one question, or for a page all of --data."""
+    if args.question is not None:
+        return [asked(args, tokenizer)]
+    questions = load_all(args.data, args.skip_bad_rows)
+    if args.id is not None:
+        found = [question for question in questions if question.id == args.id]
+        if not found:
+            raise InputError(f"{args.data[0]}: none of the {len(questions)} questions of --data "
+                             f"has id {args.id!r}; the first is {questions[0].id!r}")
+        return found
+    return questions[:args.limit] if args.html else questions[:1]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m extras.explain",
+                                     description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser, DEMO_MODEL)
+    parser.add_argument("--routers", type=Path, default=DEMO_ROUTERS, metavar="FILE",
+                        help="router file (default: %(default)s)")
+    parser.add_argument("--question", metavar="TEXT", help="a question of your own")
+    parser.add_argument("--answer", metavar="TEXT", help="its right answer, if you know it")
+    parser.add_argument("--data", nargs="+", default=DEMO_TEST, metavar="FILE",
+                        help="question files, FILE or TASK=FILE (default: the demo's test)")
+    parser.add_argument("--id", help="the question of --data to explain (default: the first)")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
+    parser.add_argument("--limit", type=int, help="only the first N questions on the page")
+    parser.add_argument("--tilt", type=float, default=0.0,
+                        help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
+    parser.add_argument("--no-gate", action="store_true",
+                        help="trust the routers on any prompt, as the paper does")
+    parser.add_argument("--skip-bad-rows", action="store_true",
+                        help="leave out question rows that cannot be used, instead of stopping")
+    parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
+    args = parser.parse_args(argv)
+    for name in ("limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    return args
+
+
+def short_name(path):
+    """The last two parts of a path: enough to know it by, without the folders of this machine."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    if not args.routers.exists():
+        hint = "run `make` first, which trains the demo's" if args.routers == DEMO_ROUTERS else \
+            "train.py writes one"
+        raise InputError(f"{args.routers}: no such router file; {hint}")
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+    route = RouterRoute(Routers.load(args.routers, model), args.tilt, gate=not args.no_gate)
+    prompts, too_long = prepare(chosen_questions(args, tokenizer), tokenizer, model)
+    if not prompts:
+        raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
+                         f"{model.config.max_positions} tokens")
+    rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
+    if args.html is None:
+        print("\n".join(explained(rows[0], sys.stdout.isatty())))
+        return
+    about = {"model": short_name(args.model), "routers": short_name(args.routers),
+             "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
+             "tilt": f"{args.tilt:+g}", "gate": "off" if args.no_gate else "on",
+             "too long for the context": str(len(too_long))}
+    text = page(about, rows).encode("utf-8", "replace")
+    write_whole(args.html, lambda part: part.write_bytes(text))
+    print(f"{args.html}: {len(rows)} questions, {len(text) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    cli.run(main)

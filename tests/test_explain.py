@@ -1,0 +1,425 @@
+"""What explain shows is what was run, and hostile text stays text."""
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from answers import answer, prepare
+from cli import InputError
+from drllm import RouterRoute, Routers
+from extras import explain
+from extras.explain import (bar_widths, explained, page, percents, printable, records, safe_json,
+                            watch)
+from tasks import Question
+
+HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
+           "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
+           "__proto__", "javascript:alert(1)", "' \" ` ${1} \\u003c", "语言 \U0001f600 é")
+shares = st.integers(0, 10**6).map(
+    lambda seed: torch.randn(3, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(-1))
+
+
+def record(n=0, **changes):
+    """A record as records() makes them; n varies what the page sorts by."""
+    paths = ("1111", "0121", "1221", "0011")
+    told = lambda right, layers: {"answer": f"answer {n}", "right": right, "confidence": 0.5,
+                                  "layers": layers, "passes": 2}
+    decisions = paths[n % 4]
+    return {"id": f"q-{n}", "task": "ba"[n % 2], "level": n % 3, "question": f"what is {n}?",
+            "gold": "7", "plain": told(n % 2 == 0, 4),
+            "routed": told(n % 3 == 0, sum(map(int, decisions))),
+            "decisions": decisions, "routers": "0121", "closed": "0100",
+            "percents": [[60, 30, 10]] * 4} | changes
+
+
+def hostile_record(text):
+    told = {"answer": text, "right": None, "confidence": 0.5, "layers": 4, "passes": 1}
+    return record(id=text, task=text, question=text, gold=text, plain=told, routed=told)
+
+
+def router_folder(tmp_path, tiny_questions, gate=False):
+    """(model, tokenizer, prompts, routers), the routers saved beside the tiny model."""
+    model, tokenizer, prompts = tiny_questions
+    torch.manual_seed(3)
+    routers = Routers(3, 16)
+    routers.b2.data = torch.randn(3, 1, 3)
+    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
+    if gate:  # closed on about half of what it meets
+        points = model.embed_tokens.weight[torch.randint(40, (3, 8))]
+        routers.set_gate(torch.eye(16), points, torch.tensor([3.5, 4.5, 5.5]))
+    routers.save(tmp_path / "routers.safetensors")
+    return model, tokenizer, prompts, routers.requires_grad_(False)
+
+
+# ---- what was run ----
+
+@pytest.mark.parametrize("gate, tilt, batch", [(True, 0.0, 3), (False, 0.0, 8), (True, 1.5, 1)])
+def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, gate, tilt,
+                                                             batch):
+    """A wrapper that mixed up the rows of a batch, or the batches, would show one question's
+    thoughts beside another's path: each row is checked against asking it alone."""
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, gate=True)
+    route = RouterRoute(routers, tilt, gate=gate)
+    seen = watch(model, tokenizer, prompts, route, batch)
+    direct = answer(model, tokenizer, prompts, route)
+    plain = answer(model, tokenizer, prompts, None)
+    assert torch.equal(seen.routed.decisions, direct.decisions)
+    assert seen.routed.texts == direct.texts and seen.plain.texts == plain.texts
+    for n, prompt in enumerate(prompts):
+        alone = watch(model, tokenizer, [prompt], route)
+        torch.testing.assert_close(alone.probabilities[0], seen.probabilities[n])
+        assert torch.equal(alone.closed[0], seen.closed[n])
+    expected = seen.probabilities.argmax(-1).masked_fill(seen.closed, 1)
+    assert torch.equal(expected, seen.routed.decisions)
+    if gate and not tilt:
+        assert seen.closed.any() and not seen.closed.all()
+    assert gate or not seen.closed.any()
+
+
+def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, gate=True)
+    seen = watch(model, tokenizer, prompts, routers.route)
+    for n, row in enumerate(records(seen)):
+        assert row["id"] == prompts[n].question.id and row["gold"] == prompts[n].question.answer
+        assert row["routed"]["layers"] == sum(map(int, row["decisions"]))
+        assert row["plain"]["layers"] == 3 and row["plain"]["right"] == (seen.plain.right[n] == 1)
+        assert row["routed"]["answer"] == seen.routed.texts[n]
+        for layer, shown in enumerate(row["percents"]):
+            assert shown == pytest.approx(100 * seen.probabilities[n, layer].numpy(), abs=1.01)
+            free = row["closed"][layer] == "0"
+            assert row["decisions"][layer] == (row["routers"][layer] if free else "1")
+
+
+def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tmp_path, tiny_questions):
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
+    question = Question("asked", "asked", 0, "a b c", "", prompt="a b c", max_new_tokens=2)
+    row, = records(watch(model, tokenizer, prepare([question], tokenizer, model)[0], routers.route))
+    assert row["gold"] is None and row["plain"]["right"] is None and row["routed"]["right"] is None
+    text = "\n".join(explained(row))
+    assert "right" not in text and "wrong" not in text and "gold" not in text
+
+
+def test_overflowing_numbers_are_refused(tmp_path, tiny_questions):
+    """NaN is no JSON: the page would not open."""
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
+    routers.b2[1] = float("nan")
+    with pytest.raises(InputError, match="8 of 8 questions"):
+        watch(model, tokenizer, prompts, routers.route)
+
+
+@given(shares)
+def test_percents_sum_to_a_hundred(probabilities):
+    shown = percents(probabilities.tolist())
+    assert sum(shown) == 100 and min(shown) >= 0
+    assert shown == pytest.approx((100 * probabilities).tolist(), abs=1.01)
+
+
+@given(shares, st.integers(1, 60))
+def test_bars_fill_their_width(probabilities, width):
+    """Three roundings that do not know of each other make bars of different lengths."""
+    widths = bar_widths(percents(probabilities.tolist()), width)
+    assert sum(widths) == width and min(widths) >= 0
+    assert bar_widths([50, 25, 25], 8) == [4, 2, 2]
+
+
+# ---- the terminal ----
+
+@given(st.text())
+def test_a_terminal_obeys_no_text(text):
+    shown = printable(text)
+    assert shown.isprintable() and printable(shown) == shown
+    assert text.isprintable() is (shown == text)
+
+
+@given(st.text(st.characters(max_codepoint=0x17f), min_size=1), st.sampled_from("\n \x1b"))
+def test_lines_fit_eighty_columns_whatever_is_in_them(text, between):
+    text = between.join([text, "x" * 200, text])
+    lines = explained(hostile_record(text) | {"percents": [[0, 100, 0], [100, 0, 0]] * 2})
+    assert max(map(len, lines)) <= 80 and all(line.isprintable() for line in lines)
+
+
+def test_colour_adds_nothing_but_colour():
+    row = record(1)
+    coloured = explained(row, colour=True)
+    assert any("\x1b[" in line for line in coloured)
+    assert [re.sub(r"\x1b\[\d*m", "", line) for line in coloured] == explained(row)
+
+
+def test_a_layer_by_hand():
+    """40, 50 and 10 percent of 30 characters; the gate kept the router from repeating."""
+    row = record(decisions="1111", routers="0111", closed="1100", percents=[[40, 50, 10]] * 4)
+    lines = [line for line in explained(row) if "execute ▪" in line]
+    bar = "░" * 12 + "▒" * 15 + "█" * 3
+    assert lines[0] == f"    0  execute ▪   {bar}   40   50  10  gate, not skip"
+    assert lines[1].endswith("  gate") and lines[2].endswith("  10")
+
+
+# ---- the page ----
+
+class Page(HTMLParser):
+    """Elements, ids and the text of scripts and styles of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.attributes = [], [], []
+        self.inside, self.scripts, self.styles = None, [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag in ("script", "style"):
+            self.inside = getattr(self, tag + "s")
+            self.inside.append("")
+
+    def handle_data(self, data):
+        if self.inside is not None:
+            self.inside[-1] += data
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.inside = None
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.text()
+                           | st.sampled_from(HOSTILE),
+                           lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(json_values)
+def test_embedded_json_comes_back_and_ends_no_element(value):
+    text = safe_json(value)
+    assert json.loads(text) == value
+    assert not re.search("[<>&\u2028\u2029]", text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_data_and_no_markup(text):
+    plain = Page(page({"model": "m"}, [record()]))
+    hostile = Page(page({"model": text}, [hostile_record(text)]))
+    assert hostile.tags == plain.tags and hostile.attributes == plain.attributes
+    assert hostile.scripts[1:] == plain.scripts[1:]
+    embedded = json.loads(hostile.scripts[0])
+    assert embedded["about"]["model"] == text and embedded["questions"] == [hostile_record(text)]
+
+
+def test_the_policy_allows_the_pages_own_script_and_style_only():
+    """A hash that does not fit would leave the page blank; 'unsafe-inline' would run anything."""
+    made = Page(page({}, [record()]))
+    policy, = [v for name, v in made.attributes if name == "content" and "default-src" in v]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    for text, tag in ((made.scripts[1], "script"), (made.styles[0], "style")):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert len(made.scripts) == 2 and len(made.styles) == 1
+
+
+def test_the_page_asks_no_network_and_writes_no_markup():
+    text = explain.TEMPLATE.read_text()
+    made = Page(text)
+    assert not {name for name, _ in made.attributes} & {"src", "href", "style", "onclick", "onload"}
+    assert not set(made.tags) & {"link", "iframe", "img", "object", "base"}
+    for banned in ("http:", "https:", "url(", "@import", "innerHTML", "outerHTML", "insertAdjacent",
+                   "document.write", "eval(", "Function(", "fetch(", "XMLHttp", "import("):
+        assert banned not in text, banned
+
+
+def test_the_script_finds_every_element_and_every_field():
+    text = explain.TEMPLATE.read_text()
+    made = Page(text)
+    assert len(set(made.ids)) == len(made.ids)
+    assert set(re.findall(r'byId\("([\w-]+)"\)', text)) <= set(made.ids)
+    fields = re.findall(r"\bq\.(\w+)", text)
+    added = {"place", "outcome", "words"}
+    assert set(fields) <= set(record()) | added and set(record()) - {"gold"} <= set(fields)
+
+
+def test_every_control_has_a_name():
+    """A screen reader says the label; a select without one is a riddle."""
+    text = explain.TEMPLATE.read_text()
+    controls = re.findall(r"<(?:select|input)\b[^>]*>", text)
+    labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
+    assert len(controls) == len(labels) == 6
+    for button in re.findall(r"<button\b[^>]*>[^<]*", text):
+        assert "aria-label" in button or button.rpartition(">")[2].strip()
+    assert 'role="listbox"' in text and "aria-activedescendant" in text
+
+
+def test_two_thousand_questions_make_a_small_file():
+    rows = [record(n, decisions="101121" * 2, routers="101121" * 2, closed="0" * 12,
+                   question="Question: " + "7 * 3 + " * 12, percents=[[33, 33, 34]] * 12)
+            for n in range(2000)]
+    assert len(page({}, rows).encode()) < 3e6
+
+
+def test_long_texts_are_cut_and_say_so():
+    row = record(question="x" * 5000)
+    shown = json.loads(Page(page({}, [row])).scripts[0])["questions"][0]["question"]
+    assert shown == "x" * 1000 + "… (4000 characters more)"
+
+
+# ---- the command ----
+
+def arguments(tmp_path, *more):
+    return ["--model", str(tmp_path / "model"),
+            "--routers", str(tmp_path / "routers.safetensors"), *more]
+
+
+def write_questions(tmp_path, prompts):
+    rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
+             "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
+            for p in prompts]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "q.jsonl")
+
+
+def test_terminal_explains_the_question_named(tmp_path, tiny_questions, capsys):
+    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
+    file = write_questions(tmp_path, prompts)
+    explain.main(arguments(tmp_path, "--data", file, "--id", prompts[3].question.id))
+    shown = capsys.readouterr().out
+    assert shown.startswith(prompts[3].question.id) and "plain model" in shown
+    assert "\x1b" not in shown and max(map(len, shown.splitlines())) <= 80
+    explain.main(arguments(tmp_path, "--question", "a b zebra Answer:", "--answer", "c"))
+    shown = capsys.readouterr()
+    assert "gold         c" in shown.out and "does not know 1 of 4 words: zebra" in shown.err
+
+
+def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_questions, capsys):
+    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
+    file = write_questions(tmp_path, prompts)
+    explain.main(arguments(tmp_path, "--data", file, "--html", str(tmp_path / "out" / "x.html")))
+    text = (tmp_path / "out" / "x.html").read_text()
+    data = json.loads(Page(text).scripts[0])
+    assert [row["id"] for row in data["questions"]] == [p.question.id for p in prompts]
+    assert str(tmp_path) not in text and data["about"]["model"].endswith("model")
+    assert "8 questions" in capsys.readouterr().out
+    explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
+                           str(tmp_path / "few.html")))
+    assert len(json.loads(Page((tmp_path / "few.html").read_text()).scripts[0])["questions"]) == 2
+
+
+def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
+    _, tokenizer, _ = tiny_questions
+    args = explain.parse_args(["--question", "3 + 4 ="])
+    assert explain.asked(args, tokenizer).prompt == "Question: 3 + 4 = Answer: \\boxed{"
+    args = explain.parse_args(["--question", "same a Options: (A) b (B) a"])
+    assert explain.asked(args, tokenizer).prompt.endswith("(B) a Answer:")
+    args = explain.parse_args(["--question", "3 + 4 =", "--model", "another"])
+    assert explain.asked(args, tokenizer).prompt is None
+
+
+def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
+    """From an empty folder, where the demo has not been made."""
+    root = explain.TEMPLATE.parents[1]
+    made = subprocess.run([sys.executable, "-m", "extras.explain"], cwd=tmp_path, text=True,
+                          capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert made.returncode == 2 and made.stderr.count("\n") == 1
+    assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
+
+
+@pytest.mark.parametrize("more, said", [(["--id", "none"], "none of the 8"),
+                                        (["--question", " "], "empty")])
+def test_wrong_input_is_refused(tmp_path, tiny_questions, more, said):
+    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
+    file = write_questions(tmp_path, prompts)
+    with pytest.raises(InputError, match=said):
+        explain.main(arguments(tmp_path, "--data", file, *more))
+
+
+# ---- in a browser, where there is one ----
+
+STEPS = """
+const send = (id, event) => byId(id).dispatchEvent(event);
+const press = (id, key) => send(id, new KeyboardEvent("keydown", { key, bubbles: true }));
+const pick = (id, value) => { byId(id).value = value; send(id, new Event("change")); };
+const ids = () => shown.map(q => q.id);
+const result = { first: ids() };
+document.querySelector("[data-key=layers]").click();
+result.layers = ids();
+document.querySelector("[data-key=layers]").click();
+result.down = ids();
+byId("list").focus();
+press("list", "ArrowDown"); press("list", "ArrowDown"); press("list", "ArrowUp");
+result.cursor = cursor;
+press("list", "End");
+result.end = cursor;
+result.active = byId(byId("list").getAttribute("aria-activedescendant")).getAttribute("aria-label");
+press("list", "Enter");
+result.opened = byId("name").textContent;
+result.focused = document.activeElement.id;
+press("article", "Escape");
+result.back = document.activeElement.id;
+pick("task", "a"); pick("level", "1");
+result.filtered = ids();
+byId("filters").reset();
+byId("search").value = "what is 17";
+refresh();
+result.found = ids();
+result.bars = [...document.querySelectorAll("#stack .bar")].map(bar => bar.children[0].style.width);
+result.rows = document.querySelectorAll(".question").length;
+document.documentElement.dataset.result = JSON.stringify(result);
+"""
+
+
+def in_browser(tmp_path, text):
+    """The page's DOM as Chromium builds it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") \
+        or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium: the page is not tried in a browser")
+    (tmp_path / "page.html").write_bytes(text.encode("utf-8", "replace"))
+    made = subprocess.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                           "--disable-background-networking", "--disable-dev-shm-usage",
+                           f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900",
+                           (tmp_path / "page.html").as_uri()],
+                          capture_output=True, text=True, timeout=300)
+    if made.returncode:
+        pytest.skip(f"{chromium} does not start here: {made.stderr[-200:]}")
+    return made.stdout
+
+
+def test_sorting_filtering_and_keys_in_a_browser(tmp_path, monkeypatch):
+    """The steps are appended to the page's own script, so its policy allows them."""
+    template = explain.TEMPLATE.read_text().replace("openNamed();\n</script>",
+                                                    "openNamed();" + STEPS + "</script>")
+    (tmp_path / "stepped.html").write_text(template)
+    monkeypatch.setattr(explain, "TEMPLATE", tmp_path / "stepped.html")
+    rows = [record(n) for n in range(40)]
+    dom = Page(in_browser(tmp_path, page({"model": "m"}, rows)))
+    result = json.loads(dict(dom.attributes)["data-result"])
+    order = sorted(rows, key=lambda row: (row["task"], row["level"]))
+    names = lambda kept: [row["id"] for row in kept]
+    assert result["first"] == names(order)
+    by_layers = sorted(order, key=lambda row: row["routed"]["layers"])
+    assert result["layers"] == names(by_layers)
+    down = sorted(order, key=lambda row: -row["routed"]["layers"])
+    assert result["down"] == names(down)
+    assert result["cursor"] == 1 and result["end"] == 39
+    assert result["active"].startswith(down[-1]["id"] + ",")
+    assert result["opened"] == down[-1]["id"]
+    assert result["focused"] == "name" and result["back"] == "list"
+    assert result["filtered"] == names(r for r in down if r["task"] == "a" and r["level"] == 1)
+    assert result["found"] == ["q-17"] and result["bars"] == ["60%"] * 4 and result["rows"] == 1
+
+
+def test_hostile_text_stays_text_in_a_browser(tmp_path):
+    text = in_browser(tmp_path, page({}, [hostile_record(text) for text in HOSTILE]))
+    dom = Page(text)
+    assert "<title>What Dr.LLM ran" in text
+    assert dom.tags.count("script") == 2 and "img" not in dom.tags
+    labels = [value for name, value in dom.attributes if name == "aria-label"]
+    assert sum("broken into" in value for value in labels) == 1
+    assert dom.tags.count("title") == 1 and len(dom.scripts) == 2

@@ -235,8 +235,8 @@ class Tokenizer:
     `.has_template` says whether the folder has a template; `.stop_ids` end an answer.
     """
 
-    def __init__(self, fast, template, special, stop_ids):
-        self.fast, self.template, self.special = fast, template, special
+    def __init__(self, folder, fast, template, special, stop_ids):
+        self.folder, self.fast, self.template, self.special = folder, fast, template, special
         self.stop_ids = tuple(stop_ids)
 
     @property
@@ -253,12 +253,20 @@ class Tokenizer:
         """Text of the ids; special tokens and ids beyond the vocabulary are left out."""
         return self.fast.decode([i for i in ids if i < self.fast.get_vocab_size()])
 
-    def chat(self, messages):
+    def render(self, messages, add_generation_prompt=True):
+        """The text of a conversation; it waits for an answer if add_generation_prompt."""
         if self.template is None:
-            raise InputError("this folder has no chat template; use encode")
-        text = render(self.template, messages=messages, add_generation_prompt=True,
-                      date_string=FIXED_DATE, enable_thinking=False, **self.special)
-        return self.encode(text, add_special_tokens=False)  # the template prints BOS itself
+            raise InputError(f"{self.folder}: no chat template; use encode")
+        try:
+            return render(self.template, messages=messages, date_string=FIXED_DATE,
+                          add_generation_prompt=add_generation_prompt, enable_thinking=False,
+                          **self.special)
+        except InputError as error:
+            raise InputError(f"{self.folder}: {error}") from error
+
+    def chat(self, messages):
+        # the template prints BOS itself
+        return self.encode(self.render(messages), add_special_tokens=False)
 
 
 def load_tokenizer(folder):
@@ -279,7 +287,8 @@ def load_tokenizer(folder):
     for key, text in special.items():
         if not isinstance(text, str):
             raise InputError(f"{folder / 'tokenizer_config.json'}: {key} must be text, got {text!r}")
-    return Tokenizer(fast, _template(folder, settings), special, _stop_ids(folder, fast, special))
+    return Tokenizer(folder, fast, _template(folder, settings), special,
+                     _stop_ids(folder, fast, special))
 
 
 def _optional_json(file):
@@ -371,8 +380,9 @@ def _bounded(name, original):
     return bounded
 
 
-def render(template, seconds=2.0, size=LARGEST, **values):
-    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
+@functools.lru_cache(maxsize=16)
+def _compiled(template):
+    """The template as a program of its own sandbox; compiling takes longer than rendering."""
     def fail(message=""):
         raise TemplateError(message)
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -381,8 +391,13 @@ def render(template, seconds=2.0, size=LARGEST, **values):
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent)
     sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: FIXED_DATE)
+    return sandbox.from_string(template)
+
+
+def render(template, seconds=2.0, size=LARGEST, **values):
+    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
     try:
-        text = _with_deadline(lambda: sandbox.from_string(template).render(**values), seconds, size)
+        text = _with_deadline(lambda: _compiled(template).render(**values), seconds, size)
     except Exception as error:  # a stranger's program may fail in any way there is
         raise InputError(f"chat template: {type(error).__name__}: {error}") from error
     if len(text) > size:

@@ -18,8 +18,8 @@ from hypothesis import example, given, strategies as st
 from safetensors.torch import load_file, save_file
 
 from cli import InputError
-from hf_folder import (FIXED_DATE, Config, Llama3Rope, load_tokenizer, read_config, list_tensors,
-                       render, tensor_files)
+from hf_folder import (FIXED_DATE, Config, Llama3Rope, _Sandbox, list_tensors, load_tokenizer,
+                       read_config, render, tensor_files)
 from model_llama import generate, load_model
 from tiny import FAMILIES, save_tiny, tiny_model
 
@@ -653,6 +653,25 @@ def test_any_template_renders_or_is_refused(pieces):
         assert isinstance(render("".join(pieces), seconds=0.5, x=[1, "b", None]), str)
     except InputError as error:
         assert "chat template" in str(error)
+
+
+def test_a_template_is_compiled_once_and_remembers_nothing(monkeypatch):
+    """Catches a compilation per prompt, which costs a hundred times the rendering, and values
+    of one conversation that show up in the next."""
+    compiled = []
+    original = _Sandbox.from_string
+    monkeypatch.setattr(_Sandbox, "from_string", lambda self, text: (
+        compiled.append(text), original(self, text))[1])
+    template = ("{% if x is defined %}{% set seen = x %}{% endif %}{{ seen | default('-') }}"
+                "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}")
+    assert [render(template, **values) for values in ({"x": 7}, {}, {"x": 8})] == ["71", "-1", "81"]
+    assert compiled == [template]
+
+
+def test_a_folders_template_that_fails_is_refused_with_the_folders_name(folder):
+    """Catches a refusal that leaves the user to guess which of two models is meant."""
+    edit_json(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}")
+    refused(lambda: load_tokenizer(folder).chat(HI), folder, "chat template", "no")
 
 
 def test_text_that_is_not_unicode_is_refused(folder):

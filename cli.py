@@ -64,6 +64,15 @@ def read_json(path):
     return value
 
 
+def check_device(name):
+    """InputError unless tensors can be made and read there."""
+    try:
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0][:150]
+        raise InputError(f"--device {name}: not usable here: {reason}") from error
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

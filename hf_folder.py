@@ -131,13 +131,17 @@ def _resolve(raw):
 
 def _rope(raw):
     """(theta, scaling) from the old spelling (rope_theta, rope_scaling) or rope_parameters."""
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"rope_scaling must be an object, got {rope!r}")
+        raise ValueError(f"{key} must be an object, got {rope!r}")
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{key}: settings per kind of layer ({', '.join(nested)}) are not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{key}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    if any(isinstance(value, dict) for value in rope.values()) or kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r}: supported are 'default' and 'llama3'")
     if kind == "default":
         return theta, None
     original = (raw.get("original_max_position_embeddings")

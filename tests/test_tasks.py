@@ -390,11 +390,16 @@ def test_letter_beyond_the_options_is_wrong(text):
     (BOXED, "\\boxed{1} no, \\boxed{2", None), (BOXED, "\\boxed{1", None), (BOXED, "5", None),
     (BOXED, "", None), (BOXED, "5}", "5"), (BOXED, "\\frac{1}{2}} so", "\\frac{1}{2}"),
     (OPEN, "5}", "5"), (OPEN, "5 } and more", "5 "), (OPEN, "\\{1, 2\\}}", "\\{1, 2\\}"),
-    (OPEN, "5", None), (OPEN, "", None), (OPEN, "5} no, \\boxed{6}", "6"),
+    (OPEN, "5", None), (OPEN, "", None), (OPEN, "5} no, \\boxed{6}", "5"),
+    (BOXED, "5}\n\nQuestion: What is $1+1$?\nAnswer: \\boxed{2}", "5"),
+    (BOXED, "\\frac{1}{2}}\n\nQuestion: $\\boxed{x}$", "\\frac{1}{2}"),
+    (BOXED, "\\boxed{5}}\n\nQuestion: 1?\nAnswer: \\boxed{2}", "5"),
+    (BOXED, "\\{1, 2\\} is \\boxed{3}", "3"), (BOXED, "}", ""),
     (VERBATIM, " 5 or so\n", "5 or so"), (VERBATIM, "so \\boxed{5}", "5"), (VERBATIM, "", None)])
-def test_expression_is_in_the_last_closed_box(question, text, found):
-    """Catches the first box winning, an unclosed box read to the end, a lost opened box, and a
-    box wanted where the prompt asked for none."""
+def test_expression_is_in_the_box_the_prompt_opened_or_in_the_last_one(question, text, found):
+    """Catches the first of a chat answer's boxes winning, an unclosed box read to the end, a lost
+    opened box, the answer to a further example that a base model made up, and a box wanted where
+    the prompt asked for none."""
     assert extract_answer(text, question) == found
 
 

@@ -197,7 +197,7 @@ CHUNK = 2 ** 25  # bytes of a tensor mapped at a time
 
 def list_tensors(folder):
     """[(file, name, shape)] of every tensor of a folder; only the files' headers are read."""
-    found = []
+    found, home = [], {}
     for file in tensor_files(folder):
         with _opened(file) as tensors:
             for name in tensors.keys():
@@ -207,6 +207,8 @@ def list_tensors(folder):
                 if piece.get_dtype() not in FLOATS:
                     raise InputError(f"{file}: {name} has dtype {piece.get_dtype()}; weights are "
                                      f"one of {', '.join(FLOATS)}")
+                if home.setdefault(name, file) != file:
+                    raise InputError(f"{file}: {name} also stands in {home[name].name}")
                 found.append((file, name, tuple(piece.get_shape())))
     return found
 

@@ -126,12 +126,23 @@ def read_rows(file, mend=False):
     rows = {}
     for number, line in enumerate(whole_lines(file, mend), 1):
         try:
-            row = json.loads(line)
-            correct = [(tuple(path), sure) for path, sure in row["correct"]]
-            rows[row["id"]] = row | {"correct": correct}
+            row = checked(json.loads(line))
+            rows[row["id"]] = row
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}:{number}: not a labels row ({error!r})") from error
     return rows
+
+
+def checked(row):
+    """A labels row, right paths as tuples; KeyError, TypeError or ValueError if it is none."""
+    correct = [(tuple(path), float(sure)) for path, sure in row["correct"]]
+    length, _ = row["length"], row["default_correct"]
+    for path in [row["decisions"], *(path for path, _ in correct), *row["wrong"]]:
+        if len(path) != len(row["decisions"]) or not set(path) <= {0, 1, 2}:
+            raise ValueError(f"path {list(path)} is not {len(row['decisions'])} numbers in 0..2")
+    if length != sum(row["decisions"]):
+        raise ValueError(f"length {length!r} of a path that runs {sum(row['decisions'])} layers")
+    return row | {"correct": correct}
 
 
 def parts(file):

@@ -96,10 +96,11 @@ def load_questions(file, task=None, skip_bad_rows=False):
             if not skip_bad_rows:
                 raise InputError(f"{file}:{number}: {reason}") from error
             bad.append(f"{number} ({reason})")
-    if bad:
-        print(f"{file}: {len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300], file=sys.stderr)
+    skipped = f"{len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300]
     if not questions:
-        raise InputError(f"{file}: no questions in it")
+        raise InputError(f"{file}: no questions in it" + (f"; {skipped}" if bad else ""))
+    if bad:
+        print(f"{file}: {skipped}", file=sys.stderr)
     return list(questions.values())
 
 

@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import example, given, strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cli import InputError
 from hf_folder import (FIXED_DATE, Config, Llama3Rope, _Sandbox, list_tensors, load_tokenizer,
                        read_config, render, tensor_files)
 from model_llama import generate, load_model
-from tiny import FAMILIES, save_tiny, tiny_model
+from tiny import ABSENT, FAMILIES, edit_json, edit_tensors, save_tiny, shard, tiny_model
 
-ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 HI = [{"role": "user", "content": "3 4"}]
 
@@ -33,32 +32,9 @@ def folder(tmp_path):
     return save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
 
 
-def edit_json(file, **changes):
-    value = json.loads(file.read_text()) if file.exists() else {}
-    value.update(changes)
-    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
-
-
 def config_with(folder, **changes):
     edit_json(folder / "config.json", **changes)
     return read_config(folder)
-
-
-def edit_tensors(folder, **changes):
-    """Replaces tensors (dots spelt __); ABSENT removes one."""
-    tensors = {**load_file(folder / "model.safetensors"),
-               **{name.replace("__", "."): value for name, value in changes.items()}}
-    save_file({k: v for k, v in tensors.items() if v is not ABSENT}, folder / "model.safetensors")
-
-
-def shard(folder, shards):
-    """Splits model.safetensors: shards maps a file name to the tensor names it holds."""
-    tensors = load_file(folder / "model.safetensors")
-    for file, names in shards.items():
-        save_file({name: tensors[name] for name in names}, folder / file)
-    (folder / "model.safetensors").unlink()
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
 
 
 def refused(call, *words):

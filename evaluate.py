@@ -273,11 +273,11 @@ def report(table, main, seeds, names, out, extra=None):
     metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
                          "layers": a.decisions[rows].sum(1).float().mean().item()}
                         for seed, a in enumerate(table.outcomes[main].seeds)]
+    write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
     print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
     if "frontier" in metrics:
         print_frontier(metrics["frontier"], [(n, r[table.counted]) for n, r in table.statics])
     print_heat_map(table, main)
-    write_json(Path(out) / "metrics.json", metrics | (extra or {}))
     return metrics
 
 

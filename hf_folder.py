@@ -9,7 +9,6 @@ Left out: rope scalings other than llama3, sliding windows, quantised and remote
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
-import contextlib
 import functools
 import json
 import math
@@ -22,10 +21,9 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
 
-from cli import DTYPES, InputError, read_json
+from cli import DTYPES, InputError, open_tensors, read_json
 
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 REFUSED = {  # keys that change the computation in ways this decoder does not follow
@@ -199,7 +197,7 @@ def list_tensors(folder):
     """[(file, name, shape)] of every tensor of a folder; only the files' headers are read."""
     found, home = [], {}
     for file in tensor_files(folder):
-        with _opened(file) as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():
                 piece = tensors.get_slice(name)
                 if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
@@ -218,18 +216,8 @@ def read_tensor(file, name, into):
     unmapped, so that loading never holds a second copy of the weights."""
     rows = max(1, CHUNK // max(1, into[:1].numel() * into.element_size()))
     for start in range(0, len(into), rows):
-        with _opened(file) as tensors:
+        with open_tensors(file) as tensors:
             into[start:start + rows].copy_(tensors.get_slice(name)[start:start + rows])
-
-
-@contextlib.contextmanager
-def _opened(file):
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        size = f" ({file.stat().st_size} bytes)" if file.exists() else ""
-        raise InputError(f"{file}: unreadable safetensors{size}: {error}") from error
 
 
 # ---- tokenizer and chat template ----

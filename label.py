@@ -233,7 +233,7 @@ def search_missing(model, tokenizer, missing, file, config, seed, batch_size, ro
     per_question = config.simulations + 1
     bar = tqdm(total=len(missing) * per_question, unit="path", smoothing=0.05,
                desc=f"searching {len(missing)} questions")
-    with open(file, "a") as stream, bar:
+    with cli.writing(file), open(file, "a") as stream, bar:
         for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update,
                                 prefixes):
             row = row_of(*found)

@@ -52,6 +52,7 @@ def whole(tmp_path_factory):
     """A folder in which nothing is wrong."""
     at = tmp_path_factory.mktemp("whole")
     save_tiny(at / "model", tiny_model(5, dtype=torch.float32, max_positions=96))
+    (at / WEIGHTS).chmod(0o644)  # safetensors leaves what it writes to its owner alone
     (at / "q.jsonl").write_text(lines(ROWS))
     label.main(arguments("label", at)[1])
     save_routers(at, ROUTERS)
@@ -370,3 +371,134 @@ def test_the_undamaged_world_is_accepted(command, whole, tmp_path, capsys):
     """Catches a table that passes because everything is refused."""
     main, argv = arguments(command, shutil.copytree(whole, tmp_path / "case"))
     main(argv)
+
+
+# ---- what stands there already ----
+
+def cut_short(at, command, capsys, limit):
+    """A command that may write files of `limit` bytes: (exit code, its last line of error)."""
+    main, argv = arguments(command, at)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        code, _, said = leaves(main, argv, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return code, said.splitlines()[-1]
+
+
+def test_labels_that_outgrow_the_disk_go_on_where_they_stopped(whole, tmp_path, capsys):
+    """Catches finished rows that are lost, or a torn one that is kept."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    finished = (at / LABELS).read_bytes()
+    (at / LABELS).write_bytes(finished[:finished.index(b"\n") + 1])
+    code, line = cut_short(at, "label", capsys, len(finished) - 100)
+    assert (code, line) == (2, f"error: {at / LABELS}: File too large")
+    rows = label.whole_lines(at / LABELS)
+    assert 1 < len(rows) < COUNT and set(rows) < set(finished.splitlines())
+    label.main(arguments("label", at)[1])
+    assert contents(at) == contents(whole)
+
+
+def test_results_that_outgrow_the_disk_leave_the_old_ones(whole, tmp_path, capsys):
+    """Catches yesterday's metrics.json cut short by today's."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    write("evaluated/metrics.json", "yesterday")(at)
+    before = contents(at)
+    code, line = cut_short(at, "evaluate", capsys, 100)
+    assert (code, line) == (2, f"error: {at / 'evaluated/metrics.json'}: File too large")
+    assert contents(at) == before
+
+
+def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
+    """The same on a real file system of 16 kB, where this process may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path]
+    if os.geteuid() or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount of a small disk: this test wants to be root")
+    at, main, out = whole, label.main, tmp_path / "labels.jsonl"
+    argv = arguments("label", at)[1] + ["--out", str(out)]
+    rows = lines({"id": f"q{n}", "task": "own", "question": f"{n}", "answer": "1"}
+                 for n in range(200))
+    try:
+        (tmp_path / "q.jsonl").write_text(rows[:9000])
+        argv += ["--data", str(tmp_path / "q.jsonl"), "--skip-bad-rows"]
+        code, _, said = leaves(main, argv, capsys)
+        assert code == 2
+        assert said.splitlines()[-1] == f"error: {out}: No space left on device"
+        torn, found = out.read_bytes(), label.whole_lines(out)
+        with pytest.raises(OSError, match="No space.*routers.safetensors"):
+            save_routers(at, tmp_path / "routers.safetensors")
+        assert {file.name for file in tmp_path.iterdir()} == {
+            "q.jsonl", "labels.jsonl", "labels.meta.json"}
+        assert out.read_bytes() == torn
+        subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
+        main(argv)
+        assert set(found) < set(label.whole_lines(out))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+# ---- standard output that nobody reads ----
+
+@pytest.mark.parametrize("output, code", [("head", 0), ("closed", 0), ("full", 2)])
+def test_results_are_written_whatever_becomes_of_standard_output(output, code, whole, tmp_path):
+    """Catches `| head` that costs the results, and a second error as Python exits."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head`
+    where = {"head": {"stdout": writer}, "closed": {"preexec_fn": lambda: os.close(1)},
+             "full": {"stdout": open("/dev/full", "w")}}[output]
+    made = subprocess.run([sys.executable, ROOT / "evaluate.py", *arguments("evaluate", at)[1]],
+                          stderr=subprocess.PIPE, text=True, cwd=tmp_path, **where)
+    os.close(writer)
+    last = made.stderr.splitlines()[-1]
+    assert made.returncode == code and "Traceback" not in made.stderr
+    assert (last == "error: output: No space left on device") == (code == 2)
+    assert json.loads((at / "evaluated/metrics.json").read_text())["routes"]
+
+
+def test_the_command_itself_says_one_line(whole, tmp_path):
+    """Catches what only a process shows: warnings on import, output on the wrong stream."""
+    made = subprocess.run([sys.executable, ROOT / "label.py", "--model", tmp_path / "none"],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert (made.returncode, made.stdout) == (2, "")
+    assert made.stderr == f"error: {tmp_path / 'none'}: no such folder\n"
+
+
+# ---- files that may not be read ----
+
+@contextlib.contextmanager
+def nobody():
+    """The user who may read nothing of ours; root may read everything."""
+    if os.geteuid() == 0:
+        try:
+            os.seteuid(65534)
+        except OSError as error:
+            pytest.skip(f"root that cannot be another user ({error}): this test wants one")
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("command, file", [
+    ("label", CONFIG), ("label", TOKENIZER), ("label", SETTINGS), ("label", WEIGHTS),
+    ("label", "q.jsonl"), ("label", LABELS), ("label", META), ("train", LABELS),
+    ("evaluate", ROUTERS), ("evaluate", PATHS), ("label", "model"), ("evaluate", "run")])
+def test_a_file_that_may_not_be_read_is_named(command, file, whole, capsys):
+    """Catches a PermissionError traceback from any of the readers."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        at = shutil.copytree(whole, Path(name) / "case")
+        at.chmod(0o777)
+        main, argv = arguments(command, at)
+        before = contents(at)
+        mode = (at / file).stat().st_mode
+        (at / file).chmod(0)
+        with nobody():
+            code, _, line = leaves(main, argv, capsys)
+        (at / file).chmod(mode)
+        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
+        assert str(at / file) in line and "ermission denied" in line
+        assert contents(at) == before

@@ -109,7 +109,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def add_model_flags(parser, model):
     """The flags that name a model and where it runs, the same in every command."""
     parser.add_argument("--model", type=Path, default=model, metavar="DIR",
-                        help="Hugging Face folder of a Llama or Qwen2/3 model (default: %(default)s)")
+                        help="folder of a Llama or Qwen2/3 model (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cpu or cuda")
     parser.add_argument("--dtype", choices=DTYPES, default=None,
                         help="of the weights; default: the checkpoint's, float32 on a CPU")

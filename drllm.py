@@ -151,7 +151,7 @@ class Routers(nn.Module):
         self.gate_projection, self.gate_points, self.gate_limits = gate
 
     def is_strange(self, layer, pooled, counts):
-        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router was trained on."""
+        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router learned from."""
         if self.gate_points is None:
             return torch.zeros_like(counts, dtype=torch.bool)
         states = mean_state(pooled, counts) @ self.gate_projection  # (N, G)
@@ -193,7 +193,7 @@ class Routers(nn.Module):
             raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32 numbers")
+                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32")
         if notes.get("model") != model.fingerprint():
             raise InputError(f"{file}: these routers belong to model {notes.get('model')}; the "
                              f"model given is {model.fingerprint()}")

@@ -88,17 +88,19 @@ def read_config(folder):
 def _refuse(raw):
     family, architectures = raw.get("model_type"), raw.get("architectures") or [None]
     if family not in FAMILIES or architectures[0] not in (None, FAMILIES[family]):
-        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not supported; "
-                         f"supported are {', '.join(FAMILIES.values())}")
+        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not "
+                         f"supported; supported are {', '.join(FAMILIES.values())}")
     for key, what in REFUSED.items():
         if raw.get(key):
             raise ValueError(f"{key}: {what} is not supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {raw['hidden_act']!r}: only 'silu' is supported")
-    if raw.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor {raw['partial_rotary_factor']}: only 1.0 is supported")
+    share = raw.get("partial_rotary_factor")
+    if share not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor {share}: only 1.0 is supported")
     full = set(raw.get("layer_types") or ()) <= {"full_attention"}
-    if raw.get("layer_types") is None and raw.get("sliding_window") and raw.get("use_sliding_window"):
+    windowed = raw.get("sliding_window") and raw.get("use_sliding_window")
+    if raw.get("layer_types") is None and windowed:
         full = raw.get("max_window_layers", 28) >= raw["num_hidden_layers"]
     if not full:
         raise ValueError("sliding_window: attention over a window is not supported")
@@ -135,7 +137,8 @@ def _rope(raw):
         raise ValueError(f"{key} must be an object, got {rope!r}")
     nested = [name for name, value in rope.items() if isinstance(value, dict)]
     if nested:
-        raise ValueError(f"{key}: settings per kind of layer ({', '.join(nested)}) are not supported")
+        raise ValueError(f"{key}: settings per kind of layer ({', '.join(nested)}) are not "
+                         "supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"{key}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
@@ -276,11 +279,7 @@ def load_tokenizer(folder):
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{file}: {error}") from error
     settings = _optional_json(folder / "tokenizer_config.json")
-    special = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
-    special = {key: text for key, text in special.items() if text is not None}
-    for key, text in special.items():
-        if not isinstance(text, str):
-            raise InputError(f"{folder / 'tokenizer_config.json'}: {key} must be text, got {text!r}")
+    special = _special_tokens(folder / "tokenizer_config.json", settings)
     return Tokenizer(folder, fast, _template(folder, settings), special,
                      _stop_ids(folder, fast, special))
 
@@ -289,8 +288,17 @@ def _optional_json(file):
     return read_json(file) if file.exists() else {}
 
 
-def _token_text(token):
-    return token.get("content") if isinstance(token, dict) else token
+def _special_tokens(file, settings):
+    """{name: text}; a token is written as text or as an object with its content."""
+    special = {}
+    for key in ("bos_token", "eos_token", "pad_token"):
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, (str, type(None))):
+            raise InputError(f"{file}: {key} must be text, got {text!r}")
+        if text is not None:
+            special[key] = text
+    return special
 
 
 def _template(folder, settings):
@@ -354,7 +362,7 @@ def _check_size(name, value, *args):
     size = max((n for n in args if type(n) is int), default=0)  # a width
     if name == "format" and isinstance(value, str):
         size = max(size, *(int(n[:9]) for n in re.findall(r"\d+", value)), 0)
-    elif name == "replace" and len(args) > 1 and all(isinstance(x, str) for x in (value, *args[:2])):
+    elif name == "replace" and sum(isinstance(x, str) for x in (value, *args[:2])) == 3:
         size = value.count(args[0]) * len(args[1])
     elif name == "join":
         items = value if isinstance(value, (list, tuple)) else args[0] if args else ()

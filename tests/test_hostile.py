@@ -229,7 +229,9 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "NaN weights": ("label", tensor(UP, torch.full((24, 16), torch.nan)), WEIGHTS, [UP, "NaN"]),
     "infinite weights": ("label", tensor(UP, torch.full((24, 16), torch.inf)), WEIGHTS, [UP]),
     "weights too large for float16": ("label", flags("--dtype", "float16", damage=tensor(
-        UP, torch.full((24, 16), 1e30))), WEIGHTS, [UP, "infinite"]),
+        UP, torch.full((24, 16), 1e30, dtype=torch.bfloat16))), WEIGHTS, [UP, "infinite"]),
+    "complex weights": ("label", tensor(UP, torch.ones(24, 16, dtype=torch.complex64)), WEIGHTS,
+                        [UP, "C64"]),
     "whole-number weights": ("label", tensor(UP, torch.ones(24, 16, dtype=torch.int8)), WEIGHTS,
                              [UP, "I8"]),
     "a shard above the folder": ("label", index({"a": "../w.safetensors"}), INDEX, ["../w"]),
@@ -248,12 +250,25 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
         "--data", "{at}/long.jsonl", damage=lambda at: (
             changed(TOKENIZER, lambda data: data.replace(b'"z": 37', b'"z": 999'))(at),
             write("long.jsonl", lines([{"prompt": "z", "answer": "1"}]))(at))),
-        "model", ["999", "40"]),
+        "model", ["999", "39"]),
+    "tokenizer of no model": ("label", write(TOKENIZER, "{}"), TOKENIZER, []),
+    "tokenizer a list": ("label", write(TOKENIZER, "[]"), TOKENIZER, []),
+    "tokenizer settings cut": ("label", write(SETTINGS, "{"), SETTINGS, ["JSON"]),
+    "tokenizer settings a list": ("label", write(SETTINGS, "[1]"), SETTINGS, ["list"]),
     "a token that is a number": ("label", lambda at: edit_json(at / SETTINGS, eos_token=5),
                                  SETTINGS, ["eos_token", "5"]),
+    "a token whose text is a number": ("label", lambda at: edit_json(
+        at / SETTINGS, eos_token={"content": 5}), SETTINGS, ["eos_token", "5"]),
+    "generation settings cut": ("label", write("model/generation_config.json", "{"),
+                                "model/generation_config.json", ["JSON"]),
+    "stop ids nested": ("label", write("model/generation_config.json", '{"eos_token_id": [[2]]}'),
+                        "model/generation_config.json", ["eos_token_id"]),
     "stop ids in words": ("label", write("model/generation_config.json", '{"eos_token_id": "2"}'),
                           "model/generation_config.json", ["eos_token_id", "'2'"]),
     "templates without names": ("label", template([{"template": "x"}]), SETTINGS, ["name"]),
+    "a name without template": ("label", template([{"name": "x"}]), SETTINGS, ["template"]),
+    "a template in a list": ("label", template(["x"]), SETTINGS, ["chat_template"]),
+    "a template that is a number": ("label", template(5), SETTINGS, ["chat_template"]),
     "a template not in UTF-8": ("label", write("model/chat_template.jinja", b"\xff\xfe"),
                                 "model/chat_template.jinja", ["UTF-8"]),
     "a template that raises": ("label", template("{{ raise_exception('only\nusers') }}"),
@@ -291,6 +306,10 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "a list nested deep": ("label", write("q.jsonl", "[" * 50_000), "q.jsonl", ["JSON"]),
     "a csv without end": ("label", flags("--data", "{at}/q.csv", damage=write(
         "q.csv", 'question,answer\n"' + "x" * 200_000)), "q.csv", ["CSV"]),
+    "a csv empty": ("label", flags("--data", "{at}/q.csv", damage=write("q.csv", "")), "q.csv",
+                    ["no questions"]),
+    "a csv in UTF-16": ("label", flags("--data", "{at}/q.csv", damage=write(
+        "q.csv", "question".encode("utf-16"))), "q.csv", ["UTF-8"]),
     "a csv of its header": ("label", flags("--data", "{at}/q.csv", damage=write(
         "q.csv", "question,answer\n")), "q.csv", ["no questions"]),
     "no parquet": ("label", flags("--data", "{at}/q.parquet", damage=write(
@@ -362,6 +381,7 @@ def test_a_wrong_input_is_one_line_and_touches_no_file(name, whole, tmp_path, ca
     code, said, line = leaves(main, argv, capsys)
     assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
     assert not file or str(at / file) in line
+    line = line.replace(str(at), "")  # the folder's name has numbers of its own
     assert all(str(word) in line for word in words), line
     assert contents(at) == before
 

@@ -618,6 +618,27 @@ def test_a_real_conversation_has_the_tokens_of_its_template(name, text, first, s
     assert set(tokenizer.stop_ids) == stop_ids
 
 
+PUBLISHED = {  # lines of llama.cpp's ggml-vocab-llama-bpe.gguf.inp and .out, and Meta's own test
+    "ied 4 ½ months": "1142 220 19 220 27154 4038", "Führer": "37 51853 261", " ": "220",
+    "  ": "256", "\t": "197", "\n\n\n": "1432", "\t\n": "1602", " Hello World!": "22691 4435 0",
+    "Hello, world!": "9906 11 1917 0", " this is 🦙.cpp": "420 374 11410 99 247 13 11055",
+    "w048 7tuijk dsdfhu": "86 23904 220 22 83 2005 42908 11729 3013 17156",
+    "нещо на Български": "79862 102118 13373 64571 34694 3114 112203 80112",
+    "    Hello\n    Hello": "262 22691 198 262 22691", "\n =": "198 284", "' era": "6 11639",
+    "Hello, y'all! How are you 😁 ?我想在apple工作1314151天～":
+        "9906 11 379 65948 0 2650 527 499 27623 223 949 37046 101067 19000 23182 102301 9263 18136 "
+        "16 36827 21909", "33333": "8765 1644", "3333333": "8765 8765 18", " Việt": "101798",
+    "This is a test sentence.": "2028 374 264 1296 11914 13",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n": "128006 78191 128007 271"}
+
+
+def test_llama3_text_has_the_tokens_that_were_published(shared):
+    """Catches a tokenizer.json that is not read as its owners meant it."""
+    tokenizer = load_tokenizer(real(shared, "Llama-3.2-3B-Instruct", "tokenizer.json"))
+    for text, ids in PUBLISHED.items():
+        assert tokenizer.encode(text, add_special_tokens=False) == [int(i) for i in ids.split()]
+
+
 def test_qwen3_is_asked_to_answer_without_thinking(shared):
     """Catches answers that spend their tokens on a chain of thought nobody grades."""
     file = real(shared, "Qwen3-4B") / "tokenizer_config.json"

@@ -103,6 +103,14 @@ def check_device(name):
         raise InputError(f"--device {name}: not usable here: {reason}") from error
 
 
+def check_counts(parser, args, *names):
+    """A usage error unless each of these flags, where given, is at least 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

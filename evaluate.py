@@ -12,6 +12,7 @@ as comparable to L; layers_executed: summed over all forward passes, as the pape
         --data demo/questions/test.jsonl demo/questions/ood.jsonl --out runs/again
 """
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -305,11 +306,11 @@ def parse_args(argv=None):
     unknown = set(args.routes) - set(ROUTES)
     if unknown:
         parser.error(f"unknown routes {', '.join(sorted(unknown))}; known are {', '.join(ROUTES)}")
-    if args.batch_size < 1 or (args.limit or 1) < 1:
-        parser.error(f"--batch-size and --limit must be at least 1, got {args.batch_size} and "
-                     f"{args.limit}")
+    cli.check_counts(parser, args, "batch_size", "limit")
     if not -1 <= args.control <= 1:
         parser.error(f"--control must lie in [-1, 1], got {args.control}")
+    if not math.isfinite(args.tilt):
+        parser.error(f"--tilt must be finite, got {args.tilt}")
     return args
 
 

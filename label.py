@@ -276,9 +276,9 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=256, help="searches under way at once")
     add_reuse_flag(parser)
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.simulations < 1:
-        parser.error(f"--batch-size and --simulations must be at least 1, got {args.batch_size} "
-                     f"and {args.simulations}")
+    cli.check_counts(parser, args, "batch_size", "simulations", "limit")
+    if args.out.is_dir():
+        raise InputError(f"{args.out}: a folder; --out names the labels file")
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     tokenizer = load_tokenizer(args.model)

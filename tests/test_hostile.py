@@ -322,6 +322,10 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
                       "q.jsonl", ["no questions"]),
     "tested on labelled questions": ("train", flags("--test", "{at}/q.jsonl"), "q.jsonl",
                                      ["10 of 10"]),
+    "nothing left to test": ("train", flags("--data", "{at}/one.jsonl", damage=write(
+        "one.jsonl", lines(ROWS[:1]))), "one.jsonl", ["1 questions to label and 0 to test"]),
+    "nothing left to label": ("train", flags("--data", "{at}/one.jsonl", damage=write(
+        "one.jsonl", lines(ROWS[4:5]))), "one.jsonl", ["0 questions to label and 1 to test"]),
     # labels
     "labels of another model": ("label", other_model, LABELS, ["model"]),
     "labels of another model, to train": ("train", other_model, LABELS, ["model"]),
@@ -340,6 +344,7 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "a labels row of three passes": ("train", row_changed(correct=[[[1, 3, 1], 0.5]]),
                                      LABELS + ":1", ["3"]),
     "labels are a folder": ("label", flags("--out", "{at}/model"), "model", []),
+    "labels in a folder's name": ("label", flags("--out", "{at}/run"), "run", ["a folder"]),
     "labels below a file": ("label", flags("--out", "{at}/q.jsonl/labels.jsonl"), "q.jsonl", []),
     # routers
     "no routers": ("evaluate", gone(ROUTERS), ROUTERS, ["No such file"]),

@@ -52,10 +52,11 @@ def prepare(questions, tokenizer, model):
 
 def check_ids(prompt, tokenizer, vocab_size):
     """InputError where a tokenizer of another model gives ids that this one lacks, or none."""
-    if not prompt.ids or max(prompt.ids) >= vocab_size:
+    largest = max(prompt.ids + prompt.gold, default=-1)
+    if not prompt.ids or largest >= vocab_size:
         raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {prompt.question.id} "
-                         f"the ids {list(prompt.ids)[:5]} up to {max(prompt.ids, default=None)}; "
-                         f"the model knows 0 to {vocab_size - 1}")
+                         f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
+                         f"{vocab_size - 1}")
 
 
 def batches(prompts, batch_size):

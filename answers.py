@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cli import InputError
 from model_llama import fixed, generate
 from tasks import Question, gold_ids, grade, prompt_ids
 
@@ -41,10 +42,21 @@ def prepare(questions, tokenizer, model):
     """(prompts, too long): questions whose prompt and answer exceed the context are set apart."""
     prompts = [Prompt(q, tuple(prompt_ids(q, tokenizer)), tuple(gold_ids(q, tokenizer)))
                for q in questions]
+    for prompt in prompts:
+        check_ids(prompt, tokenizer, model.config.vocab_size)
     limit = model.config.max_positions
     fits = [len(p.ids) + p.question.budget <= limit for p in prompts]
     return ([p for p, fit in zip(prompts, fits) if fit],
             [p.question for p, fit in zip(prompts, fits) if not fit])
+
+
+def check_ids(prompt, tokenizer, vocab_size):
+    """InputError where a tokenizer of another model gives ids that this one lacks, or none."""
+    largest = max(prompt.ids + prompt.gold, default=-1)
+    if not prompt.ids or largest >= vocab_size:
+        raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {prompt.question.id} "
+                         f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
+                         f"{vocab_size - 1}")
 
 
 def batches(prompts, batch_size):

@@ -13,13 +13,12 @@ routers are a file of their own that names the model they belong to.
 """
 import json
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from cli import InputError, write_whole
+from cli import InputError, open_tensors, write_whole
 
 # N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
 # M gate points   G gate dimensions
@@ -152,7 +151,7 @@ class Routers(nn.Module):
         self.gate_projection, self.gate_points, self.gate_limits = gate
 
     def is_strange(self, layer, pooled, counts):
-        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router was trained on."""
+        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router learned from."""
         if self.gate_points is None:
             return torch.zeros_like(counts, dtype=torch.bool)
         states = mean_state(pooled, counts) @ self.gate_projection  # (N, G)
@@ -176,23 +175,25 @@ class Routers(nn.Module):
         notes = self.notes | {name: getattr(self, name) for name in SETTINGS}
         metadata = {"drllm": json.dumps(notes)}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(file, lambda part: save_file(tensors, part, metadata))
+        write_whole(file, lambda part: part.write_bytes(
+            safetensors.torch.save(tensors, metadata)))
 
     @classmethod
     def load(cls, file, model):
         """The routers of a file, on the model's device. InputError if they are another model's."""
+        with open_tensors(file) as stored:
+            text = (stored.metadata() or {}).get("drllm", "{}")
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
         try:
-            with safe_open(file, framework="pt") as stored:
-                notes = json.loads((stored.metadata() or {}).get("drllm", "{}"))
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{file}: unreadable router file: {error}") from error
+            notes = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}: not a router file: {error}") from error
         sizes = [notes.get(name) for name in SETTINGS] if isinstance(notes, dict) else [None]
         if not all(type(size) is int and 0 < size < 2 ** 20 for size in sizes):
             raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32 numbers")
+                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32")
         if notes.get("model") != model.fingerprint():
             raise InputError(f"{file}: these routers belong to model {notes.get('model')}; the "
                              f"model given is {model.fingerprint()}")

@@ -12,6 +12,7 @@ as comparable to L; layers_executed: summed over all forward passes, as the pape
         --data demo/questions/test.jsonl demo/questions/ood.jsonl --out runs/again
 """
 import argparse
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -273,11 +274,11 @@ def report(table, main, seeds, names, out, extra=None):
     metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
                          "layers": a.decisions[rows].sum(1).float().mean().item()}
                         for seed, a in enumerate(table.outcomes[main].seeds)]
+    write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
     print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
     if "frontier" in metrics:
         print_frontier(metrics["frontier"], [(n, r[table.counted]) for n, r in table.statics])
     print_heat_map(table, main)
-    write_json(Path(out) / "metrics.json", metrics | (extra or {}))
     return metrics
 
 
@@ -305,16 +306,48 @@ def parse_args(argv=None):
     unknown = set(args.routes) - set(ROUTES)
     if unknown:
         parser.error(f"unknown routes {', '.join(sorted(unknown))}; known are {', '.join(ROUTES)}")
+    cli.check_counts(parser, args, "batch_size", "limit")
     if not -1 <= args.control <= 1:
         parser.error(f"--control must lie in [-1, 1], got {args.control}")
+    if not math.isfinite(args.tilt):
+        parser.error(f"--tilt must be finite, got {args.tilt}")
     return args
+
+
+def load_seeds(files, model):
+    """(Routers of every file, the tasks they were trained on); files must be of one recipe."""
+    seeds = [Routers.load(file, model) for file in files]
+    for file, one in zip(files, seeds):
+        tasks = one.notes.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+            raise InputError(f"{file}: its metadata must list the tasks it was trained on, got "
+                             f"{tasks!r}")
+        for key in ("windows", "width", "tasks"):
+            if one.notes[key] != seeds[0].notes[key]:
+                raise InputError(f"{file}: {key} {one.notes[key]}; {files[0]} has "
+                                 f"{seeds[0].notes[key]}. Seeds of one recipe agree")
+    return seeds, set(seeds[0].notes["tasks"])
+
+
+def read_statics(file, num_layers):
+    """[(length, path)] of the frontier in a paths.json."""
+    try:
+        statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
+    for _, path in statics:
+        if len(path) != num_layers or not set(path) <= {0, 1, 2}:
+            raise InputError(f"{file}: a path of {len(path)} layers, {path}; the model has "
+                             f"{num_layers}")
+    return statics
 
 
 def main(argv=None):
     args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    seeds = [Routers.load(file, model) for file in args.routers]
+    seeds, known = load_seeds(args.routers, model)
     questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
     prompts, too_long = prepare(questions, tokenizer, model)
     if not prompts:
@@ -323,11 +356,11 @@ def main(argv=None):
     stored = args.routers[0].parent / "paths.json"
     statics = []
     if "static" in args.routes and stored.exists():
-        statics = [(n, tuple(path)) for n, path in read_json(stored)["frontier"]]
+        statics = read_statics(stored, model.config.num_layers)
     elif "static" in args.routes:
         print(f"no {stored}: the static paths are left out")
-    table = compare(model, tokenizer, prompts, set(seeds[0].notes["tasks"]), {"dr.llm": seeds},
-                    statics, args.routes, args.control, args.tilt, args.batch_size)
+    table = compare(model, tokenizer, prompts, known, {"dr.llm": seeds}, statics, args.routes,
+                    args.control, args.tilt, args.batch_size)
     report(table, "dr.llm", [] if args.tilt or args.control != -0.5 else seeds,
            {"dr.llm": "Dr.LLM"}, args.out)
 

@@ -9,7 +9,6 @@ Left out: rope scalings other than llama3, sliding windows, quantised and remote
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
-import contextlib
 import functools
 import json
 import math
@@ -22,10 +21,9 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer as FastTokenizer
 
-from cli import DTYPES, InputError, read_json
+from cli import DTYPES, InputError, open_tensors, read_json
 
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 REFUSED = {  # keys that change the computation in ways this decoder does not follow
@@ -90,17 +88,19 @@ def read_config(folder):
 def _refuse(raw):
     family, architectures = raw.get("model_type"), raw.get("architectures") or [None]
     if family not in FAMILIES or architectures[0] not in (None, FAMILIES[family]):
-        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not supported; "
-                         f"supported are {', '.join(FAMILIES.values())}")
+        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not "
+                         f"supported; supported are {', '.join(FAMILIES.values())}")
     for key, what in REFUSED.items():
         if raw.get(key):
             raise ValueError(f"{key}: {what} is not supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {raw['hidden_act']!r}: only 'silu' is supported")
-    if raw.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor {raw['partial_rotary_factor']}: only 1.0 is supported")
+    share = raw.get("partial_rotary_factor")
+    if share not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor {share}: only 1.0 is supported")
     full = set(raw.get("layer_types") or ()) <= {"full_attention"}
-    if raw.get("layer_types") is None and raw.get("sliding_window") and raw.get("use_sliding_window"):
+    windowed = raw.get("sliding_window") and raw.get("use_sliding_window")
+    if raw.get("layer_types") is None and windowed:
         full = raw.get("max_window_layers", 28) >= raw["num_hidden_layers"]
     if not full:
         raise ValueError("sliding_window: attention over a window is not supported")
@@ -131,13 +131,18 @@ def _resolve(raw):
 
 def _rope(raw):
     """(theta, scaling) from the old spelling (rope_theta, rope_scaling) or rope_parameters."""
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"rope_scaling must be an object, got {rope!r}")
+        raise ValueError(f"{key} must be an object, got {rope!r}")
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{key}: settings per kind of layer ({', '.join(nested)}) are not "
+                         "supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{key}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    if any(isinstance(value, dict) for value in rope.values()) or kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r}: supported are 'default' and 'llama3'")
     if kind == "default":
         return theta, None
     original = (raw.get("original_max_position_embeddings")
@@ -193,9 +198,9 @@ CHUNK = 2 ** 25  # bytes of a tensor mapped at a time
 
 def list_tensors(folder):
     """[(file, name, shape)] of every tensor of a folder; only the files' headers are read."""
-    found = []
+    found, home = [], {}
     for file in tensor_files(folder):
-        with _opened(file) as tensors:
+        with open_tensors(file) as tensors:
             for name in tensors.keys():
                 piece = tensors.get_slice(name)
                 if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
@@ -203,6 +208,8 @@ def list_tensors(folder):
                 if piece.get_dtype() not in FLOATS:
                     raise InputError(f"{file}: {name} has dtype {piece.get_dtype()}; weights are "
                                      f"one of {', '.join(FLOATS)}")
+                if home.setdefault(name, file) != file:
+                    raise InputError(f"{file}: {name} also stands in {home[name].name}")
                 found.append((file, name, tuple(piece.get_shape())))
     return found
 
@@ -212,18 +219,8 @@ def read_tensor(file, name, into):
     unmapped, so that loading never holds a second copy of the weights."""
     rows = max(1, CHUNK // max(1, into[:1].numel() * into.element_size()))
     for start in range(0, len(into), rows):
-        with _opened(file) as tensors:
+        with open_tensors(file) as tensors:
             into[start:start + rows].copy_(tensors.get_slice(name)[start:start + rows])
-
-
-@contextlib.contextmanager
-def _opened(file):
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        size = f" ({file.stat().st_size} bytes)" if file.exists() else ""
-        raise InputError(f"{file}: unreadable safetensors{size}: {error}") from error
 
 
 # ---- tokenizer and chat template ----
@@ -235,8 +232,8 @@ class Tokenizer:
     `.has_template` says whether the folder has a template; `.stop_ids` end an answer.
     """
 
-    def __init__(self, fast, template, special, stop_ids):
-        self.fast, self.template, self.special = fast, template, special
+    def __init__(self, folder, fast, template, special, stop_ids):
+        self.folder, self.fast, self.template, self.special = folder, fast, template, special
         self.stop_ids = tuple(stop_ids)
 
     @property
@@ -253,12 +250,20 @@ class Tokenizer:
         """Text of the ids; special tokens and ids beyond the vocabulary are left out."""
         return self.fast.decode([i for i in ids if i < self.fast.get_vocab_size()])
 
-    def chat(self, messages):
+    def render(self, messages, add_generation_prompt=True):
+        """The text of a conversation; it waits for an answer if add_generation_prompt."""
         if self.template is None:
-            raise InputError("this folder has no chat template; use encode")
-        text = render(self.template, messages=messages, add_generation_prompt=True,
-                      date_string=FIXED_DATE, enable_thinking=False, **self.special)
-        return self.encode(text, add_special_tokens=False)  # the template prints BOS itself
+            raise InputError(f"{self.folder}: no chat template; use encode")
+        try:
+            return render(self.template, messages=messages, date_string=FIXED_DATE,
+                          add_generation_prompt=add_generation_prompt, enable_thinking=False,
+                          **self.special)
+        except InputError as error:
+            raise InputError(f"{self.folder}: {error}") from error
+
+    def chat(self, messages):
+        # the template prints BOS itself
+        return self.encode(self.render(messages), add_special_tokens=False)
 
 
 def load_tokenizer(folder):
@@ -274,20 +279,26 @@ def load_tokenizer(folder):
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{file}: {error}") from error
     settings = _optional_json(folder / "tokenizer_config.json")
-    special = {key: _token_text(settings.get(key)) for key in ("bos_token", "eos_token", "pad_token")}
-    special = {key: text for key, text in special.items() if text is not None}
-    for key, text in special.items():
-        if not isinstance(text, str):
-            raise InputError(f"{folder / 'tokenizer_config.json'}: {key} must be text, got {text!r}")
-    return Tokenizer(fast, _template(folder, settings), special, _stop_ids(folder, fast, special))
+    special = _special_tokens(folder / "tokenizer_config.json", settings)
+    return Tokenizer(folder, fast, _template(folder, settings), special,
+                     _stop_ids(folder, fast, special))
 
 
 def _optional_json(file):
     return read_json(file) if file.exists() else {}
 
 
-def _token_text(token):
-    return token.get("content") if isinstance(token, dict) else token
+def _special_tokens(file, settings):
+    """{name: text}; a token is written as text or as an object with its content."""
+    special = {}
+    for key in ("bos_token", "eos_token", "pad_token"):
+        token = settings.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, (str, type(None))):
+            raise InputError(f"{file}: {key} must be text, got {text!r}")
+        if text is not None:
+            special[key] = text
+    return special
 
 
 def _template(folder, settings):
@@ -351,7 +362,7 @@ def _check_size(name, value, *args):
     size = max((n for n in args if type(n) is int), default=0)  # a width
     if name == "format" and isinstance(value, str):
         size = max(size, *(int(n[:9]) for n in re.findall(r"\d+", value)), 0)
-    elif name == "replace" and len(args) > 1 and all(isinstance(x, str) for x in (value, *args[:2])):
+    elif name == "replace" and sum(isinstance(x, str) for x in (value, *args[:2])) == 3:
         size = value.count(args[0]) * len(args[1])
     elif name == "join":
         items = value if isinstance(value, (list, tuple)) else args[0] if args else ()
@@ -371,8 +382,9 @@ def _bounded(name, original):
     return bounded
 
 
-def render(template, seconds=2.0, size=LARGEST, **values):
-    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
+@functools.lru_cache(maxsize=16)
+def _compiled(template):
+    """The template as a program of its own sandbox; compiling takes longer than rendering."""
     def fail(message=""):
         raise TemplateError(message)
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -381,8 +393,13 @@ def render(template, seconds=2.0, size=LARGEST, **values):
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
         value, ensure_ascii=False, indent=indent)
     sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: FIXED_DATE)
+    return sandbox.from_string(template)
+
+
+def render(template, seconds=2.0, size=LARGEST, **values):
+    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
     try:
-        text = _with_deadline(lambda: sandbox.from_string(template).render(**values), seconds, size)
+        text = _with_deadline(lambda: _compiled(template).render(**values), seconds, size)
     except Exception as error:  # a stranger's program may fail in any way there is
         raise InputError(f"chat template: {type(error).__name__}: {error}") from error
     if len(text) > size:

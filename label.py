@@ -126,12 +126,23 @@ def read_rows(file, mend=False):
     rows = {}
     for number, line in enumerate(whole_lines(file, mend), 1):
         try:
-            row = json.loads(line)
-            correct = [(tuple(path), sure) for path, sure in row["correct"]]
-            rows[row["id"]] = row | {"correct": correct}
+            row = checked(json.loads(line))
+            rows[row["id"]] = row
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file}:{number}: not a labels row ({error!r})") from error
     return rows
+
+
+def checked(row):
+    """A labels row, right paths as tuples; KeyError, TypeError or ValueError if it is none."""
+    correct = [(tuple(path), float(sure)) for path, sure in row["correct"]]
+    length, _ = row["length"], row["default_correct"]
+    for path in [row["decisions"], *(path for path, _ in correct), *row["wrong"]]:
+        if len(path) != len(row["decisions"]) or not set(path) <= {0, 1, 2}:
+            raise ValueError(f"path {list(path)} is not {len(row['decisions'])} numbers in 0..2")
+    if length != sum(row["decisions"]):
+        raise ValueError(f"length {length!r} of a path that runs {sum(row['decisions'])} layers")
+    return row | {"correct": correct}
 
 
 def parts(file):
@@ -222,7 +233,7 @@ def search_missing(model, tokenizer, missing, file, config, seed, batch_size, ro
     per_question = config.simulations + 1
     bar = tqdm(total=len(missing) * per_question, unit="path", smoothing=0.05,
                desc=f"searching {len(missing)} questions")
-    with open(file, "a") as stream, bar:
+    with cli.writing(file), open(file, "a") as stream, bar:
         for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update,
                                 prefixes):
             row = row_of(*found)
@@ -265,9 +276,9 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=256, help="searches under way at once")
     add_reuse_flag(parser)
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.simulations < 1:
-        parser.error(f"--batch-size and --simulations must be at least 1, got {args.batch_size} "
-                     f"and {args.simulations}")
+    cli.check_counts(parser, args, "batch_size", "simulations", "limit")
+    if args.out.is_dir():
+        raise InputError(f"{args.out}: a folder; --out names the labels file")
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     tokenizer = load_tokenizer(args.model)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import InputError
+from cli import InputError, check_device
 from hf_folder import Config, list_tensors, load_tokenizer, read_config, read_tensor
 
 __all__ = ["Config", "Generation", "KVCache", "Llama", "Route", "decode", "fixed", "generate",
@@ -386,6 +386,8 @@ def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses
     goes through the layers together with its prompt, and what it has right is not decoded again.
     run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
     """
+    if not prompts:
+        raise ValueError("no prompts: generate() wants at least one list of token ids")
     longest, limit = max(map(len, prompts)), model.config.max_positions
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
@@ -463,6 +465,7 @@ def load_model(folder, device="cpu", dtype=None):
 
     Raises InputError naming a tensor that is missing, unexpected, mis-shaped or not finite.
     """
+    check_device(device)
     config = read_config(folder)
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else config.dtype

@@ -96,10 +96,11 @@ def load_questions(file, task=None, skip_bad_rows=False):
             if not skip_bad_rows:
                 raise InputError(f"{file}:{number}: {reason}") from error
             bad.append(f"{number} ({reason})")
-    if bad:
-        print(f"{file}: {len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300], file=sys.stderr)
+    skipped = f"{len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300]
     if not questions:
-        raise InputError(f"{file}: no questions in it")
+        raise InputError(f"{file}: no questions in it" + (f"; {skipped}" if bad else ""))
+    if bad:
+        print(f"{file}: {skipped}", file=sys.stderr)
     return list(questions.values())
 
 
@@ -297,24 +298,34 @@ def _fill(question, letter_form, boxed_form, option_form):
 
 _LETTER = re.compile(r"\s*(?:answer:?|the correct answer is:?|\s)*"
                      r"(?:\(([a-j])\)|([a-j])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _WORDS = re.compile(r"\w(?: \w)+")  # single letters or digits, one after the other
 
 
 def extract_answer(text, question):
-    """What a model's answer text says: a letter, or the expression in its last box; else None.
+    """What a model's answer text says: a letter, or the expression in its box; else None.
 
-    Where the prompt opened the box already, the text goes on inside it. A verbatim prompt that
-    asks for no box takes the whole text.
+    A box that the prompt opened is the answer; else the last box of the text. A verbatim prompt
+    that asks for no box takes the whole text.
     """
     if question.choices:
         found = _LETTER.match(text)
         return (found.group(1) or found.group(2)).upper() if found else None
     if question.prompt is not None and OPENED not in question.prompt:
         return extract_boxed(text) or text.strip() or None
-    opened = question.prompt is not None and question.prompt.rstrip().endswith(OPENED)
-    if opened or (question.prompt is None and "}" in text and OPENED not in text):
-        text = OPENED + text  # the base prompt opens the box, a chat answer writes its own
-    return extract_boxed(text)
+    begun = _closed_by_text(text)
+    return extract_boxed(text) if begun is None else extract_boxed(begun) or begun
+
+
+def _closed_by_text(text):
+    """What stands before the first brace that closes none of the text's own: the end of a box that
+    the prompt opened. A base model then goes on with examples of its own, which do not count."""
+    depth = 0
+    for mark in _BRACES.finditer(text):
+        depth += (mark[0] == "{") - (mark[0] == "}")
+        if depth < 0:
+            return text[:mark.start()]
+    return None
 
 
 def grade(text, question):

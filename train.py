@@ -217,10 +217,23 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=int, default=256, help="questions answered at once")
     add_reuse_flag(parser)
     args = parser.parse_args(argv)
-    for name in ("simulations", "clusters", "seeds", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    cli.check_counts(parser, args, "simulations", "clusters", "seeds", "batch_size", "limit")
+    if args.test and not args.data:
+        parser.error("--test needs --data; without both, the demo's questions are taken")
+    if not math.isfinite(args.price or 0):
+        parser.error(f"--price must be finite, got {args.price}")
     return args
+
+
+def prepare_tests(run, to_label, held_out):
+    """The prompts of the held-out questions; InputError, before hours of labelling, if none."""
+    tests, _ = prepare(held_out[:run.args.limit], run.tokenizer, run.model)
+    if not to_label or not tests:
+        file = (run.args.test or run.args.data or [DEMO_LABEL])[0]
+        raise InputError(f"{file}: {len(to_label)} questions to label and {len(held_out)} to test, "
+                         f"{len(tests)} of these within the context of "
+                         f"{run.model.config.max_positions} tokens; both need one at least")
+    return tests
 
 
 class Run:
@@ -256,6 +269,7 @@ def main(argv=None):
     began = time.time()
     to_label, held_out = load_data(args)
     run = Run(args)
+    tests = prepare_tests(run, to_label, held_out)
     settings = {**vars(args), "search": asdict(run.search), "train": asdict(run.config),
                 "fingerprint": run.model.fingerprint(), "torch": torch.__version__}
     settings = {key: value if isinstance(value, (int, float, dict, type(None))) else str(value)
@@ -272,7 +286,6 @@ def main(argv=None):
                          "Either the questions are beyond this model or it does not answer in the "
                          "form asked for (a letter, or \\boxed{})")
     prompts, _ = prepare(to_label[:args.limit], run.tokenizer, run.model)
-    tests, _ = prepare(held_out[:args.limit], run.tokenizer, run.model)
     labels, statics = labels_of(run, rows, prompts)
     seeds = range(args.seed, args.seed + args.seeds)
     routers = {choice: fit(run, choice, prompts, paths, seeds) for choice, paths in labels.items()}

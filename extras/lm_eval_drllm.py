@@ -23,7 +23,6 @@ import torch
 import cli
 from cli import DTYPES, InputError
 from drllm import RouterRoute, Routers
-from hf_folder import FIXED_DATE, render
 from model_llama import decode, generate, load_model, load_tokenizer, pad, prefill
 
 if __name__ == "__main__":
@@ -141,11 +140,7 @@ class DrLLM(TemplateLM):
 
     def apply_chat_template(self, chat_history, add_generation_prompt=True):
         """The text of a conversation; it waits for an answer, or ends inside its last message."""
-        if not self.tokenizer.has_template:
-            raise InputError(f"{self.tokenizer_name}: this folder has no chat template")
-        text = render(self.tokenizer.template, messages=chat_history, enable_thinking=False,
-                      add_generation_prompt=add_generation_prompt, date_string=FIXED_DATE,
-                      **self.tokenizer.special)
+        text = self.tokenizer.render(chat_history, add_generation_prompt)
         last = chat_history[-1]["content"].strip()
         return text if add_generation_prompt else text[:text.rindex(last) + len(last)]
 

@@ -1,6 +1,7 @@
 """The routers of drllm.py: windows, loss, knobs, files; each against a loop or a worked value."""
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import WORDS, tiny_model
 
-import drllm
 from cli import InputError
 from drllm import (GATE, RouterRoute, Routers, class_weights, fit_gate, focal_loss, interpolate,
                    pool_windows, window_counts, window_matrix)
@@ -627,11 +627,11 @@ def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
     saved(file)
     before = file.read_bytes()
 
-    def disk_full(tensors, part, metadata):
-        part.write_bytes(b"half")
+    def disk_full(part, data):
+        part.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drllm, "save_file", disk_full)
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
     for target in (file, tmp_path / "new.safetensors"):
         with pytest.raises(OSError, match="No space"):
             random_routers(4).save(target)

@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import example, given, strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cli import InputError
-from hf_folder import (FIXED_DATE, Config, Llama3Rope, load_tokenizer, read_config, list_tensors,
-                       render, tensor_files)
+from hf_folder import (FIXED_DATE, Config, Llama3Rope, _Sandbox, list_tensors, load_tokenizer,
+                       read_config, render, tensor_files)
 from model_llama import generate, load_model
-from tiny import FAMILIES, save_tiny, tiny_model
+from tiny import ABSENT, FAMILIES, edit_json, edit_tensors, save_tiny, shard, tiny_model
 
-ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 HI = [{"role": "user", "content": "3 4"}]
 
@@ -33,32 +32,9 @@ def folder(tmp_path):
     return save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
 
 
-def edit_json(file, **changes):
-    value = json.loads(file.read_text()) if file.exists() else {}
-    value.update(changes)
-    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
-
-
 def config_with(folder, **changes):
     edit_json(folder / "config.json", **changes)
     return read_config(folder)
-
-
-def edit_tensors(folder, **changes):
-    """Replaces tensors (dots spelt __); ABSENT removes one."""
-    tensors = {**load_file(folder / "model.safetensors"),
-               **{name.replace("__", "."): value for name, value in changes.items()}}
-    save_file({k: v for k, v in tensors.items() if v is not ABSENT}, folder / "model.safetensors")
-
-
-def shard(folder, shards):
-    """Splits model.safetensors: shards maps a file name to the tensor names it holds."""
-    tensors = load_file(folder / "model.safetensors")
-    for file, names in shards.items():
-        save_file({name: tensors[name] for name in names}, folder / file)
-    (folder / "model.safetensors").unlink()
-    weight_map = {name: file for file, names in shards.items() for name in names}
-    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
 
 
 def refused(call, *words):
@@ -173,29 +149,7 @@ def test_a_stored_rotary_constant_is_ignored(folder):
     load_model(folder)
 
 
-# ---- weights that must be refused ----
-
-UP = "model.layers.1.mlp.up_proj.weight"
-NAN = torch.full((24, 16), float("nan"))
-
-
-@pytest.mark.parametrize("name, tensor, words", [
-    (UP, ABSENT, ["missing", UP]),
-    ("model.layers.9.mlp.up_proj.weight", torch.ones(2), ["unexpected", "layers.9"]),
-    ("model.layers.0.self_attn.q_proj.bias", torch.ones(16), ["unexpected", "q_proj.bias"]),
-    (UP, torch.ones(24, 17), [UP, "(24, 17)", "(24, 16)"]),
-    (UP, torch.ones(16, 24), [UP, "(16, 24)", "(24, 16)"]),
-    (UP, NAN, [UP, "NaN"]),
-    (UP, NAN.nan_to_num(float("inf")), [UP, "infinite"]),
-    (UP, torch.ones(24, 16, dtype=torch.int8), [UP, "I8"]),
-    (UP, torch.ones(24, 16, dtype=torch.complex64), [UP, "C64"]),
-], ids=["missing", "extra layer", "extra bias", "shape", "transposed", "nan", "inf", "int8",
-        "complex"])
-def test_a_wrong_tensor_is_refused_by_name(name, tensor, words, folder):
-    """Catches weights left random, cut to fit, quantised without saying so, or not numbers."""
-    edit_tensors(folder, **{name: tensor})
-    refused(lambda: load_model(folder), folder, *words)
-
+# ---- weights that must be refused (more of them in test_hostile.py) ----
 
 def test_a_separate_head_must_be_finite_too(tmp_path):
     """Catches the one tensor of a tied folder that takes another way in."""
@@ -205,33 +159,6 @@ def test_a_separate_head_must_be_finite_too(tmp_path):
     shard(folder, {"a.safetensors": [n for n in names if n != "lm_head.weight"],
                    "b.safetensors": ["lm_head.weight"]})
     refused(lambda: load_model(folder), "b.safetensors", "lm_head.weight", "NaN")
-
-
-def test_bfloat16_values_that_overflow_float16_are_refused(folder):
-    """Catches a conversion that turns large weights into infinity."""
-    edit_tensors(folder, **{UP: torch.full((24, 16), 1e30, dtype=torch.bfloat16)})
-    load_model(folder)
-    refused(lambda: load_model(folder, dtype=torch.float16), UP, "infinite")
-
-
-def damage_size(data):
-    """The first tensor's declared shape grows while its bytes stay."""
-    size, = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + size])
-    next(iter(header.values()))["shape"][0] += 1
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data[8 + size:]
-
-
-@pytest.mark.parametrize("damage", [
-    lambda data: b"", lambda data: data[:5], lambda data: data[:-1],
-    lambda data: struct.pack("<Q", 2**62) + data[8:], lambda data: b"PK\3\4" * 100,
-    damage_size], ids=["empty", "stub", "truncated", "huge header", "not safetensors", "sizes"])
-def test_damaged_safetensors_are_refused(damage, folder):
-    """Catches an interrupted download, and a header that lies about sizes."""
-    file = folder / "model.safetensors"
-    file.write_bytes(damage(file.read_bytes()))
-    refused(lambda: load_model(folder), file, f"{file.stat().st_size} bytes")
 
 
 @given(st.integers(0, 10**6), st.integers(0, 255))
@@ -246,25 +173,6 @@ def test_a_damaged_header_never_crashes(where, byte):
             load_model(folder)  # a byte may also be what it was, or padding
         except InputError as error:
             assert name in str(error)
-
-
-@pytest.mark.parametrize("shards, words", [
-    ({"a": "../w.safetensors"}, ["../w.safetensors"]), ({"a": "/etc/passwd"}, ["/etc/passwd"]),
-    ({"a": "sub/w.safetensors"}, ["sub/w.safetensors"]), ({"a": 5}, ["5"]),
-    ({"a": ["w.safetensors"]}, ["w.safetensors"]), ({"a": ".."}, [".."]),
-    ({"a": "gone.safetensors"}, ["gone.safetensors"]), ({}, ["weight_map"]),
-    (None, ["weight_map"]), (["w.safetensors"], ["weight_map"])])
-def test_a_shard_outside_the_folder_or_absent_is_refused(shards, words, folder):
-    """Catches an index that makes the loader read some other file of this machine."""
-    (folder / "model.safetensors").rename(folder.parent / "w.safetensors")
-    edit_json(folder / "model.safetensors.index.json", weight_map=shards)
-    refused(lambda: load_model(folder), folder, *words)
-
-
-def test_a_folder_of_pickles_is_refused(folder):
-    """Catches weights read from pickle, which runs the code it holds."""
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(lambda: load_model(folder), folder, "no model.safetensors")
 
 
 # ---- config.json: what is refused ----
@@ -290,8 +198,9 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
       for kind in ("linear", "yarn", "dynamic", "longrope")),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-    ({"rope_parameters": NESTED}, "rope"), ({"rope_scaling": "linear"}, "rope"),
-    ({"rope_scaling": ["linear"]}, "rope"),
+    ({"rope_parameters": NESTED}, "rope_parameters: settings per kind of layer (full_attention, s"),
+    ({"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
+    ({"rope_parameters": ["linear"]}, "rope_parameters must be an object, got ['linear']"),
     ({"rope_scaling": {**LLAMA3, "factor": 0}}, "factor"),
     ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "freq_factor"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
@@ -308,30 +217,6 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
 def test_a_config_that_cannot_be_honoured_is_refused_by_name(changes, word, folder):
     """Catches a key that changes the computation and is read over in silence."""
     refused(lambda: config_with(folder, **changes), folder / "config.json", word)
-
-
-def test_a_config_larger_than_memory_is_refused(folder):
-    """Catches an allocation of what config.json says before looking at what the file holds."""
-    edit_json(folder / "config.json", vocab_size=10**13)
-    refused(lambda: load_model(folder), folder)
-
-
-@pytest.mark.parametrize("text, word", [
-    (None, "No such file"), ("{", "JSON"), ("[1]", "list"), ("\ud800", "JSON"),
-    ("[" * 10**5, "JSON")], ids=["absent", "cut", "list", "not UTF-8", "deep"])
-def test_an_unreadable_config_is_refused(text, word, folder):
-    """Catches a missing folder or a half-downloaded file that ends in a traceback."""
-    file = folder / "config.json"
-    file.unlink()
-    if text is not None:
-        file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    refused(lambda: load_model(folder), file, word)
-
-
-def test_a_missing_folder_is_refused(tmp_path):
-    """Catches a mistyped path that ends in a traceback."""
-    for read in (load_model, load_tokenizer, read_config):
-        refused(lambda: read(tmp_path / "nowhere"), tmp_path / "nowhere", "o such f")
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=3)
@@ -434,28 +319,6 @@ def test_special_tokens_may_be_spelt_as_objects(eos, folder):
 def test_decoding_leaves_out_special_and_unknown_ids(folder):
     """Catches a crash on ids beyond the tokenizer: models have more rows than it has words."""
     assert load_tokenizer(folder).decode([5, 1, 6, 10**6]) == "3 4"
-
-
-@pytest.mark.parametrize("file, text, words", [
-    ("tokenizer.json", None, ["no such file"]), ("tokenizer.json", "{", []),
-    ("tokenizer.json", "{}", []), ("tokenizer.json", "[]", []),
-    ("tokenizer_config.json", "{", ["JSON"]), ("tokenizer_config.json", "[1]", ["list"]),
-    ("tokenizer_config.json", '{"eos_token": 5}', ["eos_token"]),
-    ("tokenizer_config.json", '{"eos_token": {"content": 5}}', ["eos_token"]),
-    ("tokenizer_config.json", '{"chat_template": ["x"]}', ["chat_template"]),
-    ("tokenizer_config.json", '{"chat_template": [{"template": "x"}]}', ["chat_template"]),
-    ("tokenizer_config.json", '{"chat_template": [{"name": "x"}]}', ["chat_template"]),
-    ("generation_config.json", '{"eos_token_id": "2"}', ["eos_token_id"]),
-    ("generation_config.json", '{"eos_token_id": [[2]]}', ["eos_token_id"]),
-    ("generation_config.json", "{", ["JSON"]),
-    ("chat_template.jinja", b"\xff\xfe", ["UTF-8"])])
-def test_a_malformed_tokenizer_is_refused(file, text, words, folder):
-    """Catches a traceback from deep inside, where one line can name the file."""
-    if text is None:
-        (folder / file).unlink()
-    else:
-        (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(lambda: load_tokenizer(folder), folder / file, *words)
 
 
 # ---- chat templates ----
@@ -655,6 +518,25 @@ def test_any_template_renders_or_is_refused(pieces):
         assert "chat template" in str(error)
 
 
+def test_a_template_is_compiled_once_and_remembers_nothing(monkeypatch):
+    """Catches a compilation per prompt, which costs a hundred times the rendering, and values
+    of one conversation that show up in the next."""
+    compiled = []
+    original = _Sandbox.from_string
+    monkeypatch.setattr(_Sandbox, "from_string", lambda self, text: (
+        compiled.append(text), original(self, text))[1])
+    template = ("{% if x is defined %}{% set seen = x %}{% endif %}{{ seen | default('-') }}"
+                "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}")
+    assert [render(template, **values) for values in ({"x": 7}, {}, {"x": 8})] == ["71", "-1", "81"]
+    assert compiled == [template]
+
+
+def test_a_folders_template_that_fails_is_refused_with_the_folders_name(folder):
+    """Catches a refusal that leaves the user to guess which of two models is meant."""
+    edit_json(folder / "tokenizer_config.json", chat_template="{{ raise_exception('no') }}")
+    refused(lambda: load_tokenizer(folder).chat(HI), folder, "chat template", "no")
+
+
 def test_text_that_is_not_unicode_is_refused(folder):
     """Catches a lone surrogate (a JSON escape can spell one) that the tokenizer cannot take."""
     edit_json(folder / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
@@ -734,6 +616,27 @@ def test_a_real_conversation_has_the_tokens_of_its_template(name, text, first, s
     assert tokenizer.fast.decode(ids, skip_special_tokens=False) == text
     assert ids[:len(first)] == first
     assert set(tokenizer.stop_ids) == stop_ids
+
+
+PUBLISHED = {  # lines of llama.cpp's ggml-vocab-llama-bpe.gguf.inp and .out, and Meta's own test
+    "ied 4 ½ months": "1142 220 19 220 27154 4038", "Führer": "37 51853 261", " ": "220",
+    "  ": "256", "\t": "197", "\n\n\n": "1432", "\t\n": "1602", " Hello World!": "22691 4435 0",
+    "Hello, world!": "9906 11 1917 0", " this is 🦙.cpp": "420 374 11410 99 247 13 11055",
+    "w048 7tuijk dsdfhu": "86 23904 220 22 83 2005 42908 11729 3013 17156",
+    "нещо на Български": "79862 102118 13373 64571 34694 3114 112203 80112",
+    "    Hello\n    Hello": "262 22691 198 262 22691", "\n =": "198 284", "' era": "6 11639",
+    "Hello, y'all! How are you 😁 ?我想在apple工作1314151天～":
+        "9906 11 379 65948 0 2650 527 499 27623 223 949 37046 101067 19000 23182 102301 9263 18136 "
+        "16 36827 21909", "33333": "8765 1644", "3333333": "8765 8765 18", " Việt": "101798",
+    "This is a test sentence.": "2028 374 264 1296 11914 13",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n": "128006 78191 128007 271"}
+
+
+def test_llama3_text_has_the_tokens_that_were_published(shared):
+    """Catches a tokenizer.json that is not read as its owners meant it."""
+    tokenizer = load_tokenizer(real(shared, "Llama-3.2-3B-Instruct", "tokenizer.json"))
+    for text, ids in PUBLISHED.items():
+        assert tokenizer.encode(text, add_special_tokens=False) == [int(i) for i in ids.split()]
 
 
 def test_qwen3_is_asked_to_answer_without_thinking(shared):

@@ -8,6 +8,7 @@ float64, so equal means within EXACT; other tolerances are stated where they are
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from model_llama import (KVCache, Llama, checkpoint_views, decode, fixed, genera
                          prefill)
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model
 
+HERE = Path(__file__).resolve().parent
 EXACT = 1e-10  # float64 noise of logits of size 10; the mistakes below change them by 1e-3 or more
 
 
@@ -498,13 +500,15 @@ def test_fingerprint_names_the_weights_and_nothing_else(family, tmp_path):
 
 # ---- agreement with transformers ----
 
-GOLDEN = ["llama32_tied_rope3", "qwen25", "qwen3"]
+GOLDEN = ["llama_tied_rope3", "llama_bias", "qwen2", "qwen3",  # made by make_golden.py
+          "shared/llama32_tied_rope3", "shared/qwen25", "shared/qwen3"]
 
 
-def golden(shared, name):
-    folder = shared / "golden"
-    if not (folder / name).is_dir():
-        pytest.skip(f"no {folder / name}: this test wants reference logits")
+@pytest.fixture(params=GOLDEN)
+def golden(request):
+    """(model, what transformers computes with it)."""
+    place, _, name = request.param.rpartition("/")
+    folder = request.getfixturevalue("shared") / "golden" if place else HERE / "golden"
     return load_model(folder / name), json.loads((folder / f"{name}.gold.json").read_text())
 
 
@@ -514,19 +518,19 @@ def near(got, wanted):
     close(got, wanted, 1e-4 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_logits_and_tokens_match_transformers_on_every_path(name, shared):
+def test_logits_and_tokens_match_transformers_on_every_path(golden):
     """Catches a misreading that this file's own textbook decoder shares."""
-    model, gold = golden(shared, name)
+    model, gold = golden
     for path, logits, generated in zip(gold["paths"], gold["logits"], gold["generated"]):
         near(model(torch.tensor(gold["tokens"]), fixed(path))[:, 35:37], logits)
         assert generate(model, gold["tokens"], fixed(path), 20).tokens == generated
+    assert gold["paths"][0] == [1] * model.config.num_layers
+    assert generate(model, gold["tokens"], None, 20).tokens == gold["generated"][0]
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_a_ragged_batch_of_all_paths_matches_transformers(name, shared):
+def test_a_ragged_batch_of_all_paths_matches_transformers(golden):
     """Catches rows that take a neighbour's path or position: 12 rows, two lengths, four paths."""
-    model, gold = golden(shared, name)
+    model, gold = golden
     rows = [(p, r) for p in range(len(gold["paths"])) for r in range(3)]
     prompts = [gold["tokens"][r][:37 - (p + r) % 2] for p, r in rows]
     route, (tokens, lengths) = fixed([gold["paths"][p] for p, _ in rows]), padded(prompts)

@@ -197,41 +197,6 @@ def test_skipping_counts_bad_rows_and_keeps_the_rest(tmp_path, capsys):
     assert "2 bad rows" in said and "q.jsonl" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("text, name", [("", "q.jsonl"), ("\n \n", "q.jsonl"), ("[]", "q.json"),
-                                        ("", "q.csv"), ("question,answer\n", "q.csv")])
-def test_file_without_questions_is_refused(tmp_path, text, name):
-    """Catches a run over nothing that reports success."""
-    with pytest.raises(InputError, match=f"{name}: no questions"):
-        load(tmp_path, text, name)
-
-
-def test_only_bad_rows_is_refused_even_when_skipping(tmp_path):
-    """Catches a skip that ends with an empty list."""
-    with pytest.raises(InputError, match="no questions"):
-        load(tmp_path, [{"no": 1}], skip_bad_rows=True)
-
-
-@pytest.mark.parametrize("data, name, words", [
-    ('{"question": "é"}'.encode("latin-1"), "q.jsonl", "not UTF-8"),
-    ("question".encode("utf-16"), "q.csv", "not UTF-8"),
-    ('[{"question": "q"', "q.json", "not valid JSON"),
-    ("[" * 50_000, "q.json", "not valid JSON"),
-    ('question,answer\n"' + "x" * 200_000, "q.csv", "q.csv")],
-    ids=["latin-1", "utf-16", "cut list", "deep list", "endless csv field"])
-def test_file_that_cannot_be_read_is_refused_by_name(tmp_path, data, name, words):
-    """Catches a traceback out of the decoder, the JSON reader or the CSV reader."""
-    with pytest.raises(InputError, match=words):
-        load(tmp_path, data, name)
-
-
-def test_missing_file_and_folder_are_refused_by_name(tmp_path):
-    """Catches a FileNotFoundError traceback."""
-    with pytest.raises(InputError, match="none.jsonl: No such file"):
-        load_questions(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match=tmp_path.name):
-        load_questions(tmp_path)
-
-
 def test_csv_without_a_prompt_in_the_cell_asks_the_question(tmp_path):
     """Catches an empty cell taken for a verbatim prompt of no tokens."""
     [found] = load(tmp_path, "question,prompt,answer\nq,,3\n", "q.csv")
@@ -390,11 +355,16 @@ def test_letter_beyond_the_options_is_wrong(text):
     (BOXED, "\\boxed{1} no, \\boxed{2", None), (BOXED, "\\boxed{1", None), (BOXED, "5", None),
     (BOXED, "", None), (BOXED, "5}", "5"), (BOXED, "\\frac{1}{2}} so", "\\frac{1}{2}"),
     (OPEN, "5}", "5"), (OPEN, "5 } and more", "5 "), (OPEN, "\\{1, 2\\}}", "\\{1, 2\\}"),
-    (OPEN, "5", None), (OPEN, "", None), (OPEN, "5} no, \\boxed{6}", "6"),
+    (OPEN, "5", None), (OPEN, "", None), (OPEN, "5} no, \\boxed{6}", "5"),
+    (BOXED, "5}\n\nQuestion: What is $1+1$?\nAnswer: \\boxed{2}", "5"),
+    (BOXED, "\\frac{1}{2}}\n\nQuestion: $\\boxed{x}$", "\\frac{1}{2}"),
+    (BOXED, "\\boxed{5}}\n\nQuestion: 1?\nAnswer: \\boxed{2}", "5"),
+    (BOXED, "\\{1, 2\\} is \\boxed{3}", "3"), (BOXED, "}", ""),
     (VERBATIM, " 5 or so\n", "5 or so"), (VERBATIM, "so \\boxed{5}", "5"), (VERBATIM, "", None)])
-def test_expression_is_in_the_last_closed_box(question, text, found):
-    """Catches the first box winning, an unclosed box read to the end, a lost opened box, and a
-    box wanted where the prompt asked for none."""
+def test_expression_is_in_the_box_the_prompt_opened_or_in_the_last_one(question, text, found):
+    """Catches the first of a chat answer's boxes winning, an unclosed box read to the end, a lost
+    opened box, the answer to a further example that a base model made up, and a box wanted where
+    the prompt asked for none."""
     assert extract_answer(text, question) == found
 
 

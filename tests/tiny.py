@@ -1,8 +1,9 @@
-"""Tiny random models and folders for tests: seconds on a CPU, every branch of the decoder."""
+"""Tiny random models and folders for tests: seconds on a CPU, every branch of the decoder.
+And the tools to damage such a folder."""
 import json
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hf_folder import Config, Llama3Rope
 from model_llama import Llama, checkpoint_views
@@ -63,3 +64,29 @@ def save_tiny(folder, model):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     return folder
+
+
+ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
+
+
+def edit_json(file, **changes):
+    value = json.loads(file.read_text()) if file.exists() else {}
+    value.update(changes)
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
+
+
+def edit_tensors(folder, **changes):
+    """Replaces tensors (dots spelt __); ABSENT removes one."""
+    tensors = {**load_file(folder / "model.safetensors"),
+               **{name.replace("__", "."): value for name, value in changes.items()}}
+    save_file({k: v for k, v in tensors.items() if v is not ABSENT}, folder / "model.safetensors")
+
+
+def shard(folder, shards):
+    """Splits model.safetensors: shards maps a file name to the tensor names it holds."""
+    tensors = load_file(folder / "model.safetensors")
+    for file, names in shards.items():
+        save_file({name: tensors[name] for name in names}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)

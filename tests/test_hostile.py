@@ -1,0 +1,529 @@
+"""Every wrong input through the real command lines: one line, exit code 2, and no file touched.
+
+A case is a small world (a model folder, questions, labels, routers) in which one thing is
+damaged, a command, the file that its refusal must name, and what else it must say, both numbers
+where there are two. The message is the user's only clue, so a traceback, a second line, a
+changed file or one left behind fails the test. Then what needs a process or a disk of its own:
+`| head`, a full disk, files that may not be read.
+"""
+import contextlib
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
+
+import cli
+import evaluate
+import label
+import train
+from drllm import Routers
+from model_llama import load_model
+
+COUNT = 10
+ROWS = [{"id": f"q{n}", "task": "own", "question": f"{n} {n}", "answer": str(n)}
+        for n in range(COUNT)]
+OTHER = tiny_model(6, dtype=torch.float32)
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def save_routers(at, file, windows=8):
+    routers = Routers(3, 16, 8, windows)
+    routers.notes = {"model": load_model(at / "model").fingerprint(), "tasks": ["own"]}
+    routers.save(at / file)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder in which nothing is wrong."""
+    at = tmp_path_factory.mktemp("whole")
+    save_tiny(at / "model", tiny_model(5, dtype=torch.float32, max_positions=96))
+    (at / WEIGHTS).chmod(0o644)  # safetensors leaves what it writes to its owner alone
+    (at / "q.jsonl").write_text(lines(ROWS))
+    label.main(arguments("label", at)[1])
+    save_routers(at, ROUTERS)
+    edit_json(at / "run/paths.json", frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
+    return at
+
+
+def arguments(command, at):
+    """(main, argv) of a command in a world."""
+    argv = ["--model", at / "model", "--data", at / "q.jsonl"]
+    main, more = {
+        "label": (label.main, ["--out", at / "run/labels.jsonl", "--simulations", 3]),
+        "train": (train.main, ["--out", at / "run", "--simulations", 3, "--seeds", 1]),
+        "evaluate": (evaluate.main, ["--out", at / "evaluated", "--routers",
+                                     at / "run/routers.safetensors"])}[command]
+    return main, [str(part) for part in argv + more]
+
+
+def leaves(main, argv, capsys):
+    """(exit code, standard output, standard error) of a command."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: main(argv))
+    return end.value.code, *capsys.readouterr()
+
+
+def contents(at):
+    """{path: bytes} of every file, the hidden ones too."""
+    return {str(file.relative_to(at)): file.read_bytes() for file in at.rglob("*")
+            if file.is_file()}
+
+
+# ---- how a world is damaged; each gives a function of its folder ----
+
+def write(file, content):
+    def damage(at):
+        data = content if isinstance(content, bytes) else content.encode()
+        (at / file).parent.mkdir(exist_ok=True)
+        (at / file).write_bytes(data)
+    return damage
+
+
+def gone(file):
+    return lambda at: (at / file).unlink()
+
+
+def changed(file, change):
+    """The bytes of a file, changed."""
+    return lambda at: (at / file).write_bytes(change((at / file).read_bytes()))
+
+
+def config(**changes):
+    return lambda at: edit_json(at / "model/config.json", **changes)
+
+
+def template(text):
+    return lambda at: edit_json(at / "model/tokenizer_config.json", chat_template=text)
+
+
+def tensor(name, value):
+    return lambda at: edit_tensors(at / "model", **{name: value})
+
+
+def index(weight_map):
+    def damage(at):
+        (at / "model/model.safetensors").rename(at / "w.safetensors")
+        edit_json(at / "model/model.safetensors.index.json", weight_map=weight_map)
+    return damage
+
+
+def twice(at):
+    """A folder of two shards that both hold the last norm."""
+    file = at / "model/model.safetensors"
+    tensors = load_file(file)
+    file.rename(at / "model/a.safetensors")
+    norm = {"model.norm.weight": tensors["model.norm.weight"] * 2}
+    save_file(norm, at / "model/b.safetensors")
+    edit_json(at / "model/model.safetensors.index.json", weight_map={
+        **dict.fromkeys(tensors, "a.safetensors"), "model.norm.weight": "b.safetensors"})
+
+
+def questions(*rows):
+    """Question rows after a good one."""
+    return write("q.jsonl", lines(ROWS[:1]) + "".join(
+        (row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def routers(change=lambda tensor: tensor, **notes):
+    """The router file with changed tensors, and other notes in its metadata."""
+    def damage(at):
+        file = at / ROUTERS
+        with safe_open(file, framework="pt") as stored:
+            found = json.loads(stored.metadata()["drllm"])
+        save_file({name: change(value) for name, value in load_file(file).items()}, file,
+                  {"drllm": json.dumps(found | notes)})
+    return damage
+
+
+def flags(*more, damage=lambda at: None):
+    """Nothing damaged but the command: {at} stands for the folder."""
+    def both(at):
+        damage(at)
+        return [str(part).format(at=at) for part in more]
+    return both
+
+
+def other_model(at):
+    save_tiny(at / "model", OTHER)
+
+
+def longer_header(data):
+    """The first tensor's declared shape grows while its bytes stay."""
+    size, = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + size])
+    next(iter(header.values()))["shape"][0] += 1
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size:]
+
+
+def row_changed(**changes):
+    """The first row of the labels file, changed."""
+    def change(data):
+        first, _, rest = data.partition(b"\n")
+        row = {k: v for k, v in {**json.loads(first), **changes}.items() if v is not ABSENT}
+        return json.dumps(row).encode() + b"\n" + rest
+    return changed("run/labels.jsonl", change)
+
+
+ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+GROWING = ("{% set ns = namespace(x='a') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}"
+           "{% endfor %}{{ ns.x | length }}")
+UP = "model.layers.1.mlp.up_proj.weight"
+WEIGHTS, LABELS, ROUTERS = "model/model.safetensors", "run/labels.jsonl", "run/routers.safetensors"
+CONFIG, TOKENIZER = "model/config.json", "model/tokenizer.json"
+SETTINGS, INDEX = "model/tokenizer_config.json", "model/model.safetensors.index.json"
+PATHS, META = "run/paths.json", "run/labels.meta.json"
+
+CASES = {  # name: (command, damage, file that must be named, what else must be said)
+    # the folder and its config
+    "no folder": ("label", flags("--model", "{at}/none"), "none", []),
+    "the folder is a file": ("label", flags("--model", "{at}/q.jsonl"), "q.jsonl", []),
+    "an empty folder": ("label", flags("--model", "{at}/run"), "run", ["tokenizer.json"]),
+    "no config": ("label", gone(CONFIG), CONFIG, ["No such file"]),
+    "config empty": ("label", write(CONFIG, ""), CONFIG, ["JSON"]),
+    "config cut": ("label", changed(CONFIG, lambda data: data[:40]), CONFIG, ["JSON"]),
+    "config is a list": ("label", write(CONFIG, "[1]"), CONFIG, ["object", "list"]),
+    "config in UTF-16": ("label", write(CONFIG, "\ufeffüber".encode("utf-16-le")), CONFIG, []),
+    "config nested deep": ("label", write(CONFIG, "[" * 10**5), CONFIG, ["JSON"]),
+    "a family unknown": ("label", config(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
+                         CONFIG, ["gpt2", "LlamaForCausalLM"]),
+    "quantised": ("label", config(quantization_config={"bits": 4}), CONFIG, ["quantised"]),
+    "remote code": ("label", config(auto_map={"AutoModel": "x.Y"}), CONFIG, ["remote code"]),
+    "yarn": ("label", config(rope_scaling={"rope_type": "yarn", "factor": 4}), CONFIG, ["yarn"]),
+    "heads that do not divide": ("label", config(num_key_value_heads=3), CONFIG, ["4", "3"]),
+    "more memory than there is": ("label", config(vocab_size=10**13), "model", [10**13, 40]),
+    # its weights
+    "weights cut short": ("label", changed(WEIGHTS, lambda data: data[:-1]), WEIGHTS, ["bytes"]),
+    "weights empty": ("label", write(WEIGHTS, ""), WEIGHTS, ["0 bytes"]),
+    "a header of 4 exabytes": ("label", changed(
+        WEIGHTS, lambda data: struct.pack("<Q", 2**62) + data[8:]), WEIGHTS, ["bytes"]),
+    "a header that lies": ("label", changed(WEIGHTS, longer_header), WEIGHTS, ["bytes"]),
+    "a zip named safetensors": ("label", write(WEIGHTS, b"PK\3\4" * 100), WEIGHTS, ["400 bytes"]),
+    "a pickle": ("label", lambda at: (at / WEIGHTS).rename(at / "model/pytorch_model.bin"),
+                 "model", ["no model.safetensors"]),
+    "a tensor missing": ("label", tensor(UP, ABSENT), "model", ["1 tensors missing", UP]),
+    "a tensor too many": ("label", tensor("model.layers.9.mlp.up_proj.weight", torch.ones(2)),
+                          "model", ["1 unexpected", "layers.9"]),
+    "a bias too many": ("label", tensor("model.layers.0.self_attn.q_proj.bias", torch.ones(16)),
+                        "model", ["1 unexpected", "q_proj.bias"]),
+    "a tensor too wide": ("label", tensor(UP, torch.ones(24, 17)), WEIGHTS,
+                          [UP, "(24, 17)", "(24, 16)"]),
+    "a tensor transposed": ("label", tensor(UP, torch.ones(16, 24)), WEIGHTS,
+                            [UP, "(16, 24)", "(24, 16)"]),
+    "NaN weights": ("label", tensor(UP, torch.full((24, 16), torch.nan)), WEIGHTS, [UP, "NaN"]),
+    "infinite weights": ("label", tensor(UP, torch.full((24, 16), torch.inf)), WEIGHTS, [UP]),
+    "weights too large for float16": ("label", flags("--dtype", "float16", damage=tensor(
+        UP, torch.full((24, 16), 1e30, dtype=torch.bfloat16))), WEIGHTS, [UP, "infinite"]),
+    "complex weights": ("label", tensor(UP, torch.ones(24, 16, dtype=torch.complex64)), WEIGHTS,
+                        [UP, "C64"]),
+    "whole-number weights": ("label", tensor(UP, torch.ones(24, 16, dtype=torch.int8)), WEIGHTS,
+                             [UP, "I8"]),
+    "a shard above the folder": ("label", index({"a": "../w.safetensors"}), INDEX, ["../w"]),
+    "a shard anywhere": ("label", index({"a": "/etc/passwd"}), INDEX, ["/etc/passwd"]),
+    "a shard below the folder": ("label", index({"a": "x/w.safetensors"}), INDEX, ["x/w"]),
+    "a shard that is no name": ("label", index({"a": 5}), INDEX, ["5"]),
+    "a shard missing": ("label", index({"a": "gone.safetensors"}), "model/gone.safetensors", []),
+    "an index of nothing": ("label", index({}), INDEX, ["weight_map"]),
+    "an index that is no object": ("label", index(["w.safetensors"]), INDEX, ["weight_map"]),
+    "one tensor in two shards": ("label", twice, "model", ["model.norm.weight", "a.safetensors",
+                                                           "b.safetensors"]),
+    # its tokenizer and template
+    "no tokenizer": ("label", gone(TOKENIZER), TOKENIZER, ["no such file"]),
+    "tokenizer cut": ("label", changed(TOKENIZER, lambda data: data[:99]), TOKENIZER, []),
+    "tokenizer of a larger model": ("label", flags(
+        "--data", "{at}/long.jsonl", damage=lambda at: (
+            changed(TOKENIZER, lambda data: data.replace(b'"z": 37', b'"z": 999'))(at),
+            write("long.jsonl", lines([{"prompt": "z", "answer": "1"}]))(at))),
+        "model", ["999", "39"]),
+    "tokenizer of no model": ("label", write(TOKENIZER, "{}"), TOKENIZER, []),
+    "tokenizer a list": ("label", write(TOKENIZER, "[]"), TOKENIZER, []),
+    "tokenizer settings cut": ("label", write(SETTINGS, "{"), SETTINGS, ["JSON"]),
+    "tokenizer settings a list": ("label", write(SETTINGS, "[1]"), SETTINGS, ["list"]),
+    "a token that is a number": ("label", lambda at: edit_json(at / SETTINGS, eos_token=5),
+                                 SETTINGS, ["eos_token", "5"]),
+    "a token whose text is a number": ("label", lambda at: edit_json(
+        at / SETTINGS, eos_token={"content": 5}), SETTINGS, ["eos_token", "5"]),
+    "generation settings cut": ("label", write("model/generation_config.json", "{"),
+                                "model/generation_config.json", ["JSON"]),
+    "stop ids nested": ("label", write("model/generation_config.json", '{"eos_token_id": [[2]]}'),
+                        "model/generation_config.json", ["eos_token_id"]),
+    "stop ids in words": ("label", write("model/generation_config.json", '{"eos_token_id": "2"}'),
+                          "model/generation_config.json", ["eos_token_id", "'2'"]),
+    "templates without names": ("label", template([{"template": "x"}]), SETTINGS, ["name"]),
+    "a name without template": ("label", template([{"name": "x"}]), SETTINGS, ["template"]),
+    "a template in a list": ("label", template(["x"]), SETTINGS, ["chat_template"]),
+    "a template that is a number": ("label", template(5), SETTINGS, ["chat_template"]),
+    "a template not in UTF-8": ("label", write("model/chat_template.jinja", b"\xff\xfe"),
+                                "model/chat_template.jinja", ["UTF-8"]),
+    "a template that raises": ("label", template("{{ raise_exception('only\nusers') }}"),
+                               "model", ["only users"]),
+    "a template that does not end": ("label", template("{% if x"), "model", ["template"]),
+    "a template that loops": ("label", template(ENDLESS), "model", ["2.0 s"]),
+    "a template that allocates": ("label", template(GROWING), "model", ["1000000"]),
+    "a template of huge text": ("label", template("{{ 'x' | center(2000000) }}"), "model",
+                                ["2000000", "1000000"]),
+    "a template that looks around": ("label", template("{{ ''.__class__.__mro__ }}"), "model",
+                                     ["__class__"]),
+    # question files
+    "no questions file": ("label", gone("q.jsonl"), "q.jsonl", ["No such file"]),
+    "questions are a folder": ("label", flags("--data", "{at}/run"), "run", ["directory"]),
+    "questions empty": ("label", write("q.jsonl", ""), "q.jsonl", ["no questions"]),
+    "questions blank": ("label", write("q.jsonl", "\n \n"), "q.jsonl", ["no questions"]),
+    "an empty list": ("label", write("q.jsonl", "[]"), "q.jsonl", ["no questions"]),
+    "questions in latin-1": ("label", write("q.jsonl", '{"question": "é"}'.encode("latin-1")),
+                             "q.jsonl", ["UTF-8"]),
+    "questions in UTF-16": ("label", write("q.jsonl", lines(ROWS).encode("utf-16")), "q.jsonl",
+                            ["UTF-8"]),
+    "questions compressed": ("label", write("q.jsonl", b"\x1f\x8b\x08\0\0\0"), "q.jsonl",
+                             ["UTF-8"]),
+    "a row cut": ("label", questions('{"question": "q", "ans'), "q.jsonl:2", []),
+    "a row of no schema": ("label", questions({"text": "q", "label": 1}), "q.jsonl:2",
+                           ["label, text"]),
+    "a row without answer": ("label", questions({"question": "q", "answer": None}), "q.jsonl:2",
+                             ["no answer"]),
+    "a key beyond the options": ("label", questions(
+        {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "C"}),
+        "q.jsonl:2", ["'C'", "A, B"]),
+    "half a character": ("label", questions('{"question": "\\ud800", "answer": "1"}'),
+                         "q.jsonl:2", []),
+    "a list cut": ("label", write("q.jsonl", '[{"question": "q"'), "q.jsonl", ["JSON"]),
+    "a list nested deep": ("label", write("q.jsonl", "[" * 50_000), "q.jsonl", ["JSON"]),
+    "a csv without end": ("label", flags("--data", "{at}/q.csv", damage=write(
+        "q.csv", 'question,answer\n"' + "x" * 200_000)), "q.csv", ["CSV"]),
+    "a csv empty": ("label", flags("--data", "{at}/q.csv", damage=write("q.csv", "")), "q.csv",
+                    ["no questions"]),
+    "a csv in UTF-16": ("label", flags("--data", "{at}/q.csv", damage=write(
+        "q.csv", "question".encode("utf-16"))), "q.csv", ["UTF-8"]),
+    "a csv of its header": ("label", flags("--data", "{at}/q.csv", damage=write(
+        "q.csv", "question,answer\n")), "q.csv", ["no questions"]),
+    "no parquet": ("label", flags("--data", "{at}/q.parquet", damage=write(
+        "q.parquet", "PAR1")), "q.parquet", ["parquet"]),
+    "one id for two questions": ("label", questions(ROWS[0] | {"answer": "9"}), "q.jsonl:2",
+                                 ["q0"]),
+    "one id in two files": ("label", flags("--data", "{at}/q.jsonl", "{at}/p.jsonl", damage=write(
+        "p.jsonl", lines([ROWS[0] | {"answer": "9"}]))), "p.jsonl", ["q0"]),
+    "bad rows only": ("label", flags("--skip-bad-rows", damage=write("q.jsonl", "{}\n5\n")),
+                      "q.jsonl", ["no questions"]),
+    "tested on labelled questions": ("train", flags("--test", "{at}/q.jsonl"), "q.jsonl",
+                                     ["10 of 10"]),
+    "nothing left to test": ("train", flags("--data", "{at}/one.jsonl", damage=write(
+        "one.jsonl", lines(ROWS[:1]))), "one.jsonl", ["1 questions to label and 0 to test"]),
+    "nothing left to label": ("train", flags("--data", "{at}/one.jsonl", damage=write(
+        "one.jsonl", lines(ROWS[4:5]))), "one.jsonl", ["0 questions to label and 1 to test"]),
+    # labels
+    "labels of another model": ("label", other_model, LABELS, ["model"]),
+    "labels of another model, to train": ("train", other_model, LABELS, ["model"]),
+    "labels of another search": ("label", flags("--simulations", "4"), LABELS, ["3", "4"]),
+    "labels of unknown origin": ("label", gone(META), META, ["No such file"]),
+    "labels' header cut": ("label", changed(META, lambda data: data[:20]), META, ["JSON"]),
+    "a labels row cut": ("label", changed(LABELS, lambda data: data.replace(b"\n", b"x\n", 1)),
+                         LABELS + ":1", []),
+    "a labels row of numbers": ("label", changed(LABELS, lambda data: b"17\n" + data),
+                                LABELS + ":1", []),
+    "labels not in UTF-8": ("label", changed(LABELS, lambda data: b"\xff\n" + data),
+                            LABELS + ":1", []),
+    "a labels row without its path": ("train", row_changed(decisions=ABSENT), LABELS + ":1",
+                                      ["decisions"]),
+    "a labels row of 2 layers": ("train", row_changed(wrong=[[1, 1]]), LABELS + ":1", ["2", "3"]),
+    "a labels row of three passes": ("train", row_changed(correct=[[[1, 3, 1], 0.5]]),
+                                     LABELS + ":1", ["3"]),
+    "labels are a folder": ("label", flags("--out", "{at}/model"), "model", []),
+    "labels in a folder's name": ("label", flags("--out", "{at}/run"), "run", ["a folder"]),
+    "labels below a file": ("label", flags("--out", "{at}/q.jsonl/labels.jsonl"), "q.jsonl", []),
+    # routers
+    "no routers": ("evaluate", gone(ROUTERS), ROUTERS, ["No such file"]),
+    "routers of another model": ("evaluate", other_model, ROUTERS, [OTHER.fingerprint()]),
+    "routers of no model": ("evaluate", routers(model=None), ROUTERS, ["None"]),
+    "routers of no windows": ("evaluate", routers(windows=0), ROUTERS, ["0"]),
+    "routers wider than their weights": ("evaluate", routers(width=9), ROUTERS, ["8", "9"]),
+    "routers of other windows among the seeds": ("evaluate", flags(
+        "--routers", "{at}/run/routers.safetensors", "{at}/w4.safetensors",
+        damage=lambda at: save_routers(at, "w4.safetensors", 4)), "w4.safetensors", ["4", "8"]),
+    "routers' notes no object": ("evaluate", lambda at: save_file(
+        load_file(at / ROUTERS), at / ROUTERS, {"drllm": "[]"}), ROUTERS, []),
+    "routers cut": ("evaluate", changed(ROUTERS, lambda data: data[:-1]), ROUTERS, []),
+    "routers empty": ("evaluate", write(ROUTERS, ""), ROUTERS, []),
+    "NaN routers": ("evaluate", routers(lambda t: t * torch.nan), ROUTERS, ["finite"]),
+    "routers in float16": ("evaluate", routers(torch.Tensor.half), ROUTERS, ["float16"]),
+    "the model's weights as routers": ("evaluate", lambda at: shutil.copy(
+        at / WEIGHTS, at / ROUTERS), ROUTERS, []),
+    "routers without tasks": ("evaluate", routers(tasks=None), ROUTERS, ["tasks", "None"]),
+    "no frontier": ("evaluate", write(PATHS, "{}"), PATHS, ["frontier"]),
+    "a frontier cut": ("evaluate", write(PATHS, '{"frontier": [['), PATHS, ["JSON"]),
+    "a frontier of another model": ("evaluate", write(PATHS, '{"frontier": [[2, [1, 1]]]}'),
+                                    PATHS, ["2 layers", "3"]),
+    "results below a file": ("evaluate", flags("--out", "{at}/q.jsonl"), "q.jsonl", []),
+    # the command itself
+    "no such device": ("label", flags("--device", "nonsense"), "", ["--device nonsense"]),
+    "a device of no numbers": ("train", flags("--device", "meta"), "", ["--device meta"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_input_is_one_line_and_touches_no_file(name, whole, tmp_path, capsys):
+    command, damage, file, words = CASES[name]
+    at = shutil.copytree(whole, tmp_path / "case")
+    main, argv = arguments(command, at)
+    more = damage(at)
+    argv += more if isinstance(more, list) else []
+    before = contents(at)
+    code, said, line = leaves(main, argv, capsys)
+    assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    assert not file or str(at / file) in line
+    line = line.replace(str(at), "")  # the folder's name has numbers of its own
+    assert all(str(word) in line for word in words), line
+    assert contents(at) == before
+
+
+@pytest.mark.parametrize("command", ["label", "evaluate"])
+def test_the_undamaged_world_is_accepted(command, whole, tmp_path, capsys):
+    """Catches a table that passes because everything is refused."""
+    main, argv = arguments(command, shutil.copytree(whole, tmp_path / "case"))
+    main(argv)
+
+
+# ---- what stands there already ----
+
+def cut_short(at, command, capsys, limit):
+    """A command that may write files of `limit` bytes: (exit code, its last line of error)."""
+    main, argv = arguments(command, at)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        code, _, said = leaves(main, argv, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return code, said.splitlines()[-1]
+
+
+def test_labels_that_outgrow_the_disk_go_on_where_they_stopped(whole, tmp_path, capsys):
+    """Catches finished rows that are lost, or a torn one that is kept."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    finished = (at / LABELS).read_bytes()
+    (at / LABELS).write_bytes(finished[:finished.index(b"\n") + 1])
+    code, line = cut_short(at, "label", capsys, len(finished) - 100)
+    assert (code, line) == (2, f"error: {at / LABELS}: File too large")
+    rows = label.whole_lines(at / LABELS)
+    assert 1 < len(rows) < COUNT and set(rows) < set(finished.splitlines())
+    label.main(arguments("label", at)[1])
+    assert contents(at) == contents(whole)
+
+
+def test_results_that_outgrow_the_disk_leave_the_old_ones(whole, tmp_path, capsys):
+    """Catches yesterday's metrics.json cut short by today's."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    write("evaluated/metrics.json", "yesterday")(at)
+    before = contents(at)
+    code, line = cut_short(at, "evaluate", capsys, 100)
+    assert (code, line) == (2, f"error: {at / 'evaluated/metrics.json'}: File too large")
+    assert contents(at) == before
+
+
+def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
+    """The same on a real file system of 16 kB, where this process may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path]
+    if os.geteuid() or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no mount of a small disk: this test wants to be root")
+    at, main, out = whole, label.main, tmp_path / "labels.jsonl"
+    argv = arguments("label", at)[1] + ["--out", str(out)]
+    rows = lines({"id": f"q{n}", "task": "own", "question": f"{n}", "answer": "1"}
+                 for n in range(200))
+    try:
+        (tmp_path / "q.jsonl").write_text(rows[:9000])
+        argv += ["--data", str(tmp_path / "q.jsonl"), "--skip-bad-rows"]
+        code, _, said = leaves(main, argv, capsys)
+        assert code == 2
+        assert said.splitlines()[-1] == f"error: {out}: No space left on device"
+        torn, found = out.read_bytes(), label.whole_lines(out)
+        with pytest.raises(OSError, match="No space.*routers.safetensors"):
+            save_routers(at, tmp_path / "routers.safetensors")
+        assert {file.name for file in tmp_path.iterdir()} == {
+            "q.jsonl", "labels.jsonl", "labels.meta.json"}
+        assert out.read_bytes() == torn
+        subprocess.run(["mount", "-o", "remount,size=1m", tmp_path], check=True)
+        main(argv)
+        assert set(found) < set(label.whole_lines(out))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+# ---- standard output that nobody reads ----
+
+@pytest.mark.parametrize("output, code", [("head", 0), ("closed", 0), ("full", 2)])
+def test_results_are_written_whatever_becomes_of_standard_output(output, code, whole, tmp_path):
+    """Catches `| head` that costs the results, and a second error as Python exits."""
+    at = shutil.copytree(whole, tmp_path / "case")
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head`
+    where = {"head": {"stdout": writer}, "closed": {"preexec_fn": lambda: os.close(1)},
+             "full": {"stdout": open("/dev/full", "w")}}[output]
+    made = subprocess.run([sys.executable, ROOT / "evaluate.py", *arguments("evaluate", at)[1]],
+                          stderr=subprocess.PIPE, text=True, cwd=tmp_path, **where)
+    os.close(writer)
+    last = made.stderr.splitlines()[-1]
+    assert made.returncode == code and "Traceback" not in made.stderr
+    assert (last == "error: output: No space left on device") == (code == 2)
+    assert json.loads((at / "evaluated/metrics.json").read_text())["routes"]
+
+
+def test_the_command_itself_says_one_line(whole, tmp_path):
+    """Catches what only a process shows: warnings on import, output on the wrong stream."""
+    made = subprocess.run([sys.executable, ROOT / "label.py", "--model", tmp_path / "none"],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert (made.returncode, made.stdout) == (2, "")
+    assert made.stderr == f"error: {tmp_path / 'none'}: no such folder\n"
+
+
+# ---- files that may not be read ----
+
+@contextlib.contextmanager
+def nobody():
+    """The user who may read nothing of ours; root may read everything."""
+    if os.geteuid() == 0:
+        try:
+            os.seteuid(65534)
+        except OSError as error:
+            pytest.skip(f"root that cannot be another user ({error}): this test wants one")
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("command, file", [
+    ("label", CONFIG), ("label", TOKENIZER), ("label", SETTINGS), ("label", WEIGHTS),
+    ("label", "q.jsonl"), ("label", LABELS), ("label", META), ("train", LABELS),
+    ("evaluate", ROUTERS), ("evaluate", PATHS), ("label", "model"), ("evaluate", "run")])
+def test_a_file_that_may_not_be_read_is_named(command, file, whole, capsys):
+    """Catches a PermissionError traceback from any of the readers."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        at = shutil.copytree(whole, Path(name) / "case")
+        at.chmod(0o777)
+        main, argv = arguments(command, at)
+        before = contents(at)
+        mode = (at / file).stat().st_mode
+        (at / file).chmod(0)
+        with nobody():
+            code, _, line = leaves(main, argv, capsys)
+        (at / file).chmod(mode)
+        assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
+        assert str(at / file) in line and "ermission denied" in line
+        assert contents(at) == before

@@ -49,27 +49,34 @@ def inverse_frequencies(config, device=None):
     return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
 
 
+def angle_table(config, positions, like):
+    """(cos, sin), each (positions, E): of every position, with the sign that rotate() wants."""
+    turn = torch.arange(positions, device=like.device)[:, None]
+    angles = turn * inverse_frequencies(config, like.device)  # (positions, E/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(like.dtype), torch.cat((-sin, sin), -1).to(like.dtype)
+
+
 def rotate(heads, cos, sin):
     """Heads (B, H, T, E) turned by their position's angles; the pairs are (i, i + E/2)."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    return torch.addcmul(heads * cos, swapped, sin)
 
 
 @dataclass
 class Span:
     """Where the T new tokens of every row stand, worked out once per call."""
     start: int | None  # the common number of tokens before them, None where rows differ
-    positions: Tensor  # (B or 1, T)
-    cos: Tensor        # (B or 1, 1, T, E)
-    sin: Tensor        # (B or 1, 1, T, E)
-    mask: Tensor | None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+    cos: Tensor        # (B, 1, T, E), or (T, E) where every row stands alike
+    sin: Tensor        # the same
+    mask: Tensor | None = None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+    positions: Tensor | None = None  # (B, T) where rows differ
 
     def take(self, rows):
         """The span of some rows."""
-        if rows is None or len(self.positions) == 1:
+        if self.start is not None:
             return self
-        mask = None if self.mask is None else self.mask[rows]
-        return Span(None, self.positions[rows], self.cos[rows], self.sin[rows], mask)
+        return Span(None, self.cos[rows], self.sin[rows], self.mask[rows], self.positions[rows])
 
 
 # ---- keys and values ----
@@ -112,11 +119,12 @@ class KVCache:
 
     A layer that a row skips stores nothing for it; a layer that it repeats stores two sets.
     capacity is in tokens per row, prompt included; 0 keeps no keys (a single full pass).
+    angles: the cosines and sines of every position it has room for, see angle_table.
     """
 
-    def __init__(self, lengths, num_layers, capacity=0):
+    def __init__(self, lengths, num_layers, capacity=0, angles=None):
         self.lengths = list(lengths)
-        self.capacity = capacity
+        self.capacity, self.angles = capacity, angles
         self.slots = [[] for _ in range(num_layers)]
         self.decisions = torch.ones(len(self.lengths), num_layers, dtype=torch.long)
 
@@ -159,6 +167,22 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """nn.Linear; on a CPU, frozen float32 products of some size go to oneDNN, as torch's own
+    bfloat16 ones do, and not to MKL, which takes twice the time (see extras/bench.py)."""
+
+    def forward(self, x):
+        weight = self.weight
+        large = x.is_cpu and x.numel() * len(weight) >= 2 ** 20
+        frozen = not (x.requires_grad or weight.requires_grad)
+        if large and frozen and x.dtype == torch.float32 and ONEDNN:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        return F.linear(x, weight, self.bias)
+
+
 def attention(queries, keys, values, mask):
     """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E).
 
@@ -181,14 +205,13 @@ class Block(nn.Module):
         D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self.heads = (H, K)
         self.input_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.qkv_proj = nn.Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(E, config.rms_norm_eps)
-            self.k_norm = RMSNorm(E, config.rms_norm_eps)
-        self.o_proj = nn.Linear(H * E, D, bias=config.o_bias)
+        self.qkv_proj = Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+        self.o_proj = Linear(H * E, D, bias=config.o_bias)
         self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.gate_up_proj = nn.Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, D, bias=config.mlp_bias)
+        self.gate_up_proj = Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, D, bias=config.mlp_bias)
 
     def forward(self, hidden, span, slot):
         """hidden (N, T, D) after this block; its keys and values are kept in slot."""
@@ -198,7 +221,7 @@ class Block(nn.Module):
         heads = heads.transpose(1, 2)  # (N, H + K + K, T, E)
         values = heads[:, H + K:]
         heads = heads[:, :H + K]
-        if hasattr(self, "q_norm"):
+        if self.q_norm is not None:
             heads = torch.cat((self.q_norm(heads[:, :H]), self.k_norm(heads[:, H:])), dim=1)
         queries, keys = rotate(heads, span.cos, span.sin).split((H, K), dim=1)
         keys, values = slot.write(keys, values, span)  # (N, K, S, E)
@@ -217,7 +240,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -229,22 +252,18 @@ class Llama(nn.Module):
         """Logits (..., V) of hidden states (..., D) that come out of the last layer."""
         return self.lm_head(self.norm(hidden))
 
-    def span(self, start, lengths, T):
-        """The Span of T new tokens after `lengths` (list) tokens; start 0 means no cache."""
-        config, device = self.config, self.embed_tokens.weight.device
-        positions = torch.arange(T, device=device)[None]
-        if start is None:
-            positions = positions + torch.tensor(lengths, device=device)[:, None]
-        else:
-            positions = positions + start
-        angles = positions[..., None] * inverse_frequencies(config, device)  # (B, T, E/2)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        mask = None
-        if start is None or (start > 0 and T > 1):
-            seen = torch.arange(max(lengths) + T, device=device)
-            mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
-        dtype = self.embed_tokens.weight.dtype
-        return Span(start, positions, angles.cos().to(dtype), angles.sin().to(dtype), mask)
+    def span(self, cache, start, T):
+        """The Span of T new tokens after `start` others in every row, None: as many as the cache
+        holds of each row; start 0 means an empty cache."""
+        cos, sin = cache.angles
+        if start == 0 or (T == 1 and start is not None):  # nothing to hide but what is causal
+            here = slice(start, start + T)
+            return Span(start, cos[here], sin[here])
+        first = torch.tensor(cache.lengths if start is None else [start], device=cos.device)
+        positions = first[:, None] + torch.arange(T, device=cos.device)  # (B or 1, T)
+        seen = torch.arange(max(cache.lengths) + T, device=cos.device)
+        mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
+        return Span(start, cos[positions][:, None], sin[positions][:, None], mask, positions)
 
     def fingerprint(self):
         """16 hex digits that name these weights: a hash over a sample of every tensor."""
@@ -298,8 +317,9 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     route = fixed((1,) * layers) if route is None else route
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
-    cache = KVCache(lengths, layers, capacity)
-    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(0, lengths, T), cache, route)
+    angles = angle_table(model.config, max(T, capacity), model.embed_tokens.weight)
+    cache = KVCache(lengths, layers, capacity, angles)
+    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, 0, T), cache, route)
     return hidden, cache
 
 
@@ -310,7 +330,7 @@ def decode(model, tokens, cache):
         raise ValueError(f"{max(lengths)} tokens and {T} new ones; the cache has room for "
                          f"{cache.capacity}")
     start = lengths[0] if min(lengths) == max(lengths) else None
-    span = model.span(start, lengths, T)
+    span = model.span(cache, start, T)
     hidden = run_blocks(model, model.embed_tokens(tokens), span, cache)
     cache.lengths = [length + T for length in lengths]
     return hidden

@@ -357,13 +357,35 @@ class Generation:
     tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
     layers summed over every forward pass of the row (the prompt once, then each decoded token).
     passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's
-    tokens, stop id included.
+    tokens, stop id included. accepted: (B,), drafted tokens that the model agreed with, of
+    draft_tokens per round; None without a draft.
     """
     tokens: list
     decisions: Tensor
     layers_executed: Tensor
     passes: Tensor
     logprobs: Tensor
+    accepted: Tensor | None = None
+
+
+class Transcript:
+    """What is said, row by row, until a stop id or until the row's room (tokens) is full."""
+
+    def __init__(self, room, stop_ids):
+        self.room, self.stop_ids = room, stop_ids
+        self.tokens, self.logprobs = [[] for _ in room], [0.0] * len(room)
+        self.running = [tokens > 0 for tokens in room]
+
+    def add(self, row, token, logprob):
+        """One more token of a row; ignored if the row is not running."""
+        if not self.running[row]:
+            return
+        self.logprobs[row] += logprob
+        if token in self.stop_ids:
+            self.running[row] = False
+        else:
+            self.tokens[row].append(token)
+            self.running[row] = len(self.tokens[row]) < self.room[row]
 
 
 def pad(prompts, device=None):
@@ -375,41 +397,59 @@ def pad(prompts, device=None):
     return tokens.to(device), lengths
 
 
-@torch.inference_mode()
-def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
-    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation."""
+def room_of(model, prompts, max_new_tokens):
+    """How many tokens may follow each prompt; ValueError if the context has no room for one."""
     longest, limit = max(map(len, prompts)), model.config.max_positions
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
-    room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
-    device = model.embed_tokens.weight.device
-    tokens, lengths = pad(prompts, device)
-    hidden, cache = prefill(model, tokens, route, lengths, longest + max(room))
-    decisions = cache.decisions
-    last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, D)
+    return [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
 
-    out = [[] for _ in prompts]
-    logprobs, passes = torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
-    rows, running = list(range(len(prompts))), [True] * len(prompts)  # row of the cache -> prompt
-    for _ in range(max(room)):
-        best, chosen = model.head(last).float().log_softmax(-1).max(-1)
-        for here, (logprob, token) in enumerate(zip(best.tolist(), chosen.tolist())):
-            if running[here]:
-                passes[rows[here]] += 1
-                logprobs[rows[here]] += logprob
-                running[here] = token not in stop_ids
-                if running[here]:
-                    out[rows[here]].append(token)
-                    running[here] = len(out[rows[here]]) < room[rows[here]]
-        if not any(running):
+
+def begin(model, prompts, route, capacity):
+    """(hidden states (B, D) of every prompt's last token, cache)."""
+    tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
+    hidden, cache = prefill(model, tokens, route, lengths, capacity)
+    return hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1], cache
+
+
+def best(model, hidden):
+    """(log-probabilities, tokens), each (...), of the likeliest token after hidden (..., D)."""
+    return model.head(hidden).float().log_softmax(-1).max(-1)
+
+
+@torch.inference_mode()
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), draft=None,
+             draft_tokens=4):
+    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
+
+    draft: a Route that proposes draft_tokens at a time for the model to confirm, see draft.py;
+    the tokens stay the same.
+    """
+    if draft is not None:
+        from draft import generate_drafted  # which builds on this file
+        return generate_drafted(model, prompts, route, draft, draft_tokens, max_new_tokens,
+                                stop_ids)
+    room = room_of(model, prompts, max_new_tokens)
+    last, cache = begin(model, prompts, route, max(map(len, prompts)) + max(room))
+    decisions, passes = cache.decisions, [0] * len(prompts)
+    said, rows = Transcript(room, stop_ids), list(range(len(prompts)))  # row of the cache -> prompt
+    while any(said.running):
+        logprobs, tokens = best(model, last)
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+            passes[row] += said.running[row]
+            said.add(row, token, logprob)
+        alive = [said.running[row] for row in rows]
+        if not any(alive):
             break
-        if 2 * sum(running) <= len(running):  # finished rows cost time: let go of them
-            alive = torch.tensor(running)
-            cache.keep(alive)
-            chosen = chosen[alive.to(device)]
-            rows, running = [r for r, on in zip(rows, running) if on], [True] * sum(running)
-        last = decode(model, chosen[:, None], cache)[:, 0]
-    return Generation(out, decisions, passes * decisions.sum(1), passes, logprobs)
+        if 2 * sum(alive) <= len(rows):  # finished rows cost time: let go of them
+            kept = torch.tensor(alive)
+            cache.keep(kept)
+            tokens = tokens[kept.to(tokens.device)]
+            rows = [row for row, on in zip(rows, alive) if on]
+        last = decode(model, tokens[:, None], cache)[:, 0]
+    passes = torch.tensor(passes)
+    return Generation(said.tokens, decisions, passes * decisions.sum(1), passes,
+                      torch.tensor(said.logprobs))
 
 
 # ---- weights ----

@@ -71,4 +71,4 @@ def generate_drafted(model, prompts, route, draft, k, max_new_tokens, stop_ids):
         tokens = own.gather(1, agreed[:, None].to(own.device))[:, 0]
     layers = passes[0] * cache.decisions.sum(1) + passes[1] * drafts.decisions.sum(1)
     return Generation(said.tokens, cache.decisions, layers, passes.sum(0),
-                      torch.tensor(said.logprobs), accepted)
+                      torch.tensor(said.logprobs), k * (passes[0] - 1), accepted)

@@ -357,14 +357,15 @@ class Generation:
     tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
     layers summed over every forward pass of the row (the prompt once, then each decoded token).
     passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's
-    tokens, stop id included. accepted: (B,), drafted tokens that the model agreed with, of
-    draft_tokens per round; None without a draft.
+    tokens, stop id included. drafted, accepted: (B,), tokens that a draft proposed, and those of
+    them that the model agreed with; None without a draft.
     """
     tokens: list
     decisions: Tensor
     layers_executed: Tensor
     passes: Tensor
     logprobs: Tensor
+    drafted: Tensor | None = None
     accepted: Tensor | None = None
 
 

@@ -8,6 +8,7 @@ transformers is compared where it is installed (the very same weights), and neve
     python -m extras.bench all --shape 3b --device cuda --dtype bfloat16 --out bench.json
 """
 import argparse
+import ctypes
 import datetime
 import os
 import platform
@@ -25,11 +26,15 @@ import torch
 from tqdm import tqdm
 
 import cli
+from answers import prepare
 from drllm import Routers
 from hf_folder import Config, Llama3Rope
+from label import DEMO_MODEL
 from mcts import edits
-from model_llama import Llama, checkpoint_views, decode, fixed, generate, prefill
-from train import Recorder, TrainConfig, train_routers
+from model_llama import (Llama, checkpoint_views, decode, fixed, generate, load_model,
+                         load_tokenizer, prefill)
+from tasks import load_all
+from train import DEMO_TEST, Recorder, TrainConfig, feature_store, train_routers
 
 try:
     import transformers
@@ -87,6 +92,7 @@ def peak_memory(run, device):
         return torch.cuda.max_memory_allocated() - before
     if not Path("/proc/self/clear_refs").exists():
         return None
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier goes back, so that it counts again
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak that Linux keeps
     before = resident("VmRSS")
     run()
@@ -152,7 +158,7 @@ def random_prompts(bench, rows, length):
             for _ in range(rows)]
 
 
-def random_path(config, number, share, rng):
+def random_path(config, share, rng):
     """A legal path that skips (share below 0) or repeats this share of the layers."""
     path = (1,) * config.num_layers
     wanted, count = round(abs(share) * config.num_layers), 0 if share < 0 else 2
@@ -218,7 +224,7 @@ def skips(bench):
         L = bench.config.num_layers
         paths = {"plain": (1,) * L, "none": (0,) * L}
         for share in (-0.125, -0.25, -0.5, 0.25):
-            some = [random_path(bench.config, L, share, rng) for _ in range(batch)]
+            some = [random_path(bench.config, share, rng) for _ in range(batch)]
             paths[share] = some if apart else some[0]
         for what, make in (("prefill", prefill_run), ("decode", decode_run)):
             sides = {name: make(bench, tokens, path) for name, path in paths.items()}
@@ -235,7 +241,6 @@ def skips(bench):
     return rows
 
 
-@torch.inference_mode()
 def prefill_run(bench, tokens, path):
     """A callable: the prompt along a path, and the logits of its last token."""
     model, route = bench.model, fixed(path)
@@ -311,7 +316,7 @@ def labels(bench):
     new, most = 4, bench.args.questions
     prompts = random_prompts(bench, most, bench.args.question_tokens)
     rng = random.Random(0)
-    paths = torch.tensor([random_path(bench.config, 1, rng.choice((-0.125, 0.125)), rng)
+    paths = torch.tensor([random_path(bench.config, rng.choice((-0.125, 0.125)), rng)
                           for _ in prompts])
 
     def lockstep(size):
@@ -358,10 +363,11 @@ def training(bench):
     and layers; beside it, the one feature pass on this model."""
     config, c, rows = TrainConfig(), bench.config, []
     few = bench.args.train_examples
-    for examples, layers in ((few // 2, c.num_layers), (few, c.num_layers // 2),
-                             (few, c.num_layers)):
+    for examples, layers, mapped in ((few // 2, c.num_layers, False), (few, c.num_layers, False),
+                                     (few, c.num_layers // 2, False), (few, c.num_layers, True)):
         rng = torch.Generator().manual_seed(0)
-        pooled = torch.randn(examples, layers, config.windows, c.hidden_size, generator=rng)
+        pooled = feature_store((examples, layers, config.windows, c.hidden_size), Path("."),
+                               1e-9 if mapped else 1e9).normal_(generator=rng)
         counts = torch.full((examples,), config.windows)
         marks = torch.randint(0, 3, (examples, layers), generator=rng)
         short = replace(config, epochs=max(1, bench.args.steps * config.batch // examples))
@@ -370,7 +376,8 @@ def training(bench):
         took = seconds(run, bench.device)
         memory = peak_memory(run, bench.device)
         full = config.epochs * bench.args.examples / config.batch
-        rows.append({"what": f"{examples} examples, {layers} layers", "steps": steps,
+        where = ", on disk" if mapped else ""
+        rows.append({"what": f"{examples} examples, {layers} layers{where}", "steps": steps,
                      "ms per step": 1e3 * took / steps,
                      f"min for {bench.args.examples} x {config.epochs}": took / steps * full / 60,
                      "peak GB": memory and memory / 1e9,
@@ -383,6 +390,39 @@ def training(bench):
     rows.append({"what": f"feature pass, {bench.args.prompt} tokens", "ms per step": 1e3 * took,
                  f"min for {bench.args.examples} x {config.epochs}":
                      took / 8 * bench.args.examples / 60})
+    return rows
+
+
+# ---- 6. the lossless mode ----
+
+def draft(bench):
+    """Greedy answers drafted along a path, over the plain ones, and how many drafts were accepted.
+    Random weights say what drafting costs (along the model's own path everything is accepted) but
+    not how often a skipping path is right; --routers shows that on the demo's test questions."""
+    model, rng = bench.model, random.Random(0)
+    prompts, stop_ids, new = random_prompts(bench, 1, bench.args.prompt), (), bench.args.new_tokens
+    routes = {"its own path": fixed((1,) * bench.config.num_layers),
+              "skipping a quarter": fixed(random_path(bench.config, -0.25, rng)),
+              "skipping half": fixed(random_path(bench.config, -0.5, rng))}
+    if bench.args.routers:
+        tokenizer, model = load_tokenizer(DEMO_MODEL), load_model(DEMO_MODEL, bench.device)
+        questions, _ = prepare(load_all(DEMO_TEST)[:bench.args.questions], tokenizer, model)
+        prompts, stop_ids = [list(prompt.ids) for prompt in questions], tokenizer.stop_ids
+        routes = {"routers": Routers.load(bench.args.routers, model).route}
+    answer = lambda **how: [generate(model, [ids], None, new, stop_ids, **how) for ids in prompts]
+    plain, rows = answer(), []
+    for name, route in routes.items():
+        sides = {k: partial(answer, draft=route, draft_tokens=k) for k in (1, 2, 4, 8)}
+        times = interleaved({0: answer} | sides, bench.args.repeats, bench.device, name)
+        for k, side in sides.items():
+            made = side()
+            drafted = sum(int(one.drafted) for one in made)
+            rows.append({"what": name, "k": k, "times as fast": paired(times[0], times[k]),
+                         "accepted": sum(int(one.accepted) for one in made) / max(1, drafted),
+                         "layers, of plain": sum(int(one.layers_executed) for one in made)
+                         / sum(int(one.layers_executed) for one in plain),
+                         "same answers": f"{sum(a.tokens == b.tokens for a, b in zip(made, plain))}"
+                                         f"/{len(made)}"})
     return rows
 
 
@@ -418,7 +458,7 @@ def memory(bench):
 # ---- the command ----
 
 SECTIONS = {"decoder": decoder, "skips": skips, "routers": routers, "labels": labels,
-            "training": training, "memory": memory}
+            "training": training, "draft": draft, "memory": memory}
 
 
 class Bench:
@@ -471,6 +511,7 @@ def parse_args(argv=None):
     parser.add_argument("--examples", type=int, default=4000, help="training examples extrapolated to")
     parser.add_argument("--train-examples", type=int, default=256, help="training examples measured")
     parser.add_argument("--steps", type=int, default=64, help="training steps measured, about")
+    parser.add_argument("--routers", type=Path, help="routers of the demo model, for draft")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     for name in set(args.sections) - {"all", *SECTIONS}:

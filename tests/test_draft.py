@@ -41,7 +41,7 @@ def test_a_draft_along_the_answers_own_path_is_accepted_whole(case, k, new):
     """Catches a draft that goes on from keys it never wrote, or from the wrong position."""
     path, rounds = fixed(case.paths), -(-(new - 1) // (k + 1))
     got = generate(case.model, case.prompts, path, new, draft=path, draft_tokens=k)
-    assert got.accepted.tolist() == [k * rounds] * len(case.prompts)
+    assert got.accepted.tolist() == got.drafted.tolist() == [k * rounds] * len(case.prompts)
     assert got.passes.tolist() == [2 + (k + 2) * rounds] * len(case.prompts)
 
 

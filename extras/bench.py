@@ -254,7 +254,7 @@ def prefill_run(bench, tokens, path):
 
 @torch.inference_mode()
 def decode_run(bench, tokens, path, new=16):
-    """A callable: `new` tokens after the prompt, one by one, from the same filled cache each time."""
+    """A callable: `new` tokens after the prompt, from the same filled cache each time."""
     model, T = bench.model, tokens.shape[1]
     _, cache = prefill(model, tokens, fixed(path), capacity=T + new)
 
@@ -321,7 +321,8 @@ def labels(bench):
 
     def lockstep(size):
         for first in range(0, most, size):
-            generate(bench.model, prompts[first:first + size], fixed(paths[first:first + size]), new)
+            rows = slice(first, first + size)
+            generate(bench.model, prompts[rows], fixed(paths[rows]), new)
 
     few = max(1, most // 16)
     sides = {"one at a time, no cache": lambda: [
@@ -333,7 +334,8 @@ def labels(bench):
     rows = []
     for side, took in times.items():
         each = [t / (few if side.startswith("one") else most) for t in took]
-        rows.append({"what": side, "paths/s": 1 / median(each), "times as fast": paired(slow, each)})
+        rows.append({"what": side, "paths/s": 1 / median(each),
+                     "times as fast": paired(slow, each)})
     return rows + (processes(bench) if bench.args.shape == "demo" else [])
 
 
@@ -385,8 +387,9 @@ def training(bench):
     tokens = torch.tensor(random_prompts(bench, 8, bench.args.prompt), device=bench.device)
     out = torch.zeros(8, c.num_layers, config.windows, c.hidden_size)
     path = torch.ones(8, c.num_layers, dtype=torch.long)
-    forward = lambda: prefill(bench.model, tokens, Recorder(path, config.windows, out))
-    took = median(interleaved({"": torch.inference_mode()(forward)}, 3, bench.device, "features")[""])
+    forward = torch.inference_mode()(
+        lambda: prefill(bench.model, tokens, Recorder(path, config.windows, out)))
+    took = median(interleaved({"": forward}, 3, bench.device, "features")[""])
     rows.append({"what": f"feature pass, {bench.args.prompt} tokens", "ms per step": 1e3 * took,
                  f"min for {bench.args.examples} x {config.epochs}":
                      took / 8 * bench.args.examples / 60})
@@ -479,7 +482,8 @@ class Bench:
     def machine(self):
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor()
         return {"device": name or platform.machine(), "threads": torch.get_num_threads(),
-                "torch": torch.__version__, "transformers": getattr(transformers, "__version__", None),
+                "torch": torch.__version__,
+                "transformers": getattr(transformers, "__version__", None),
                 "date": datetime.date.today().isoformat()}
 
 
@@ -496,7 +500,8 @@ def print_table(title, rows):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m extras.bench", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m extras.bench",
+                                     description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", default=["all"],
                         help=f"all, or some of: {', '.join(SECTIONS)}")
     parser.add_argument("--shape", choices=SHAPES, default="demo", help="sizes of the random model")
@@ -508,8 +513,8 @@ def parse_args(argv=None):
     parser.add_argument("--long", type=int, default=1000, help="tokens of the routers' generation")
     parser.add_argument("--questions", type=int, default=64, help="questions of the labels section")
     parser.add_argument("--question-tokens", type=int, default=64, help="their length, tokens")
-    parser.add_argument("--examples", type=int, default=4000, help="training examples extrapolated to")
-    parser.add_argument("--train-examples", type=int, default=256, help="training examples measured")
+    parser.add_argument("--examples", type=int, default=4000, help="examples to extrapolate to")
+    parser.add_argument("--train-examples", type=int, default=256, help="examples trained on")
     parser.add_argument("--steps", type=int, default=64, help="training steps measured, about")
     parser.add_argument("--routers", type=Path, help="routers of the demo model, for draft")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")

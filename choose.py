@@ -15,9 +15,10 @@ Questions that no path answers get no label; a default path that stays best is a
 """
 import torch
 
-from answers import answer
+from answers import answer, batches
 from drllm import mean_state
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
+from reuse import REUSE_BYTES, Prefixes
 
 CHOICES = ("consensus", "confident", "shortest")
 PRICES_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer
@@ -145,30 +146,36 @@ def slope(a, b):
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=512, progress=None):
+def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=256, progress=None,
+               reuse_bytes=REUSE_BYTES):
     """What the searches of each group (a list of question numbers) suggest, asked of up to `most`
     of its questions: the frontier of every group between 0.7 and 1.4 times the depth of the
     model, the default path first."""
     L = model.config.num_layers
-    found, tests = {(EXECUTE,) * L: None}, []
+    found = {(EXECUTE,) * L: None}
     for group in groups:
         effects = edit_effects([rows[n] for n in group])
         suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
-        tests.append((list(dict.fromkeys([(EXECUTE,) * L] + suggested)), group[:most]))
-    pairs = [(n, path) for paths, members in tests for path in paths for n in members]
-    asked = answer(model, tokenizer, [prompts[n] for n, _ in pairs],
-                   torch.tensor([path for _, path in pairs]), batch_size, progress)
-    sure = (asked.right * asked.confidence).split([len(p) * len(m) for p, m in tests])
-    for (paths, members), values in zip(tests, sure):
-        best = frontier(paths, values.view(len(paths), len(members)).T)
+        paths = list(dict.fromkeys([(EXECUTE,) * L] + suggested))
+        sure = along_each(model, tokenizer, [prompts[n] for n in group[:most]], paths, batch_size,
+                          progress, reuse_bytes)
+        best = frontier(paths, sure)
         found |= {path: None for length, path in best if 0.7 * L <= length <= 1.4 * L}
     return list(found)
 
 
-def along_each(model, tokenizer, prompts, paths, batch_size=512, progress=None):
-    """(N, K) bool: whether path k answers question n."""
-    columns = []
-    for path in paths:
-        every = torch.tensor(path).expand(len(prompts), -1)
-        columns.append(answer(model, tokenizer, prompts, every, batch_size, progress).right > 0)
-    return torch.stack(columns, dim=1)
+def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None,
+               reuse_bytes=REUSE_BYTES):
+    """(N, K) probability the model gives its answer to question n along path k; 0 if it is wrong.
+
+    Some questions at a time go along all paths, in an order in which neighbours share layers.
+    """
+    sure = torch.zeros(len(prompts), len(paths))
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    for rows in batches(prompts, batch_size):
+        some, prefixes = [prompts[n] for n in rows], Prefixes(reuse_bytes)
+        for k in order:
+            every = torch.tensor(paths[k]).expand(len(some), -1)
+            found = answer(model, tokenizer, some, every, batch_size, progress, prefixes)
+            sure[rows, k] = found.right * found.confidence.clamp(min=1e-9)
+    return sure

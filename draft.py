@@ -10,7 +10,7 @@ lengths, so refused tokens are forgotten by setting these back: they are overwri
 """
 import torch
 
-from model_llama import Generation, Transcript, begin, best, decode, room_of
+from model_llama import Generation, Transcript, decode, pad, prefill, room_of
 
 # B batch rows   k drafted tokens per round
 
@@ -30,11 +30,22 @@ def agreements(proposed, own):
     return (proposed[:, 1:] == own[:, :-1]).long().cumprod(1).sum(1)
 
 
-def say(said, own, logprobs, agreed):
-    """Adds the first agreed (B,) + 1 of the model's own tokens (B, ...) to every running row."""
+def begin(model, prompts, route, capacity):
+    """(hidden states (B, D) of every prompt's last token, cache)."""
+    tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
+    hidden, cache = prefill(model, tokens, route, lengths, capacity)
+    return hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1], cache
+
+
+def say(said, logits, agreed):
+    """Writes down the first agreed (B,) + 1 of the likeliest tokens of every row that is going on,
+    logits (B, n, V); returns all n of them."""
+    logprobs, own = logits.float().log_softmax(-1).max(-1)
     for row, (tokens, sure) in enumerate(zip(own.tolist(), logprobs.tolist())):
         for token, logprob in list(zip(tokens, sure))[:agreed[row] + 1]:
-            said.add(row, token, logprob)
+            if said.going[row]:
+                said.say(row, token, logprob)
+    return own
 
 
 @torch.inference_mode()
@@ -49,26 +60,25 @@ def generate_drafted(model, prompts, route, draft, k, max_new_tokens, stop_ids):
     capacity = max(map(len, prompts)) + max(room) + k  # the last round may reach beyond the room
     last, cache = begin(model, prompts, route, capacity)
     _, drafts = begin(model, prompts, draft, capacity)
-    said = Transcript(room, stop_ids)
+    said = Transcript(room, set(stop_ids))
     passes = torch.ones(2, len(prompts), dtype=torch.long)  # of the model and the draft; the prompt
     accepted = torch.zeros(len(prompts), dtype=torch.long)
-    logprobs, tokens = best(model, last)
-    say(said, tokens[:, None], logprobs[:, None], 0 * accepted)
-    while any(said.running):
-        context, running = cache.lengths, torch.tensor(said.running)
+    tokens = say(said, model.head(last)[:, None], 0 * accepted)[:, 0]
+    while any(said.going):
+        context, going = cache.lengths, torch.tensor(said.going)
         proposed = propose(model, tokens, drafts, k)
-        logprobs, own = best(model, decode(model, proposed, cache))  # (B, k + 1)
-        agreed = agreements(proposed, own).cpu()
+        logits = model.head(decode(model, proposed, cache))  # (B, k + 1, V)
+        agreed = agreements(proposed, logits.argmax(-1)).cpu()
         unread = int(agreed.max() == k)  # a draft accepted whole was never read by its own side
         if unread:
             decode(model, proposed[:, -1:], drafts)
-        passes += torch.tensor([[1], [k + unread]]) * running
-        accepted += agreed * running
-        say(said, own, logprobs, agreed)
+        passes += torch.tensor([[1], [k + unread]]) * going
+        accepted += agreed * going
+        own = say(said, logits, agreed)
         cache.lengths = [length + same + 1 if on else length for length, same, on
-                         in zip(context, agreed.tolist(), said.running)]
+                         in zip(context, agreed.tolist(), said.going)]
         drafts.lengths = list(cache.lengths)
         tokens = own.gather(1, agreed[:, None].to(own.device))[:, 0]
     layers = passes[0] * cache.decisions.sum(1) + passes[1] * drafts.decisions.sum(1)
-    return Generation(said.tokens, cache.decisions, layers, passes.sum(0),
-                      torch.tensor(said.logprobs), k * (passes[0] - 1), accepted)
+    return Generation(said.tokens, cache.decisions, layers, passes.sum(0), said.logprobs,
+                      k * (passes[0] - 1), accepted)

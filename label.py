@@ -13,6 +13,7 @@ import argparse
 import glob
 import hashlib
 import json
+import math
 import os
 import random
 from dataclasses import asdict
@@ -27,26 +28,32 @@ from answers import answer, prepare
 from cli import InputError, read_json, write_json, write_whole
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
+from reuse import REUSE_BYTES, Prefixes
 from tasks import load_all
 
 DEMO = Path(__file__).resolve().parent / "demo"
 DEMO_MODEL, DEMO_LABEL = DEMO / "model", DEMO / "questions" / "label.jsonl"
 
 
-def search_all(model, tokenizer, prompts, config, seed, batch_size=512, progress=None):
+def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None,
+               prefixes=None, search=search):
     """Yields (prompt, SearchResult, {decisions: confidence of right paths}) as searches finish.
 
-    batch_size searches are under way at any time; a finished one makes room for the next.
+    At most batch_size searches are under way. They are admitted a few at a time, so that they
+    also finish a few at a time and an interruption loses little.
     """
+    prefixes = Prefixes(REUSE_BYTES) if prefixes is None else prefixes
     waiting = sorted(reversed(prompts), key=lambda p: len(p.ids))  # the longest is popped first
+    a_few = math.ceil(batch_size / (config.simulations + 1))
     running = []  # [prompt, generator, path it asks about, confidences]
     while waiting or running:
-        while waiting and len(running) < batch_size:
+        for _ in range(min(a_few, len(waiting), batch_size - len(running))):
             prompt = waiting.pop()
             steps = search(model.config.num_layers, config, question_rng(prompt.question.id, seed))
             running.append([prompt, steps, next(steps), {}])
         paths = torch.tensor([path for _, _, path, _ in running])
-        found = answer(model, tokenizer, [entry[0] for entry in running], paths, batch_size)
+        asked = [prompt for prompt, _, _, _ in running]
+        found = answer(model, tokenizer, asked, paths, batch_size, prefixes=prefixes)
         still = []
         for entry, reward, sure in zip(running, found.right.tolist(), found.confidence.tolist()):
             prompt, steps, path, confidence = entry
@@ -72,6 +79,13 @@ def question_hash(name, salt):
     return int(hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()[:16], 16)
 
 
+def content_hash(prompt):
+    """Names what a question asks and what is right, so that an edited one is searched again."""
+    question = prompt.question
+    said = json.dumps([prompt.ids, question.answer, question.choices, question.budget])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def row_of(prompt, result, confidence):
     """One line of labels.jsonl. decisions is the paper's label; correct holds every right path in
     the order it was met, each with the probability the model gave its answer; wrong the others."""
@@ -81,7 +95,7 @@ def row_of(prompt, result, confidence):
         best = min(right, key=sum) if result.default_reward else right[0]
     question = prompt.question
     return {"id": question.id, "task": question.task, "level": question.level,
-            "default_correct": bool(result.default_reward),
+            "content": content_hash(prompt), "default_correct": bool(result.default_reward),
             "decisions": best or [1] * len(next(iter(result.rewards))),
             "length": sum(best) if best else len(next(iter(result.rewards))),
             "correct": [[list(path), round(sure, 6)] for path, sure in confidence.items()],
@@ -167,7 +181,8 @@ def differences(found, wanted):
             yield key, found.get(key), value
 
 
-def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
+def label(model, tokenizer, questions, file, config, seed=0, batch_size=256,
+          reuse_bytes=REUSE_BYTES):
     """Rows of labels for the questions, made now or found in the file, in the questions' order.
 
     Under torchrun each process takes the questions whose id falls to its rank and appends to a
@@ -183,10 +198,12 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
     if too_long and rank == 0:
         print(f"{len(too_long)} questions exceed the context of {model.config.max_positions} "
               f"tokens and are left out: {', '.join(q.id for q in too_long[:5])} ...")
-    missing = [p for p in prompts if p.question.id not in rows
+    missing = [p for p in prompts
+               if rows.get(p.question.id, {}).get("content") != content_hash(p)
                and question_hash(p.question.id, "rank") % world == rank]
     if missing:
-        search_missing(model, tokenizer, missing, mine, config, seed, batch_size, rows)
+        search_missing(model, tokenizer, missing, mine, config, seed, batch_size, rows,
+                       Prefixes(reuse_bytes))
     if world > 1:
         torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
         torch.distributed.barrier()  # every part is complete, however far apart they finish
@@ -200,13 +217,14 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=512):
     return [rows[p.question.id] for p in prompts]
 
 
-def search_missing(model, tokenizer, missing, file, config, seed, batch_size, rows):
+def search_missing(model, tokenizer, missing, file, config, seed, batch_size, rows, prefixes):
     """Searches the missing prompts and appends a flushed line each; rows feeds the progress bar."""
     per_question = config.simulations + 1
     bar = tqdm(total=len(missing) * per_question, unit="path", smoothing=0.05,
                desc=f"searching {len(missing)} questions")
     with open(file, "a") as stream, bar:
-        for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update):
+        for found in search_all(model, tokenizer, missing, config, seed, batch_size, bar.update,
+                                prefixes):
             row = row_of(*found)
             stream.write(json.dumps(row) + "\n")
             stream.flush()
@@ -224,6 +242,12 @@ def summary(rows):
     return f"saved {saved:.2f} layers, repaired {repaired}/{len(wrong)}"
 
 
+def add_reuse_flag(parser):
+    parser.add_argument("--reuse-memory", type=float, default=REUSE_BYTES / 2 ** 30, metavar="GIB",
+                        help="for states that paths of a question share; 0 computes all anew "
+                             "(default: %(default)s)")
+
+
 def main(argv=None):
     defaults = SearchConfig()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -238,7 +262,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-bad-rows", action="store_true",
                         help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=int, default=512, help="searches under way at once")
+    parser.add_argument("--batch-size", type=int, default=256, help="searches under way at once")
+    add_reuse_flag(parser)
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.simulations < 1:
         parser.error(f"--batch-size and --simulations must be at least 1, got {args.batch_size} "
@@ -249,7 +274,8 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
-    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
+    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size,
+                 int(args.reuse_memory * 2 ** 30))
     if os.environ.get("RANK", "0") == "0":
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 

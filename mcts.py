@@ -5,8 +5,9 @@ layer. The search starts at the default path (every layer once), grows a tree of
 for the reward of one new path per simulation; it never sees a model. It is a generator: drive it
 alone, in lockstep with a thousand others, or with a table of rewards in a test.
 
-Departures from the authors' code: the tree branches (theirs always extends its newest leaf); the
-visits under the logarithm are the parent's; no path is asked twice, an illegal one never.
+Departures from the authors' code: the tree branches (theirs always extends its newest leaf) and
+may grow by several edits at once; the visits under the logarithm are the parent's; no path is
+asked twice, an illegal one never.
 
     search(12, SearchConfig(), random.Random(0))    # yields decisions, is sent a reward in [0, 1]
 """
@@ -61,14 +62,21 @@ def edits(decisions):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Algorithm 1's constants. `widening` is ours: a node visited v times gets another child while
-    it has fewer than max(1, v ** widening), or when there is nowhere deeper to go."""
+    """Algorithm 1's constants, and three of ours.
+
+    widening: a node visited v times gets another child while fewer than max(1, v ** widening) of
+    its children are as good as itself, or when there is nowhere deeper to go. stacking: chance
+    that a new child is one edit further from its parent, and again; stacking_blind: the same
+    while no path was right, when there is nothing to build on but reach.
+    """
     simulations: int = 50           # new paths asked after the default
     exploration: float = 1.8        # c
     length_penalty: float = 3.0     # lambda
     random_child: float = 0.1       # probability of descending to a random child
     stop_when_repaired: bool = True  # where the default is wrong, stop at the first right path
     widening: float = 0.5
+    stacking: float = 0.3
+    stacking_blind: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,12 @@ class SearchResult:
 
 
 class Node:
-    """A path in the tree. visits counts its own evaluation and those below it."""
+    """A path in the tree and its reward. visits counts its own evaluation and those below it."""
 
-    def __init__(self, decisions, parent, rng):
-        self.decisions, self.parent = decisions, parent
+    def __init__(self, decisions, reward, parent):
+        self.decisions, self.reward, self.parent = decisions, reward, parent
         self.children, self.visits, self.total_reward = [], 0, 0.0
         self.untried = edits(decisions)
-        rng.shuffle(self.untried)
         self.exhausted = False
 
 
@@ -111,7 +118,8 @@ def select(root, known, config, rng):
         while True:
             node.untried = [path for path in node.untried if path not in known]
             live = [child for child in node.children if not child.exhausted]
-            room = len(node.children) < max(1, node.visits ** config.widening)
+            good = sum(child.reward >= node.reward for child in node.children)
+            room = good < max(1, node.visits ** config.widening)
             if node.untried and (room or not live):
                 return node
             if not live:
@@ -122,31 +130,45 @@ def select(root, known, config, rng):
     return None
 
 
-def backpropagate(node, reward):
-    """Adds one visit and its reward to the node and everything above it."""
+def grow(parent, known, config, rng):
+    """The decisions of a new child, not asked yet: one edit further than the parent, or several."""
+    path = rng.choice(parent.untried)
+    stacking = config.stacking if any(known.values()) else config.stacking_blind
+    while rng.random() < stacking:
+        further = [edit for edit in edits(path) if edit not in known]
+        if not further:
+            break
+        path = rng.choice(further)
+    return path
+
+
+def backpropagate(node):
+    """Adds a new node's visit and reward to itself and everything above it."""
+    reward = node.reward
     while node is not None:
         node.visits += 1
         node.total_reward += reward
         node = node.parent
 
 
-def search(num_layers, config, rng):
+def search(num_layers, config, rng, select=select):
     """Generator of one question's search: yields decisions, is sent their reward in [0, 1]
-    (above 0: the answer is right), returns a SearchResult. rng: a random.Random of its own."""
+    (above 0: the answer is right), returns a SearchResult. rng: a random.Random of its own.
+    select: the rule that says which node grows (see extras/searches.py for others)."""
     default = (EXECUTE,) * num_layers
     rewards = {default: (yield default)}
-    root = Node(default, None, rng)
-    backpropagate(root, rewards[default])
+    root = Node(default, rewards[default], None)
+    backpropagate(root)
     for _ in range(config.simulations):
         parent = select(root, rewards, config, rng)
         if parent is None:
             break
-        child = Node(parent.untried.pop(), parent, rng)
+        path = grow(parent, rewards, config, rng)
+        rewards[path] = yield path
+        child = Node(path, rewards[path], parent)
         parent.children.append(child)
-        reward = yield child.decisions
-        rewards[child.decisions] = reward
-        backpropagate(child, reward)
-        if config.stop_when_repaired and not rewards[default] and reward:
+        backpropagate(child)
+        if config.stop_when_repaired and not rewards[default] and rewards[path]:
             break
     right = [path for path, reward in rewards.items() if reward > 0]
     return SearchResult(min(right, key=sum, default=None), rewards[default], rewards)

@@ -274,6 +274,11 @@ class Llama(nn.Module):
             digest.update(f"{name} {tuple(view.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def empty_cache(self, lengths, T, capacity=0):
+        """A KVCache for prompts of these lengths, T tokens wide with their padding."""
+        angles = angle_table(self.config, max(T, capacity), self.embed_tokens.weight)
+        return KVCache(lengths, self.config.num_layers, capacity, angles)
+
     def empty_slot(self, rows, capacity):
         """Zeroed keys and values (rows, K, capacity, E)."""
         like, config = self.embed_tokens.weight, self.config
@@ -317,8 +322,7 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     route = fixed((1,) * layers) if route is None else route
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
-    angles = angle_table(model.config, max(T, capacity), model.embed_tokens.weight)
-    cache = KVCache(lengths, layers, capacity, angles)
+    cache = model.empty_cache(lengths, T, capacity)
     hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, 0, T), cache, route)
     return hidden, cache
 
@@ -369,26 +373,6 @@ class Generation:
     accepted: Tensor | None = None
 
 
-class Transcript:
-    """What is said, row by row, until a stop id or until the row's room (tokens) is full."""
-
-    def __init__(self, room, stop_ids):
-        self.room, self.stop_ids = room, stop_ids
-        self.tokens, self.logprobs = [[] for _ in room], [0.0] * len(room)
-        self.running = [tokens > 0 for tokens in room]
-
-    def add(self, row, token, logprob):
-        """One more token of a row; ignored if the row is not running."""
-        if not self.running[row]:
-            return
-        self.logprobs[row] += logprob
-        if token in self.stop_ids:
-            self.running[row] = False
-        else:
-            self.tokens[row].append(token)
-            self.running[row] = len(self.tokens[row]) < self.room[row]
-
-
 def pad(prompts, device=None):
     """(tokens (B, T), lengths) of id lists, right-padded with 0, which no real token sees."""
     lengths = [len(prompt) for prompt in prompts]
@@ -396,6 +380,32 @@ def pad(prompts, device=None):
     for row, prompt in zip(tokens, prompts):
         row[:len(prompt)] = torch.tensor(prompt)
     return tokens.to(device), lengths
+
+
+class Transcript:
+    """What every row has said so far, and which rows go on."""
+
+    def __init__(self, room, stop_ids):
+        self.room, self.stop_ids = room, stop_ids
+        self.tokens, self.going = [[] for _ in room], [tokens > 0 for tokens in room]
+        self.passes = torch.zeros(len(room), dtype=torch.long)
+        self.logprobs = torch.zeros(len(room))
+
+    def add(self, rows, logits):
+        """The likeliest next tokens (N,) of some rows, written down; logits (N, V)."""
+        best, chosen = logits.float().log_softmax(-1).max(-1)
+        for row, token, logprob in zip(rows, chosen.tolist(), best.tolist()):
+            self.say(row, token, logprob)
+        return chosen
+
+    def say(self, row, token, logprob):
+        """One more token of a row that is going on."""
+        self.passes[row] += 1
+        self.logprobs[row] += logprob
+        self.going[row] = token not in self.stop_ids
+        if self.going[row]:
+            self.tokens[row].append(token)
+            self.going[row] = len(self.tokens[row]) < self.room[row]
 
 
 def room_of(model, prompts, max_new_tokens):
@@ -406,51 +416,62 @@ def room_of(model, prompts, max_new_tokens):
     return [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
 
 
-def begin(model, prompts, route, capacity):
-    """(hidden states (B, D) of every prompt's last token, cache)."""
-    tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
-    hidden, cache = prefill(model, tokens, route, lengths, capacity)
-    return hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1], cache
-
-
-def best(model, hidden):
-    """(log-probabilities, tokens), each (...), of the likeliest token after hidden (..., D)."""
-    return model.head(hidden).float().log_softmax(-1).max(-1)
-
-
 @torch.inference_mode()
-def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), draft=None,
-             draft_tokens=4):
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses=None,
+             run_prompt=prefill, draft=None, draft_tokens=4):
     """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
 
-    draft: a Route that proposes draft_tokens at a time for the model to confirm, see draft.py;
-    the tokens stay the same.
+    guesses: B id lists that the answers may begin with. They change nothing but the time: a guess
+    goes through the layers together with its prompt, and what it has right is not decoded again.
+    run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
+    draft: a Route that proposes draft_tokens at a time for the model to confirm (draft.py, which
+    leaves out the two above); it changes nothing but the time either.
     """
     if draft is not None:
         from draft import generate_drafted  # which builds on this file
         return generate_drafted(model, prompts, route, draft, draft_tokens, max_new_tokens,
                                 stop_ids)
     room = room_of(model, prompts, max_new_tokens)
-    last, cache = begin(model, prompts, route, max(map(len, prompts)) + max(room))
-    decisions, passes = cache.decisions, [0] * len(prompts)
-    said, rows = Transcript(room, stop_ids), list(range(len(prompts)))  # row of the cache -> prompt
-    while any(said.running):
-        logprobs, tokens = best(model, last)
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
-            passes[row] += said.running[row]
-            said.add(row, token, logprob)
-        alive = [said.running[row] for row in rows]
-        if not any(alive):
-            break
-        if 2 * sum(alive) <= len(rows):  # finished rows cost time: let go of them
-            kept = torch.tensor(alive)
-            cache.keep(kept)
-            tokens = tokens[kept.to(tokens.device)]
-            rows = [row for row, on in zip(rows, alive) if on]
-        last = decode(model, tokens[:, None], cache)[:, 0]
-    passes = torch.tensor(passes)
-    return Generation(said.tokens, decisions, passes * decisions.sum(1), passes,
-                      torch.tensor(said.logprobs))
+    guesses = [()] * len(prompts) if guesses is None else guesses
+    tokens, _ = pad([[*prompt, *guess] for prompt, guess in zip(prompts, guesses)],
+                    model.embed_tokens.weight.device)
+    capacity = tokens.shape[1] + max(room)
+    hidden, cache = run_prompt(model, tokens, route, [len(p) for p in prompts], capacity)
+    decisions = cache.decisions
+    answers = Transcript(room, set(stop_ids))
+    last = follow_guesses(model, hidden, cache, guesses, answers)
+    rows = list(range(len(prompts)))  # row of the cache -> prompt
+    while any(answers.going):
+        going = [answers.going[row] for row in rows]
+        if 2 * sum(going) <= len(rows):  # finished rows cost time: let go of them
+            alive = torch.tensor(going)
+            cache.keep(alive)
+            last = last[alive.to(last.device)]
+            rows = [row for row, on in zip(rows, going) if on]
+            going = [True] * len(rows)
+        hidden = decode(model, last[:, None], cache)[:, 0]
+        on = torch.tensor(going, device=last.device)
+        last = last.masked_scatter(on, answers.add([r for r, g in zip(rows, going) if g],
+                                                   model.head(hidden[on])))
+    layers = answers.passes * decisions.sum(1)
+    return Generation(answers.tokens, decisions, layers, answers.passes, answers.logprobs)
+
+
+def follow_guesses(model, hidden, cache, guesses, answers):
+    """The first token (B,) of every row that the prompt's hidden states (B, T, D) do not answer:
+    each row follows its guess while that is what it says, and the cache's lengths with it."""
+    last = torch.zeros(len(guesses), dtype=torch.long, device=hidden.device)
+    rows, place = [row for row, on in enumerate(answers.going) if on], 0
+    while rows:
+        ends = torch.tensor([cache.lengths[row] - 1 for row in rows])
+        last[rows] = answers.add(rows, model.head(hidden[rows, ends]))
+        said = last.tolist()
+        rows = [row for row in rows if answers.going[row] and place < len(guesses[row])
+                and said[row] == guesses[row][place]]
+        for row in rows:
+            cache.lengths[row] += 1
+        place += 1
+    return last
 
 
 # ---- weights ----

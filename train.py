@@ -32,7 +32,7 @@ from choose import (CHOICES, along_each, cluster, confident, consensus, frontier
 from cli import InputError, read_json, write_json
 from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
 from evaluate import ROUTES, compare, report
-from label import DEMO, DEMO_LABEL, DEMO_MODEL, header, label, summary
+from label import DEMO, DEMO_LABEL, DEMO_MODEL, add_reuse_flag, header, label, summary
 from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from tasks import load_all
@@ -170,9 +170,10 @@ def measured_paths(run, rows, prompts, space):
     groups = [[n for n in everyone if member_of[n] == g] for g in range(run.args.clusters)]
     groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
     with tqdm(desc="paths for groups of similar questions", unit="path") as bar:
-        paths = good_paths(run.model, run.tokenizer, prompts, rows, groups,
-                           batch_size=run.args.batch_size, progress=bar.update)
-        right = along_each(run.model, run.tokenizer, prompts, paths, run.args.batch_size, bar.update)
+        how = {"batch_size": run.args.batch_size, "progress": bar.update,
+               "reuse_bytes": run.reuse_bytes}
+        paths = good_paths(run.model, run.tokenizer, prompts, rows, groups, **how)
+        right = along_each(run.model, run.tokenizer, prompts, paths, **how) > 0
     lines = ["".join("01"[mark] for mark in row) for row in right.long().tolist()]
     write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)})
     return paths, right
@@ -229,10 +230,11 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the searches and the first routers")
     parser.add_argument("--skip-bad-rows", action="store_true",
                         help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
+    parser.add_argument("--batch-size", type=int, default=256, help="questions answered at once")
     parser.add_argument("--feature-memory", type=float, default=4.0, metavar="GB",
                         help="features beyond this lie in a file of --out while routers are "
                              "trained (default: %(default)s)")
+    add_reuse_flag(parser)
     args = parser.parse_args(argv)
     for name in ("simulations", "clusters", "seeds", "batch_size"):
         if getattr(args, name) < 1:
@@ -248,6 +250,7 @@ class Run:
         self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
         self.config = TrainConfig(gate=not args.no_gate)
         self.store = partial(feature_store, folder=args.out, gigabytes=args.feature_memory)
+        self.reuse_bytes = int(args.reuse_memory * 2 ** 30)
         self.tokenizer = load_tokenizer(args.model)
         self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
 
@@ -280,7 +283,7 @@ def main(argv=None):
                 for key, value in settings.items()}
     print(" ".join(f"{key}={value}" for key, value in settings.items()))
     rows = label(run.model, run.tokenizer, to_label[:args.limit], run.out / "labels.jsonl",
-                 run.search, args.seed, args.batch_size)
+                 run.search, args.seed, args.batch_size, run.reuse_bytes)
     write_json(run.out / "config.json", settings)  # after label: it refuses a folder of other labels
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if not any(row["correct"] for row in rows):

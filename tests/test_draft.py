@@ -30,7 +30,8 @@ def test_drafted_answers_equal_plain_ones(drawn, k, new, picks, by_prompt):
     stop_ids = stops_from(free, picks)
     plain = generate(model, case.prompts, fixed(case.paths), new, stop_ids)
     draft = by_state if by_prompt else fixed(paths)
-    got = generate(model, case.prompts, fixed(case.paths), new, stop_ids, draft, k)
+    got = generate(model, case.prompts, fixed(case.paths), new, stop_ids, draft=draft,
+                   draft_tokens=k)
     assert got.tokens == plain.tokens
     assert got.decisions.tolist() == plain.decisions.tolist()
     close(got.logprobs, plain.logprobs, 1e-4)
@@ -55,7 +56,8 @@ def test_layers_executed_counts_drafting_and_confirming(drawn, k, new, picks):
         block.register_forward_pre_hook(lambda _, inputs: entered.append(len(inputs[0])))
     for prompt, path, cheap in zip(case.prompts, case.paths, paths):
         entered.clear()
-        got = generate(model, [prompt], fixed(path), new, stop_ids, fixed(cheap), k)
+        got = generate(model, [prompt], fixed(path), new, stop_ids, draft=fixed(cheap),
+                       draft_tokens=k)
         assert got.layers_executed.item() == sum(entered)
 
 

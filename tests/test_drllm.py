@@ -14,7 +14,7 @@ import drllm
 from cli import InputError
 from drllm import (GATE, RouterRoute, Routers, class_weights, fit_gate, focal_loss, interpolate,
                    pool_windows, window_counts, window_matrix)
-from model_llama import KVCache, Slot, angle_table, fixed, generate, pad, prefill
+from model_llama import Slot, fixed, generate, pad, prefill
 
 D = 16  # hidden size of the tiny model
 
@@ -380,8 +380,7 @@ def prompts_of(lengths, seed):
 def decisions_by_hand(model, routers, prompt):
     """Layer by layer, one prompt: ask the router, run the block so often, go on."""
     hidden = model.embed_tokens(torch.tensor([prompt]))
-    cache = KVCache([len(prompt)], 3, angles=angle_table(model.config, len(prompt), hidden))
-    span, decisions = model.span(cache, 0, len(prompt)), []
+    span, decisions = model.span(model.empty_cache([len(prompt)], len(prompt)), 0, len(prompt)), []
     for layer, block in enumerate(model.layers):
         decisions.append(int(logits_by_hand(routers, layer, hidden[0]).argmax()))
         for _ in range(decisions[-1]):

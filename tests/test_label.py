@@ -23,8 +23,9 @@ from answers import Prompt, answer, batches, prepare
 from cli import InputError, read_json, write_json, write_whole
 from label import label, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
-from model_llama import fixed, generate, load_tokenizer
-from tasks import Question, extract_answer, grade
+from model_llama import fixed, generate, load_model, load_tokenizer
+from reuse import Prefixes
+from tasks import Question, extract_answer, grade, load_all
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = [form.format(letter) for letter in "ABCD" for form in ("{}", "({})", "{}.", "{})")]
@@ -150,6 +151,20 @@ def test_search_does_not_depend_on_what_is_searched_beside_it(world, order, batc
                          {p.question.id: plain[p.question.id] for p in few})
 
 
+def test_labels_of_the_demo_in_float32_are_those_of_each_question_alone():
+    """Catches rounding that is large enough to change an answer, and reuse that does."""
+    model, tokenizer = load_model(labelling.DEMO_MODEL), load_tokenizer(labelling.DEMO_MODEL)
+    prompts, _ = prepare(load_all([labelling.DEMO_LABEL])[:24:3], tokenizer, model)
+    config = SearchConfig(simulations=15, stop_when_repaired=False)
+    searched = lambda some, size, memory: {
+        prompt.question.id: result for prompt, result, _ in
+        search_all(model, tokenizer, some, config, 0, size, prefixes=Prefixes(memory))}
+    together = searched(prompts, 5, 10 ** 6)
+    assert together == {name: result for prompt in prompts
+                        for name, result in searched([prompt], 1, 0).items()}
+    assert len({result.best for result in together.values()}) > 3
+
+
 def test_another_seed_searches_other_paths(world):
     """Catches a seed that is ignored."""
     plain, other = (searched(world, world.prompts, 100, seed) for seed in (0, 1))
@@ -176,8 +191,8 @@ def test_progress_counts_every_path_asked(world):
 def test_row_is_complete_and_survives_json(world):
     """Catches a tensor in a row, and a field that later steps miss."""
     for question, row in zip(world.questions, world.rows):
-        assert list(row) == ["id", "task", "level", "default_correct", "decisions", "length",
-                             "correct", "wrong", "simulations"]
+        assert list(row) == ["id", "task", "level", "content", "default_correct", "decisions",
+                             "length", "correct", "wrong", "simulations"]
         assert [row["id"], row["task"], row["level"]] == [
             question.id, question.task, question.level]
         assert row["simulations"] == CONFIG.simulations
@@ -219,8 +234,8 @@ def test_label_is_the_papers_choice_among_right_paths(right, decisions):
     result = SearchResult(None, rewards[DEFAULT], rewards)
     prompt = Prompt(Question("a", "t", 1, "q", "5"), (1,))
     row = row_of(prompt, result, dict.fromkeys(right, 0.25))
-    assert row == {"id": "a", "task": "t", "level": 1, "default_correct": DEFAULT in right,
-                   "decisions": row["decisions"], "length": sum(decisions),
+    assert row == {"id": "a", "task": "t", "level": 1, "content": row["content"],
+                   "default_correct": DEFAULT in right, "decisions": row["decisions"], "length": sum(decisions),
                    "correct": [[list(path), 0.25] for path in right],
                    "wrong": [list(path) for path in asked if path not in right], "simulations": 4}
     assert list(row["decisions"]) == decisions
@@ -273,9 +288,9 @@ def note_asked(monkeypatch):
     """The set of ids of the questions that are answered from now on."""
     asked = set()
 
-    def noting(model, tokenizer, prompts, *rest):
+    def noting(model, tokenizer, prompts, *rest, **options):
         asked.update(prompt.question.id for prompt in prompts)
-        return answer(model, tokenizer, prompts, *rest)
+        return answer(model, tokenizer, prompts, *rest, **options)
     monkeypatch.setattr(labelling, "answer", noting)
     return asked
 
@@ -287,24 +302,41 @@ def test_ctrl_c_keeps_finished_rows_and_resuming_equals_one_run(
     file, left = tmp_path / "labels.jsonl", calls
     finished = []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
         finished.append(file.read_bytes().count(b"\n"))
-        return answer(*arguments)
+        return answer(*arguments, **options)
     with monkeypatch.context() as patch:
         patch.setattr(labelling, "answer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_label(world, file, batch_size=2)
     kept = file.read_bytes()
-    assert kept.count(b"\n") == 2 * (calls // 7) and kept.endswith(b"\n") == (calls >= 7)
-    assert finished == [2 * (call // 7) for call in range(calls)]
+    done = lambda call: call // 7 + max(0, call - 1) // 7  # two searches of 7 paths, one call apart
+    assert kept.count(b"\n") == done(calls) and kept.endswith(b"\n") == (calls >= 7)
+    assert finished == [done(call) for call in range(calls)]
     asked = note_asked(monkeypatch)
     run_label(world, file)
     assert file.read_bytes() == world.bytes
     assert not asked & {json.loads(line)["id"] for line in kept.splitlines()}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_edited_question_is_searched_again(world, tmp_path, monkeypatch, size):
+    """Catches the label of a question that was asked otherwise under the same id."""
+    file = labels_file(world, tmp_path, world.bytes)
+    edited = [*world.questions]
+    edited[4] = replace(edited[4], answer=edited[7].answer, choices=edited[7].choices,
+                        prompt=edited[7].prompt)
+    asked = note_asked(monkeypatch)
+    for rank in range(size)[::-1]:
+        rows = run_rank(world, file, rank, size, monkeypatch, edited)
+    assert asked == {"q4"} and len(rows) == COUNT
+    assert rows[4]["correct"] != world.rows[4]["correct"]
+    assert rows[:4] + rows[5:] == world.rows[:4] + world.rows[5:]
+    assert len(file.read_bytes().splitlines()) == COUNT
 
 
 def test_finished_file_is_read_and_nothing_is_asked(world, tmp_path, monkeypatch):
@@ -489,10 +521,11 @@ def run_python(arguments, **options):
                           text=True, timeout=300, **options)
 
 
-def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys):
+@pytest.mark.parametrize("processes", [2, 3])
+def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys, processes):
     """Catches anything that only a real process group shows."""
     labelling.main(command(world, tmp_path / "one.jsonl"))
-    made = run_python(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
+    made = run_python(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes,
                        "label.py", *command(world, tmp_path / "two" / "two.jsonl")],
                       capture_output=True)
     assert made.returncode == 0, made.stderr[-2000:]

@@ -6,7 +6,6 @@ cost less than one forward pass. Small spaces are checked against brute force ov
 import itertools
 import math
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -19,6 +18,7 @@ from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits
 # ---- what the tests draw, and the independent definitions they compare with ----
 
 seeds = st.integers(0, 10**6)
+ONE_EDIT = {"stacking": 0.0, "stacking_blind": 0.0}
 any_decisions = st.lists(st.sampled_from((SKIP, EXECUTE, REPEAT)), max_size=9).map(tuple)
 
 
@@ -40,16 +40,18 @@ def configs(draw, **settled):
              "length_penalty": draw(st.sampled_from((0.0, 3.0, 50.0))),
              "random_child": draw(st.sampled_from((0.0, 0.1, 1.0))),
              "stop_when_repaired": draw(st.booleans()),
-             "widening": draw(st.sampled_from((0.0, 0.5, 1.0)))}
+             "widening": draw(st.sampled_from((0.0, 0.5, 1.0))),
+             "stacking": draw(st.sampled_from((0.0, 0.3, 0.9))),
+             "stacking_blind": draw(st.sampled_from((0.0, 0.7)))}
     return SearchConfig(**drawn | settled)
 
 
 @st.composite
 def families(draw):
     """A root all of whose edits were tried: every child has visits and a total reward."""
-    root = Node((EXECUTE,) * draw(st.integers(2, 6)), None, random.Random(0))
+    root = Node((EXECUTE,) * draw(st.integers(2, 6)), 0.0, None)
     for path in root.untried:
-        child = Node(path, root, random.Random(0))
+        child = Node(path, 0.0, root)
         child.visits = draw(st.integers(1, 9))
         child.total_reward = draw(st.integers(0, child.visits))
         root.children.append(child)
@@ -274,13 +276,32 @@ def test_every_node_visits_equal_own_evaluation_plus_children(num_layers, config
 
 
 @given(st.integers(1, 7), configs(), seeds)
-def test_every_child_is_one_edit_from_its_parent(num_layers, config, seed):
+def test_every_child_keeps_its_parents_edits_and_adds_some(num_layers, config, seed):
     """A node hung under the wrong parent: its reward would praise a path it does not contain."""
     _, _, nodes = grow(num_layers, config, seed, reward_table(seed))
     assert nodes[0].parent is None
     for node in nodes[1:]:
         assert node in node.parent.children
+        pairs = list(zip(node.parent.decisions, node.decisions))
+        assert all(above in (EXECUTE, here) for above, here in pairs) and node.decisions
+        assert sum(above != here for above, here in pairs) >= 1
+
+
+@given(st.integers(3, 9), st.sampled_from((0.0, 1.0)), seeds)
+def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed):
+    """Catches one of the two settings used for the other."""
+    config = SearchConfig(8, stacking=0.9 * (1 - default), stacking_blind=0.9 * default)
+    _, _, nodes = grow(num_layers, config, seed, reward_table(seed, 0.0, default))
+    for node in nodes[1:]:
         assert node.decisions in edits(node.parent.decisions)
+
+
+def test_edits_stack_by_chance():
+    """The mean number of edits a first child of twelve layers adds is about 1 / (1 - 0.5)."""
+    config = SearchConfig(1, stacking_blind=0.5)
+    edited = [sum(n != EXECUTE for n in grow(12, config, seed, lambda path: 0.0)[1][1])
+              for seed in range(400)]
+    assert 1.85 < sum(edited) / 400 < 2.15
 
 
 @given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
@@ -303,17 +324,25 @@ def test_tree_goes_deep(num_layers, seed, chance):
 @given(st.integers(1, 16), st.sampled_from((0.0, 0.3, 0.5, 1.0)), seeds)
 def test_children_of_the_root_grow_as_a_power_of_its_visits(simulations, widening, seed):
     """Widening ignored, inverted or rounded down: 0 goes straight deep, 1 straight wide."""
-    config = SearchConfig(simulations, widening=widening, stop_when_repaired=False)
-    _, _, nodes = grow(8, config, seed, reward_table(seed))
+    config = SearchConfig(simulations, widening=widening, stop_when_repaired=False, **ONE_EDIT)
+    _, _, nodes = grow(8, config, seed, reward_table(seed, default=0.0))
     assert len(nodes[0].children) == max(1, math.ceil(simulations ** widening))
+
+
+@given(st.integers(1, 16), st.floats(0, 1), seeds)
+def test_children_worse_than_their_parent_take_no_room(simulations, widening, seed):
+    """Catches a tree that goes on below what a wrong edit has spoilt."""
+    config = SearchConfig(simulations, widening=widening, **ONE_EDIT)
+    _, _, nodes = grow(8, config, seed, reward_table(seed, 0.0, default=1.0))
+    assert len(nodes[0].children) == simulations
 
 
 # ---- selection ----
 
 def test_score_by_hand():
     """The docstring's example: 0.5 + 1.8 * 0.8326 - 3.0 * 0.9167, parent visited 4 times."""
-    parent = Node((1,) * 12, None, random.Random(0))
-    child = Node((0,) + (1,) * 11, parent, random.Random(0))
+    parent = Node((1,) * 12, 0.0, None)
+    child = Node((0,) + (1,) * 11, 1.0, parent)
     parent.visits, child.visits, child.total_reward = 4, 2, 1.0
     assert score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
 
@@ -369,7 +398,8 @@ def test_same_seed_same_tree(num_layers, config, seed):
 
 def test_every_edit_may_come_first():
     """Edits tried in a fixed order: early layers always, late ones never. Odds: 6 (5/6)^300."""
-    first = {grow(3, SearchConfig(1), seed, reward_table(0))[1][1] for seed in range(300)}
+    config = SearchConfig(1, **ONE_EDIT)
+    first = {grow(3, config, seed, reward_table(0))[1][1] for seed in range(300)}
     assert first == set(edits((1, 1, 1)))
 
 

@@ -49,27 +49,34 @@ def inverse_frequencies(config, device=None):
     return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
 
 
+def angle_table(config, positions, like):
+    """(cos, sin), each (positions, E): of every position, with the sign that rotate() wants."""
+    turn = torch.arange(positions, device=like.device)[:, None]
+    angles = turn * inverse_frequencies(config, like.device)  # (positions, E/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(like.dtype), torch.cat((-sin, sin), -1).to(like.dtype)
+
+
 def rotate(heads, cos, sin):
     """Heads (B, H, T, E) turned by their position's angles; the pairs are (i, i + E/2)."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    return torch.addcmul(heads * cos, swapped, sin)
 
 
 @dataclass
 class Span:
     """Where the T new tokens of every row stand, worked out once per call."""
     start: int | None  # the common number of tokens before them, None where rows differ
-    positions: Tensor  # (B or 1, T)
-    cos: Tensor        # (B or 1, 1, T, E)
-    sin: Tensor        # (B or 1, 1, T, E)
-    mask: Tensor | None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+    cos: Tensor        # (B, 1, T, E), or (T, E) where every row stands alike
+    sin: Tensor        # the same
+    mask: Tensor | None = None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+    positions: Tensor | None = None  # (B, T) where rows differ
 
     def take(self, rows):
         """The span of some rows."""
-        if rows is None or len(self.positions) == 1:
+        if self.start is not None:
             return self
-        mask = None if self.mask is None else self.mask[rows]
-        return Span(None, self.positions[rows], self.cos[rows], self.sin[rows], mask)
+        return Span(None, self.cos[rows], self.sin[rows], self.mask[rows], self.positions[rows])
 
 
 # ---- keys and values ----
@@ -112,11 +119,12 @@ class KVCache:
 
     A layer that a row skips stores nothing for it; a layer that it repeats stores two sets.
     capacity is in tokens per row, prompt included; 0 keeps no keys (a single full pass).
+    angles: the cosines and sines of every position it has room for, see angle_table.
     """
 
-    def __init__(self, lengths, num_layers, capacity=0):
+    def __init__(self, lengths, num_layers, capacity=0, angles=None):
         self.lengths = list(lengths)
-        self.capacity = capacity
+        self.capacity, self.angles = capacity, angles
         self.slots = [[] for _ in range(num_layers)]
         self.decisions = torch.ones(len(self.lengths), num_layers, dtype=torch.long)
 
@@ -159,6 +167,22 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """nn.Linear; on a CPU, frozen float32 products of some size go to oneDNN, as torch's own
+    bfloat16 ones do, and not to MKL, which took twice the time on the CPU we measured."""
+
+    def forward(self, x):
+        weight = self.weight
+        large = x.is_cpu and x.numel() * self.out_features >= 2 ** 20
+        frozen = not (x.requires_grad or weight.requires_grad)
+        if large and frozen and x.dtype == torch.float32 and ONEDNN:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+        return F.linear(x, weight, self.bias)
+
+
 def attention(queries, keys, values, mask):
     """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E).
 
@@ -181,14 +205,13 @@ class Block(nn.Module):
         D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
         self.heads = (H, K)
         self.input_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.qkv_proj = nn.Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(E, config.rms_norm_eps)
-            self.k_norm = RMSNorm(E, config.rms_norm_eps)
-        self.o_proj = nn.Linear(H * E, D, bias=config.o_bias)
+        self.qkv_proj = Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+        self.o_proj = Linear(H * E, D, bias=config.o_bias)
         self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.gate_up_proj = nn.Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, D, bias=config.mlp_bias)
+        self.gate_up_proj = Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, D, bias=config.mlp_bias)
 
     def forward(self, hidden, span, slot):
         """hidden (N, T, D) after this block; its keys and values are kept in slot."""
@@ -198,7 +221,7 @@ class Block(nn.Module):
         heads = heads.transpose(1, 2)  # (N, H + K + K, T, E)
         values = heads[:, H + K:]
         heads = heads[:, :H + K]
-        if hasattr(self, "q_norm"):
+        if self.q_norm is not None:
             heads = torch.cat((self.q_norm(heads[:, :H]), self.k_norm(heads[:, H:])), dim=1)
         queries, keys = rotate(heads, span.cos, span.sin).split((H, K), dim=1)
         keys, values = slot.write(keys, values, span)  # (N, K, S, E)
@@ -217,7 +240,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
@@ -229,22 +252,18 @@ class Llama(nn.Module):
         """Logits (..., V) of hidden states (..., D) that come out of the last layer."""
         return self.lm_head(self.norm(hidden))
 
-    def span(self, start, lengths, T):
-        """The Span of T new tokens after `lengths` (list) tokens; start 0 means no cache."""
-        config, device = self.config, self.embed_tokens.weight.device
-        positions = torch.arange(T, device=device)[None]
-        if start is None:
-            positions = positions + torch.tensor(lengths, device=device)[:, None]
-        else:
-            positions = positions + start
-        angles = positions[..., None] * inverse_frequencies(config, device)  # (B, T, E/2)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        mask = None
-        if start is None or (start > 0 and T > 1):
-            seen = torch.arange(max(lengths) + T, device=device)
-            mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
-        dtype = self.embed_tokens.weight.dtype
-        return Span(start, positions, angles.cos().to(dtype), angles.sin().to(dtype), mask)
+    def span(self, cache, start, T):
+        """The Span of T new tokens after `start` others in every row, None: as many as the cache
+        holds of each row; start 0 means an empty cache."""
+        cos, sin = cache.angles
+        if start == 0 or (T == 1 and start is not None):  # nothing to hide but what is causal
+            here = slice(start, start + T)
+            return Span(start, cos[here], sin[here])
+        first = torch.tensor(cache.lengths if start is None else [start], device=cos.device)
+        positions = first[:, None] + torch.arange(T, device=cos.device)  # (B or 1, T)
+        seen = torch.arange(max(cache.lengths) + T, device=cos.device)
+        mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
+        return Span(start, cos[positions][:, None], sin[positions][:, None], mask, positions)
 
     def fingerprint(self):
         """16 hex digits that name these weights: a hash over a sample of every tensor."""
@@ -254,6 +273,11 @@ class Llama(nn.Module):
             sample = flat[::max(1, len(flat) // 1000)].to("cpu", torch.bfloat16).float()
             digest.update(f"{name} {tuple(view.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def empty_cache(self, lengths, T, capacity=0):
+        """A KVCache for prompts of these lengths, T tokens wide with their padding."""
+        angles = angle_table(self.config, max(T, capacity), self.embed_tokens.weight)
+        return KVCache(lengths, self.config.num_layers, capacity, angles)
 
     def empty_slot(self, rows, capacity):
         """Zeroed keys and values (rows, K, capacity, E)."""
@@ -298,8 +322,8 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     route = fixed((1,) * layers) if route is None else route
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
-    cache = KVCache(lengths, layers, capacity)
-    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(0, lengths, T), cache, route)
+    cache = model.empty_cache(lengths, T, capacity)
+    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, 0, T), cache, route)
     return hidden, cache
 
 
@@ -310,7 +334,7 @@ def decode(model, tokens, cache):
         raise ValueError(f"{max(lengths)} tokens and {T} new ones; the cache has room for "
                          f"{cache.capacity}")
     start = lengths[0] if min(lengths) == max(lengths) else None
-    span = model.span(start, lengths, T)
+    span = model.span(cache, start, T)
     hidden = run_blocks(model, model.embed_tokens(tokens), span, cache)
     cache.lengths = [length + T for length in lengths]
     return hidden
@@ -337,13 +361,16 @@ class Generation:
     tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
     layers summed over every forward pass of the row (the prompt once, then each decoded token).
     passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's
-    tokens, stop id included.
+    tokens, stop id included. drafted, accepted: (B,), tokens that a draft proposed, and those of
+    them that the model agreed with; None without a draft.
     """
     tokens: list
     decisions: Tensor
     layers_executed: Tensor
     passes: Tensor
     logprobs: Tensor
+    drafted: Tensor | None = None
+    accepted: Tensor | None = None
 
 
 def pad(prompts, device=None):
@@ -355,50 +382,65 @@ def pad(prompts, device=None):
     return tokens.to(device), lengths
 
 
-class _Answers:
+class Transcript:
     """What every row has said so far, and which rows go on."""
 
     def __init__(self, room, stop_ids):
         self.room, self.stop_ids = room, stop_ids
-        self.tokens, self.going = [[] for _ in room], [True] * len(room)
+        self.tokens, self.going = [[] for _ in room], [tokens > 0 for tokens in room]
         self.passes = torch.zeros(len(room), dtype=torch.long)
         self.logprobs = torch.zeros(len(room))
 
     def add(self, rows, logits):
         """The likeliest next tokens (N,) of some rows, written down; logits (N, V)."""
         best, chosen = logits.float().log_softmax(-1).max(-1)
-        for row, logprob, token in zip(rows, best.tolist(), chosen.tolist()):
-            self.passes[row] += 1
-            self.logprobs[row] += logprob
-            self.going[row] = token not in self.stop_ids
-            if self.going[row]:
-                self.tokens[row].append(token)
-                self.going[row] = len(self.tokens[row]) < self.room[row]
+        for row, token, logprob in zip(rows, chosen.tolist(), best.tolist()):
+            self.say(row, token, logprob)
         return chosen
 
+    def say(self, row, token, logprob):
+        """One more token of a row that is going on."""
+        self.passes[row] += 1
+        self.logprobs[row] += logprob
+        self.going[row] = token not in self.stop_ids
+        if self.going[row]:
+            self.tokens[row].append(token)
+            self.going[row] = len(self.tokens[row]) < self.room[row]
 
-@torch.inference_mode()
-def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses=None,
-             run_prompt=prefill):
-    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
 
-    guesses: B id lists that the answers may begin with. They change nothing but the time: a guess
-    goes through the layers together with its prompt, and what it has right is not decoded again.
-    run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
-    """
+def room_of(model, prompts, max_new_tokens):
+    """How many tokens may follow each prompt; ValueError if the context has no room for one."""
     if not prompts:
         raise ValueError("no prompts: generate() wants at least one list of token ids")
     longest, limit = max(map(len, prompts)), model.config.max_positions
     if longest >= limit:
         raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
-    room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    return [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+
+
+@torch.inference_mode()
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses=None,
+             run_prompt=prefill, draft=None, draft_tokens=4):
+    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
+
+    guesses: B id lists that the answers may begin with. They change nothing but the time: a guess
+    goes through the layers together with its prompt, and what it has right is not decoded again.
+    run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
+    draft: a Route that proposes draft_tokens at a time for the model to confirm (draft.py, which
+    leaves out the two above); it changes nothing but the time either.
+    """
+    if draft is not None:
+        from draft import generate_drafted  # which builds on this file
+        return generate_drafted(model, prompts, route, draft, draft_tokens, max_new_tokens,
+                                stop_ids)
+    room = room_of(model, prompts, max_new_tokens)
     guesses = [()] * len(prompts) if guesses is None else guesses
     tokens, _ = pad([[*prompt, *guess] for prompt, guess in zip(prompts, guesses)],
                     model.embed_tokens.weight.device)
     capacity = tokens.shape[1] + max(room)
     hidden, cache = run_prompt(model, tokens, route, [len(p) for p in prompts], capacity)
     decisions = cache.decisions
-    answers = _Answers(room, set(stop_ids))
+    answers = Transcript(room, set(stop_ids))
     last = follow_guesses(model, hidden, cache, guesses, answers)
     rows = list(range(len(prompts)))  # row of the cache -> prompt
     while any(answers.going):
@@ -421,7 +463,7 @@ def follow_guesses(model, hidden, cache, guesses, answers):
     """The first token (B,) of every row that the prompt's hidden states (B, T, D) do not answer:
     each row follows its guess while that is what it says, and the cache's lengths with it."""
     last = torch.zeros(len(guesses), dtype=torch.long, device=hidden.device)
-    rows, place = list(range(len(guesses))), 0
+    rows, place = [row for row, on in enumerate(answers.going) if on], 0
     while rows:
         ends = torch.tensor([cache.lengths[row] - 1 for row in rows])
         last[rows] = answers.add(rows, model.head(hidden[rows, ends]))

@@ -72,8 +72,9 @@ class Prefixes:
         remaining = decisions * (torch.arange(decisions.shape[1]) >= starts[:, None])
         self.asked += int(decisions.sum())
         self.computed += int(remaining.sum())
-        watch, cache = Watch(remaining), KVCache(lengths, decisions.shape[1], capacity)
-        hidden = run_blocks(model, hidden, model.span(0, lengths, tokens.shape[1]), cache, watch)
+        T = tokens.shape[1]
+        watch, cache = Watch(remaining), model.empty_cache(lengths, T, capacity)
+        hidden = run_blocks(model, hidden, model.span(cache, 0, T), cache, watch)
         self.remember(names, paths, starts, watch.entering, cache)
         return hidden, complete(model, cache, decisions, found)
 
@@ -139,7 +140,7 @@ def copy_rows(target, picks):
 def complete(model, cache, decisions, found):
     """A KVCache along the whole decisions (B, L): what the cache of this call holds, and for the
     layers before a row's start what was found of it."""
-    full = KVCache(cache.lengths, decisions.shape[1], cache.capacity)
+    full = KVCache(cache.lengths, decisions.shape[1], cache.capacity, cache.angles)
     for layer, slots in enumerate(cache.slots):
         full.admit(layer, decisions[:, layer], model.empty_slot)
         for visit, slot in enumerate(full.slots[layer]):

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch.nn import ModuleList
 
 from hf_folder import Llama3Rope
-from model_llama import (KVCache, Llama, checkpoint_views, decode, fixed, generate, load_model,
+from model_llama import (KVCache, Linear, Llama, checkpoint_views, decode, fixed, generate, load_model,
                          prefill)
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model
 
@@ -539,3 +539,20 @@ def test_a_ragged_batch_of_all_paths_matches_transformers(golden):
     for row, (p, r) in enumerate(rows):
         near(logits[row, lengths[row] - 1], gold["logits"][p][r][lengths[row] - 36])
         assert lengths[row] == 36 or generated[row] == gold["generated"][p][r]
+
+
+# ---- speed must not change the answer ----
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_float32_products_are_the_plain_ones_and_still_have_gradients(bias):
+    """Catches a fast product that drops the bias, the leading axes, or the gradient."""
+    layer = Linear(512, 1024, bias=bias)
+    x = torch.randn(2, 3, 512)
+    assert x.numel() * 1024 >= 2 ** 20
+    wanted = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    frozen = layer.requires_grad_(False)
+    close(frozen(x), wanted.detach(), 1e-4)
+    x.requires_grad_()
+    assert frozen(x).requires_grad

@@ -43,6 +43,17 @@ def test_features_are_what_the_routers_see_along_the_labelled_path():
             assert not pooled[n, layer, used:].any()
 
 
+def test_features_on_disk_are_the_features_in_memory_and_leave_no_file(tmp_path):
+    """Catches a mapped file that loses what is written, and one that stays behind."""
+    model, rng = tiny_model(dtype=torch.float32), torch.Generator().manual_seed(1)
+    prompts = [Prompt(Question(str(n), "t", 0, "q", "a"), tuple(range(2, 2 + n))) for n in (5, 9)]
+    decisions = torch.randint(3, (2, 3), generator=rng)
+    made = [train.features(model, prompts, decisions, store=lambda size: train.feature_store(
+        size, tmp_path / "run", limit))[0] for limit in (1.0, 0.0)]
+    assert torch.equal(*made) and made[0].any()
+    assert (tmp_path / "run").is_dir() and not any((tmp_path / "run").iterdir())
+
+
 def separable(number=96, layers=2, width=6):
     """Windows whose first three channels say the label."""
     rng = torch.Generator().manual_seed(0)

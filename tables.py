@@ -8,6 +8,7 @@ BARS = "▁▂▃▄▅▆▇█"
 MOST_COLUMNS = 6  # of the table per task and level; metrics.json has all
 
 
+def percent(value, sign=False):
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import gates
 from answers import batches
 from cli import InputError
 from drllm import RouterRoute
@@ -395,6 +396,84 @@ def recursions(setting):
                    [Beginning(RouterRoute(routers), blocks) for routers in setting.routers])
 
 
+# ---- gates trained on the answers' loss (gates.py) ----
+
+def attention_share(block):
+    """Share of a block's weights that stand in its attention half."""
+    size = lambda *modules: sum(p.numel() for module in modules for p in module.parameters())
+    return size(block.qkv_proj, block.o_proj) / size(block)
+
+
+def mindskip(setting):
+    """MindSkip (Router-Tuning, 2410.13184): attention of every layer but the last may be skipped,
+    once per prompt; half a block counts by its share of the weights."""
+    model, L = setting.model, setting.model.config.num_layers
+    halves = [half for block in model.layers
+              for half in (gates.AttentionHalf(block), gates.MlpHalf(block))]
+    share = attention_share(model.layers[0])
+    capacity = 1 - (L - setting.depth) / max(1, L - 1) / share
+    gate_of = {2 * n: (n, model.layers[n].input_layernorm) for n in range(L - 1)}
+    route = fit_prompt_gates(setting, halves, gate_of, gates.above(capacity), 0.0, "mindskip")
+    cost = torch.tensor([share, 1 - share] * L)
+    return Entrant(view(model, halves), [route], lambda decisions: decisions.float() @ cost)
+
+
+def halting(setting):
+    """Universal Transformer (Dehghani 2018), frozen retrofit: after each layer a gate may ask for
+    one more pass; it pays a ponder cost."""
+    layers = [block for block in setting.model.layers for _ in range(2)]
+    gate_of = {2 * n + 1: (n, block.input_layernorm)
+               for n, block in enumerate(setting.model.layers)}
+    ponder = lambda share: gates.PONDER * share
+    route = fit_prompt_gates(setting, layers, gate_of, ponder, -1.0, "halting")
+    return Entrant(view(setting.model, layers), [route])
+
+
+def fit_prompt_gates(setting, layers, gate_of, penalty, bias, name):
+    """The route of gates trained on the calibration prompts' answers."""
+    model = setting.model
+    learned = gates.Gates(len(gate_of), model.config.hidden_size, bias)
+    learned.to(model.embed_tokens.weight.device)
+    gates.train_gates(view(model, gates.prompt_gated(layers, learned, gate_of)), learned,
+                      setting.need("calibration", name), setting.tokenizer, answer_loss, penalty,
+                      seed=setting.seed)
+    return gates.GateRoute(learned, gate_of, len(layers))
+
+
+def flexidepth(setting):
+    """FlexiDepth (2503.23798): tokens of the upper half of the layers run the block or an adapter."""
+    L, D = setting.model.config.num_layers, setting.model.config.hidden_size
+    width = max(1, setting.model.config.intermediate_size // 16)
+    torch.manual_seed(setting.seed)
+    adapters = {n: gates.Adapter(D, width) for n in range(L // 2, L)}
+    return token_entrant(setting, adapters, None, 1.0, "flexidepth")
+
+
+def mod(setting):
+    """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer the best tokens run."""
+    layers = range(1, setting.model.config.num_layers, 2)
+    share = 1 - (setting.model.config.num_layers - setting.depth) / max(1, len(layers))
+    return token_entrant(setting, dict.fromkeys(layers), min(1.0, max(0.0, share)), 0.0, "mod")
+
+
+def token_entrant(setting, adapters, share, bias, name):
+    """The entrant of token gates in the layers of adapters, {layer: Adapter or None}."""
+    model, L = setting.model, setting.model.config.num_layers
+    device = model.embed_tokens.weight.device
+    learned = gates.Gates(len(adapters), model.config.hidden_size, bias).to(device)
+    blocks = list(model.layers)
+    for index, (n, adapter) in enumerate(adapters.items()):
+        adapter = adapter and adapter.to(device)
+        blocks[n] = gates.TokenGated(model.layers[n], learned, index, adapter, share)
+    capacity = 1 - (L - setting.depth) / max(1, len(adapters))
+    more = [p for adapter in adapters.values() if adapter for p in adapter.parameters()]
+    gated = view(model, blocks)
+    gates.train_gates(gated, learned, setting.need("calibration", name), setting.tokenizer,
+                      answer_loss, gates.above(capacity), more, setting.seed)
+    layers = gates.token_layers(gated, learned, setting.prompts)
+    return Entrant(gated, [None], lambda decisions: layers)
+
+
 # ---- the table of methods ----
 
 @dataclass(frozen=True)
@@ -420,6 +499,10 @@ BASELINES = {
     "pruner": Baseline("LLM-Pruner score", "static, |weight * gradient| per block", pruner),
     "early-exit": Baseline("LayerSkip, early exit", "frozen retrofit, static", early_exit),
     "polar": Baseline("PoLar-like", "whole path from the embeddings", polar),
+    "mindskip": Baseline("MindSkip", "attention only, gates trained on answers", mindskip),
+    "flexidepth": Baseline("FlexiDepth", "per token, gates and adapters trained", flexidepth),
+    "mod": Baseline("MoD, top-k tokens", "frozen retrofit, gates trained", mod),
+    "halting": Baseline("UT, halting", "frozen retrofit, repeat gates trained", halting),
     "recursions": Baseline("MoR, shared cache", "frozen retrofit, Dr.LLM's paths", recursions),
     "cola": Baseline("CoLa (oracle)", "search with the gold answer", cola),
 }

@@ -22,7 +22,8 @@ from tables import heat, percent
 from train import TrainConfig
 
 CONTROLS = ("executed-only", "no-skip", "no-repeat", "shuffled", "random", "swapped")
-METHODS = ("shortgpt", "pruner", "early-exit", "recursions", "polar", "random", "shuffled", "cola")
+METHODS = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod", "halting",
+           "recursions", "polar", "random", "shuffled", "cola")
 PAPER = {  # what the paper claims, beside what is measured
     "table2": "search saved 1.82 of 28-32 layers on questions answered right",
     "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",

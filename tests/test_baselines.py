@@ -2,12 +2,14 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import baselines
+import gates
 from answers import answer
 from baselines import (BASELINES, Setting, at_depth, block_influence, block_scores, random_choices,
                        recursions, shuffled, swapped)
@@ -45,7 +47,7 @@ def test_every_baseline_answers_every_question(setting, name):
         assert len(found.texts) == len(setting.prompts) and found.passes.min() > 0
 
 
-@pytest.mark.parametrize("name", ["shortgpt", "pruner", "polar"])
+@pytest.mark.parametrize("name", ["shortgpt", "pruner", "polar", "mindskip", "flexidepth"])
 def test_a_baseline_without_calibration_questions_is_refused(setting, name):
     setting.calibration = None
     with pytest.raises(InputError, match=f"route {name} needs calibration"):
@@ -243,3 +245,117 @@ def test_views_share_the_weights_and_leave_the_model_alone():
     other = baselines.view(model, blocks[:2])
     assert len(model.layers) == model.config.num_layers == 3
     assert other.config.num_layers == 2 and other.layers[0] is model.layers[0]
+
+
+# ---- trained gates ----
+
+TRAINED = ("mindskip", "halting", "flexidepth", "mod")
+
+
+def test_half_blocks_one_after_the_other_are_the_block():
+    model = tiny_model()
+    halves = [half for block in model.layers
+              for half in (gates.AttentionHalf(block), gates.MlpHalf(block))]
+    tokens = torch.randint(2, 38, (3, 6))
+    split = baselines.view(model, halves)
+    assert torch.allclose(split(tokens), model(tokens))
+    skipping = split(tokens, fixed([0, 1] * 3))    # attention nowhere: tokens no longer mix
+    changed = tokens.clone()
+    changed[:, 0] = (changed[:, 0] - 1) % 36 + 2
+    assert torch.allclose(skipping[:, 1:], split(changed, fixed([0, 1] * 3))[:, 1:])
+    assert not torch.allclose(model(tokens)[:, 1:], model(changed)[:, 1:])
+
+
+def test_a_second_entry_of_every_block_is_a_repeat():
+    model, tokens = tiny_model(), torch.randint(2, 38, (2, 5))
+    doubled = baselines.view(model, [block for block in model.layers for _ in range(2)])
+    assert torch.allclose(doubled(tokens, fixed([1, 1, 1, 0, 1, 1])), model(tokens, fixed([2, 1, 2])))
+
+
+@given(st.integers(0, 10**6))
+def test_training_sees_what_the_route_does(seed):
+    """A gate trained on one function and used in another would learn nothing of use."""
+    model = tiny_model(seed % 5, dtype=torch.float32)
+    layers = [block for block in model.layers for _ in range(2)]
+    gate_of = {2 * n + 1: (n, block.input_layernorm) for n, block in enumerate(model.layers)}
+    learned = gates.Gates(3, 16).requires_grad_(False)
+    learned.weight.data = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
+    tokens, lengths = torch.randint(2, 38, (4, 7)), [7, 3, 5, 6]
+    learned.watch(torch.tensor(lengths), torch.tensor(lengths))
+    weighted = baselines.view(model, gates.prompt_gated(layers, learned, gate_of))
+    routed = baselines.view(model, layers)
+    soft = weighted(tokens, lengths=lengths)
+    hard = routed(tokens, gates.GateRoute(learned, gate_of, 6), lengths)
+    for row, length in enumerate(lengths):
+        assert torch.allclose(soft[row, :length], hard[row, :length], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gates_train_and_the_base_does_not(setting, name, monkeypatch):
+    monkeypatch.setattr(gates, "EPOCHS", 1)
+    before = [weight.clone() for weight in setting.model.parameters()]
+    entrant = BASELINES[name].make(setting)
+    after = list(setting.model.parameters())
+    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, after))
+    found = answer(entrant.model, setting.tokenizer, setting.prompts, entrant.routes[0])
+    depth = entrant.layers_of(found.decisions) if entrant.layers_of else found.decisions.sum(1)
+    assert depth.shape == (len(setting.prompts),) and 0 <= depth.min() <= depth.max() <= 6
+
+
+def test_capacity_term_brings_the_share_down_to_the_capacity(setting, monkeypatch):
+    """Without its sign, or beyond the capacity, it would switch everything off or nothing."""
+    monkeypatch.setattr(gates, "EPOCHS", 60)
+    monkeypatch.setattr(gates, "PRESSURE", 50.0)
+    entrant = baselines.mindskip(replace_depth(setting, 2.9))
+    found = answer(entrant.model, setting.tokenizer, setting.prompts, entrant.routes[0])
+    depth = entrant.layers_of(found.decisions).mean().item()
+    assert depth < 3.0 and depth > 2.3    # attention is a third of a block, two layers are gated
+
+
+def replace_depth(setting, depth):
+    return replace(setting, depth=depth)
+
+
+def token_gated(model, learned, **more):
+    return baselines.view(model, [gates.TokenGated(block, learned, n, **more)
+                                  for n, block in enumerate(model.layers)])
+
+
+def test_open_token_gates_change_nothing_and_closed_ones_leave_the_embeddings():
+    model, tokens = tiny_model(dtype=torch.float32), torch.randint(2, 38, (3, 6))
+    learned = gates.Gates(3, 16, bias=1.0).requires_grad_(False).eval()
+    view = token_gated(model, learned)
+    assert torch.allclose(view(tokens), model(tokens), atol=1e-6)
+    learned.bias.data.fill_(-1.0)
+    assert torch.allclose(view(tokens), model(tokens, fixed([0, 0, 0])), atol=1e-6)
+    assert gates.token_layers(view, learned, prompts_of(["a"] * 4)).tolist() == [0.0] * 4
+
+
+def test_tokens_that_skip_still_write_keys():
+    """Key completeness: a later token that runs the block attends to an earlier one that did not."""
+    model, tokens = tiny_model(dtype=torch.float32), torch.randint(2, 38, (1, 6))
+    learned = gates.Gates(3, 16).requires_grad_(False).eval()
+    score = lambda index, states: torch.tensor([[-1.0] * 5 + [1.0]])    # only the last token runs
+    learned.score = score
+    view, changed = token_gated(model, learned), tokens.clone()
+    changed[:, 0] = (changed[:, 0] - 1) % 36 + 2
+    assert not torch.allclose(view(tokens)[:, -1], view(changed)[:, -1])
+    assert torch.allclose(view(tokens)[:, 1:5], view(changed)[:, 1:5])
+
+
+@given(st.floats(0, 1), st.integers(0, 10**6))
+def test_top_k_passes_the_share_of_each_rows_own_tokens(share, seed):
+    """Padding must not take a place."""
+    learned = gates.Gates(1, 16)
+    layer = gates.TokenGated(tiny_model(num_layers=1).layers[0], learned, 0, share=share)
+    lengths = torch.tensor([7, 3, 1])
+    learned.watch(lengths, lengths)
+    score = torch.randn(3, 7, generator=torch.Generator().manual_seed(seed))
+    passed = layer._ranked(score).detach().round()
+    for row, length in enumerate(lengths.tolist()):
+        number = int(np.ceil(np.float32(share) * np.float32(length)))
+        assert passed[row].sum() == number and passed[row, length:].sum() == 0
+        if 0 < number < length:
+            inside = score[row, :length]
+            chosen = passed[row, :length] > 0
+            assert inside[chosen].min() >= inside[~chosen].max()

@@ -84,7 +84,7 @@ def masked(*allowed):
 
 
 def shuffled(decisions, seed=0):
-    """Decisions (N, L), each row's in a random order of layers: the depth stays, the choice goes."""
+    """Decisions (N, L), each row's in a random order of layers: only the depth stays."""
     rng = torch.Generator().manual_seed(seed)
     order = torch.rand(decisions.shape, generator=rng).argsort(1)
     return decisions.gather(1, order)
@@ -173,7 +173,8 @@ def block_influence(model, prompts, batch_size=256):
 def gold_ids(prompt, tokenizer):
     """Token ids of the right answer, as it would follow the prompt."""
     boxed = tokenizer.decode(prompt.ids).rstrip().endswith("{")  # the prompt opened \\boxed{
-    return tokenizer.encode(f"{prompt.question.answer} }}" if boxed else f" {prompt.question.answer}")
+    answer = prompt.question.answer
+    return tokenizer.encode(f"{answer} }}" if boxed else f" {answer}")
 
 
 def answer_loss(model, prompts, tokenizer):
@@ -373,7 +374,9 @@ class Reading:
     def write(self, keys, values, span):
         if self.rows is None:
             return self.seen.visible
-        here = self.rows if self.seen.rows is None else torch.searchsorted(self.seen.rows, self.rows)
+        here = self.rows
+        if self.seen.rows is not None:
+            here = torch.searchsorted(self.seen.rows, self.rows)
         return tuple(tensor[here] for tensor in self.seen.visible)
 
 
@@ -441,7 +444,8 @@ def fit_prompt_gates(setting, layers, gate_of, penalty, bias, name):
 
 
 def flexidepth(setting):
-    """FlexiDepth (2503.23798): tokens of the upper half of the layers run the block or an adapter."""
+    """FlexiDepth (2503.23798): in the upper half of the layers a token runs the block or an
+    adapter."""
     L, D = setting.model.config.num_layers, setting.model.config.hidden_size
     width = max(1, setting.model.config.intermediate_size // 16)
     torch.manual_seed(setting.seed)
@@ -450,7 +454,7 @@ def flexidepth(setting):
 
 
 def mod(setting):
-    """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer the best tokens run."""
+    """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer some tokens run."""
     layers = range(1, setting.model.config.num_layers, 2)
     share = 1 - (setting.model.config.num_layers - setting.depth) / max(1, len(layers))
     return token_entrant(setting, dict.fromkeys(layers), min(1.0, max(0.0, share)), 0.0, "mod")
@@ -492,7 +496,8 @@ BASELINES = {
     "shuffled": Baseline("shuffled", "control: each question's own counts in random layers",
                          lambda s: Entrant(s.model, [shuffled(s.decisions, s.seed)])),
     "random": Baseline("random", "control: Dr.LLM's frequencies per task",
-                       lambda s: Entrant(s.model, [random_choices(s.decisions, s.prompts, s.seed)])),
+                       lambda s: Entrant(s.model, [
+                           random_choices(s.decisions, s.prompts, s.seed)])),
     "swapped": Baseline("swapped", "control: the path of another question of the task",
                         lambda s: Entrant(s.model, [swapped(s.decisions, s.prompts, s.seed)])),
     "shortgpt": Baseline("ShortGPT", "static, block influence", shortgpt),

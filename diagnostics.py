@@ -27,14 +27,14 @@ def interval(difference, resamples=1000, seed=0):
 
 
 def midranks(values):
-    """Rank of every value from 1, equal values share their mean rank: (3, 1, 3) gives (2.5, 1, 2.5)."""
+    """Ranks from 1; equal values share their mean rank: (3, 1, 3) gives (2.5, 1, 2.5)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
     return (last - (counts - 1) / 2)[inverse]
 
 
 def wilcoxon(difference):
-    """Two-sided p of the signed-rank test that paired differences lie around zero; zeros are dropped.
+    """Two-sided p that paired differences lie around zero (signed ranks); zeros are dropped.
 
     Exact, ties included, up to 50 differences; beyond that the normal approximation with the
     variance corrected for ties. No difference at all gives 1. Five times +1 gives 2 / 2**5.
@@ -91,5 +91,5 @@ def agreement(decided, labels):
     """How often decisions (N, L) equal the labels, beside a router that always executes."""
     same, default = (decided == labels).float(), (labels == 1).float()
     return {"agreement": same.mean().item(), "always_execute": default.mean().item(),
-            "whole_paths": same.amin(1).mean().item(), "whole_default": default.amin(1).mean().item(),
-            "n": len(labels)}
+            "whole_paths": same.amin(1).mean().item(),
+            "whole_default": default.amin(1).mean().item(), "n": len(labels)}

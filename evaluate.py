@@ -202,7 +202,8 @@ def tilted(table, main, seeds, tilts=TILTS):
     rows, points = table.counted, []
     for tilt in tilts:
         if tilt:
-            outcome = table.ask(f"tilt {tilt:+.1f}", [RouterRoute(one, tilt) for one in seeds], rows)
+            routes = [RouterRoute(one, tilt) for one in seeds]
+            outcome = table.ask(f"tilt {tilt:+.1f}", routes, rows)
             right, layers = outcome.right, outcome.layers.mean().item()
         else:
             outcome = table.outcomes[main]
@@ -247,9 +248,9 @@ def parse_args(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
                         help="folder of metrics.json")
     parser.add_argument("--routes", default=",".join(ROUTES),
-                        help=f"comma-separated, of {', '.join((*ROUTES[:3], *BASELINES))} (default: "
-                             "%(default)s). vanilla is always asked, since gains are against it; "
-                             "static needs the paths.json that training leaves beside the routers")
+                        help=f"comma-separated, of {', '.join((*ROUTES[:3], *BASELINES))} "
+                             "(default: %(default)s). vanilla is always asked, since gains are "
+                             "against it; static needs the paths.json that training leaves beside the routers")
     parser.add_argument("--calibration", nargs="+", metavar="FILE",
                         help="question files that baselines are fitted on, e.g. those labelled")
     parser.add_argument("--limit", type=int, help="take only the first N questions")

@@ -44,7 +44,8 @@ def print_tables(metrics, names):
                 continue
             lines = {f"{task} {level}": f for level, f in figures.get("levels", {}).items()}
             for label, routes in (lines or {task: figures["routes"]}).items():
-                cells = (f"{percent(routes[c]['accuracy'])} ({routes[c]['layers']:.2f})" for c in columns)
+                cells = (f"{percent(routes[c]['accuracy'])} ({routes[c]['layers']:.2f})"
+                         for c in columns)
                 print(f"{domain + ' ' + label:<18}{routes[columns[0]]['n']:>5} "
                       + "".join(f"{cell:>18}" for cell in cells))
     outside = [t for t in metrics["tasks"].values() if t["domain"] == "out"]
@@ -61,9 +62,11 @@ def print_frontier(points, statics):
     for point in points:
         low, high = point["interval"]
         print(f"  tilt {point['tilt']:+.1f}  layers {point['layers']:5.2f}  right "
-              f"{percent(point['accuracy']):>5}  over static {percent(point['over_static'], True):>5} "
+              f"{percent(point['accuracy']):>5}  over static "
+              f"{percent(point['over_static'], True):>5} "
               f"[{percent(low, True)}, {percent(high, True)}]")
-    print("  static paths: " + "  ".join(f"{n} layers {percent(r.mean().item())}" for n, r in statics))
+    print("  static paths: "
+          + "  ".join(f"{n} layers {percent(r.mean().item())}" for n, r in statics))
 
 
 def heat(values):

@@ -48,6 +48,15 @@ def groups_of(rows):
     return dict(sorted(groups.items())) | {"all": rows}
 
 
+def mean(values):
+    """None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
+def percentage(values):
+    return 100 * mean([bool(value) for value in values]) if values else None
+
+
 def search_statistics(name, rows):
     """One row of Table 2. saved: layers the shortest right path has less than the default."""
     right = [row for row in rows if row["default_correct"]]
@@ -57,11 +66,11 @@ def search_statistics(name, rows):
     longer = [row["length"] - len(row["decisions"]) for row in repaired]
     return {"name": name, "n": len(rows), "right before %": 100 * len(right) / len(rows),
             "right after %": 100 * (len(right) + len(repaired)) / len(rows),
-            "saved, right ones": float(np.mean(saved)) if saved else None,
-            "with a shorter path %": 100 * float(np.mean([s > 0 for s in saved])) if saved else None,
-            "repaired %": 100 * len(repaired) / len(wrong) if wrong else None,
-            "layers added, repaired": float(np.mean(longer)) if longer else None,
-            "right paths met": float(np.mean([len(row["correct"]) for row in rows]))}
+            "saved, right ones": mean(saved),
+            "with a shorter path %": percentage([s > 0 for s in saved]),
+            "repaired %": percentage([row["correct"] for row in wrong]),
+            "layers added, repaired": mean(longer),
+            "right paths met": mean([len(row["correct"]) for row in rows])}
 
 
 def table2(lab):
@@ -71,7 +80,7 @@ def table2(lab):
 
 
 def figure9(lab):
-    """Skip, execute and repeat among the labels, per layer, for the run's choice and the paper's."""
+    """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
     rows, bars = [], {}
     for choice in dict.fromkeys((lab.run.args.choose, "shortest")):
         labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
@@ -275,7 +284,8 @@ def figure1(lab):
     return {"title": "accuracy against layers", "notes": found["notes"],
             "rows": [{key: row[key] for key in ("name", "layers", "accuracy", "gain", "interval")}
                      for row in (*found["rows"], *methods)],
-            "curves": {kind: found["curves"][kind] for kind in ("static", "tilt", "control")} | points}
+            "curves": {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
+            | points}
 
 
 def figure4(lab):

@@ -1,10 +1,10 @@
 """The paper's tables and figures on your own run, one command each, with what its referees asked.
 
-    table2  search statistics            figure1  accuracy against layers   figure9  labels per layer
-    table3  in domain                    figure4  layers used, by task      router   F1, agreement
-    table4  out of domain                figure5  width, depth, windows     ood      gate and anchors
-    table5  other methods                figure6  the knob p                frontier against static
-    table6  states or embeddings         figure7  losses
+    table2  search statistics         figure1  accuracy against layers    figure9  labels
+    table3  in domain                 figure4  layers used, by task       router   F1, agreement
+    table4  out of domain             figure5  width, depth, windows      ood      gate, anchors
+    table5  other methods             figure6  the knob p                 frontier over static
+    table6  states or embeddings      figure7  losses
 
 Each prints a table and leaves NAME.json (command, seeds, model, versions) and, where matplotlib is
 installed, NAME.png in the output folder. A finished table, or a finished row of one, is not
@@ -38,7 +38,8 @@ from extras import pictures
 from extras.experiments import EXPERIMENTS
 from tables import percent
 
-INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_gate", "limit")
+INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_gate", "limit")  # of a run
+GIVEN = ("model", "device", "dtype", "data", "test", "batch_size")  # on the command line
 
 
 class Lab:
@@ -50,14 +51,15 @@ class Lab:
         flags = train.parse_args([])
         for name in INHERITED:
             setattr(flags, name, stored.get(name, getattr(flags, name)))
-        flags.model, flags.out, flags.device, flags.dtype = args.model, args.run, args.device, args.dtype
-        flags.data, flags.test, flags.batch_size = args.data, args.test, args.batch_size
+        for name in GIVEN:
+            setattr(flags, name, getattr(args, name))
+        flags.out = args.run
         self.run = train.Run(flags)
         self.model, self.tokenizer = self.run.model, self.run.tokenizer
         self.fingerprint = self.model.fingerprint()
         if stored.get("fingerprint") != self.fingerprint:
-            raise InputError(f"{args.run / 'config.json'}: a run of model {stored.get('fingerprint')}; "
-                             f"{args.model} is {self.fingerprint}")
+            raise InputError(f"{args.run / 'config.json'}: a run of model "
+                             f"{stored.get('fingerprint')}; {args.model} is {self.fingerprint}")
         self.seeds = list(range(args.seeds))
         self.L = self.model.config.num_layers
         self._read_questions(flags)
@@ -75,8 +77,9 @@ class Lab:
         tests, _ = prepare(held_out, self.tokenizer, self.model)
         self.inside = [p for p in tests if p.question.task in self.tasks][:self.args.limit]
         if not self.inside:
-            raise InputError(f"{(flags.test or ['--data'])[0]}: none of {len(tests)} test questions "
-                             f"is of a labelled task ({', '.join(sorted(self.tasks))})")
+            raise InputError(f"{(flags.test or ['--data'])[0]}: none of {len(tests)} test "
+                             "questions is of a labelled task "
+                             f"({', '.join(sorted(self.tasks))})")
         self.outside = self._some_of_each([p for p in tests if p.question.task not in self.tasks])
 
     def _some_of_each(self, prompts):
@@ -93,8 +96,9 @@ class Lab:
     def key(self):
         """What must be the same for a stored result to stand for this one."""
         ids = "".join(p.question.id for p in (*self.labelled, *self.inside, *self.outside))
-        return {"model": self.fingerprint, "seeds": self.seeds, "choose": self.run.args.choose,
-                "price": self.run.args.price, "depth": self.args.depth, "simulations": self.run.args.simulations,
+        flags = self.run.args
+        return {"model": self.fingerprint, "seeds": self.seeds, "depth": self.args.depth,
+                "choose": flags.choose, "price": flags.price, "simulations": flags.simulations,
                 "questions": hashlib.sha256(ids.encode()).hexdigest()[:16]}
 
     # ---- labels and routers ----
@@ -129,7 +133,7 @@ class Lab:
         return train.fit(self.run, choice, self.labelled, self.labels(choice), self.seeds)
 
     def examples(self, labels, windows=8):
-        """(pooled (N, L, W, D), counts (N,), decisions (N, L)) of the questions that have a label."""
+        """(pooled (N, L, W, D), counts (N,), decisions (N, L)) of the questions with a label."""
         kept = [n for n, path in enumerate(labels) if path is not None]
         decisions = torch.tensor([labels[n] for n in kept])
         prompts = [self.labelled[n] for n in kept]
@@ -162,8 +166,8 @@ class Lab:
     def far_table(self):
         """Out of domain, vanilla answered."""
         if not self.outside:
-            raise InputError("no test question is of a task that the labels do not know; --test adds "
-                             "some")
+            raise InputError("no test question is of a task that the labels do not know; --test "
+                             "FILE adds some")
         return self.comparison(self.outside)
 
     def figures(self, routes, table=None, name="", **more):

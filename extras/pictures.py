@@ -60,7 +60,8 @@ def bars(figure, result):
     """Stacked shares of the three actions per layer, one panel per set of decisions."""
     panels = result["bars"]
     figure.set_size_inches(3.2 * len(panels), 2.8)
-    for axes, (name, shares) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, shares) in zip(drawn, panels.items()):
         base = [0.0] * len(shares[0])
         for (action, colour), share in zip(ACTIONS, shares):
             axes.bar(range(len(share)), share, bottom=base, color=colour, label=action)
@@ -92,5 +93,6 @@ def accuracies(figure, result):
     spread = [[100 * (row["gain"] - row["interval"][0]) for row in rows],
               [100 * (row["interval"][1] - row["gain"]) for row in rows]]
     axes.barh(range(len(rows)), values, xerr=spread, color="#9db4c0", ecolor="#253237")
-    axes.set_yticks(range(len(rows)), [f"{r['name']} ({r['layers']:.2f})" for r in rows], fontsize=8)
+    names = [f"{row['name']} ({row['layers']:.2f})" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     plain(axes, "right % (layers per forward pass in brackets)")

@@ -270,7 +270,8 @@ class Curve:
 def frontier(lab):
     """Accuracy against mean layers: tilt, price per layer, the knob p, static paths, the oracle."""
     curve, rows = Curve(lab), []
-    rows += [lab.row(f"static, {n} layers", lambda: curve.over(curve.route(n))) for n in curve.paths]
+    rows += [lab.row(f"static, {n} layers", lambda: curve.over(curve.route(n)))
+             for n in curve.paths]
     rows += [lab.row(f"tilt {tilt:+.1f}", lambda: curve.over(
         [RouterRoute(r, tilt) for r in lab.routers()])) for tilt in TILTS]
     rows += [lab.row(f"control {p:+.2f}", lambda: curve.over(
@@ -290,8 +291,9 @@ def verdict(lab, rows):
     inside = [r for r in rows if r["name"].startswith(("tilt", "price"))
               and low <= r["layers"] <= high]
     unsure = [r["name"] for r in inside if r["over interval"][0] <= 0]
-    return (f"from {low:.1f} to {high:.1f} layers: {len(inside) - len(unsure)} of {len(inside)} points "
-            "surely above static" + (f"; not {', '.join(unsure)}" if unsure else ""))
+    sure = len(inside) - len(unsure)
+    return (f"from {low:.1f} to {high:.1f} layers: {sure} of {len(inside)} points surely above static"
+            + (f"; not {', '.join(unsure)}" if unsure else ""))
 
 
 def oracle(lab):

@@ -128,7 +128,8 @@ def test_an_identity_block_has_no_influence_and_no_score(layer):
     before = [weight.clone() for weight in model.parameters()]
     scores = block_scores(model, prompts_of(["a"] * 5), tokenizer)
     assert scores.argmin() == layer and (scores > 0).sum() == 2 + (scores[layer] > 0)
-    assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) and not b.requires_grad
+               for a, b in zip(before, model.parameters()))
 
 
 def test_influence_ignores_padding_and_batching():
@@ -269,7 +270,8 @@ def test_half_blocks_one_after_the_other_are_the_block():
 def test_a_second_entry_of_every_block_is_a_repeat():
     model, tokens = tiny_model(), torch.randint(2, 38, (2, 5))
     doubled = baselines.view(model, [block for block in model.layers for _ in range(2)])
-    assert torch.allclose(doubled(tokens, fixed([1, 1, 1, 0, 1, 1])), model(tokens, fixed([2, 1, 2])))
+    assert torch.allclose(doubled(tokens, fixed([1, 1, 1, 0, 1, 1])),
+                          model(tokens, fixed([2, 1, 2])))
 
 
 @given(st.integers(0, 10**6))
@@ -332,7 +334,7 @@ def test_open_token_gates_change_nothing_and_closed_ones_leave_the_embeddings():
 
 
 def test_tokens_that_skip_still_write_keys():
-    """Key completeness: a later token that runs the block attends to an earlier one that did not."""
+    """Key completeness: a later token that runs the block attends to one that did not."""
     model, tokens = tiny_model(dtype=torch.float32), torch.randint(2, 38, (1, 6))
     learned = gates.Gates(3, 16).requires_grad_(False).eval()
     score = lambda index, states: torch.tensor([[-1.0] * 5 + [1.0]])    # only the last token runs

@@ -76,13 +76,18 @@ def test_other_questions_are_another_table(everything, run):
     assert before["key"] != after["key"]
 
 
+def rows_of(folder, name):
+    rows = json.loads((folder / f"{name}.json").read_text())["result"]["rows"]
+    return {row["name"].split(" @")[0]: row for row in rows}
+
+
 def test_tables_report_what_the_comparison_measured(everything):
-    rows = {r["name"]: r for r in json.loads((everything / "table3.json").read_text())["result"]["rows"]}
+    rows = rows_of(everything, "table3")
     assert rows["vanilla: all"]["gain"] == 0.0 and rows["vanilla: all"]["layers"] == 3.0
     assert rows["forced to execute"]["accuracy"] == rows["vanilla: all"]["accuracy"]
-    methods = {r["name"].split(" @")[0]: r for r in
-               json.loads((everything / "table5.json").read_text())["result"]["rows"]}
-    assert methods["Dr.LLM"]["accuracy"] == pytest.approx(rows["Dr.LLM, consensus: all"]["accuracy"])
+    methods = rows_of(everything, "table5")
+    routed = rows["Dr.LLM, consensus: all"]["accuracy"]
+    assert methods["Dr.LLM"]["accuracy"] == pytest.approx(routed)
     assert methods["CoLa (oracle)"]["accuracy"] >= methods["vanilla"]["accuracy"]
 
 
@@ -161,7 +166,7 @@ def test_embedding_route_shows_every_layer_the_embeddings():
     assert len(seen) == 3 and all(torch.equal(pooled[:, 0], states) for pooled in seen)
 
 
-def test_pictures_are_left_out_in_one_line_where_matplotlib_is_missing(monkeypatch, tmp_path, capsys):
+def test_pictures_are_left_out_in_one_line_without_matplotlib(monkeypatch, tmp_path, capsys):
     pictures.available.cache_clear()
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     for _ in range(2):

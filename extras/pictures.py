@@ -47,6 +47,7 @@ def heat(figure, result):
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     image = left.imshow(values, vmin=0, vmax=2, cmap="RdBu", aspect="auto")
     left.set_yticks(range(len(names)), names)
+    left.set_xticks(range(0, len(values[0]), max(1, len(values[0]) // 12)))
     left.set_xlabel("layer")
     figure.colorbar(image, ax=left, label="times run")
     boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), (row[key] for key in BOX)),
@@ -67,8 +68,9 @@ def bars(figure, result):
             axes.bar(range(len(share)), share, bottom=base, color=colour, label=action)
             base = [low + more for low, more in zip(base, share)]
         axes.set_title(name, fontsize=8)
+        axes.set_xticks(range(0, len(base), max(1, len(base) // 6)))
         plain(axes, "layer")
-    axes.legend(fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
 
 def curves(figure, result):

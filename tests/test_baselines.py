@@ -164,7 +164,10 @@ def test_predictor_decides_before_any_layer_ran():
     for parameter in other.layers.parameters():
         parameter.data.mul_(0.5)
     torch.manual_seed(0)
-    route = baselines.Predicted(baselines.PathPredictor(3, 16).requires_grad_(False))
+    predictor = baselines.PathPredictor(3, 16).eval().requires_grad_(False)
+    states, route = torch.randn(2, 6, 16), baselines.Predicted(predictor)
+    padded, short = predictor(states, torch.tensor([6, 4])), states[1:, :4]
+    assert torch.allclose(padded[1:], predictor(short, torch.tensor([4])), atol=1e-5)
     ids = [p.ids for p in prompts_of(["a"] * 8)]
     assert torch.equal(generate(model, ids, route, 1).decisions,
                        generate(other, ids, route, 1).decisions)
@@ -207,6 +210,8 @@ def test_shared_cache_changes_a_repeat_and_decoding_equals_recomputing():
     plain = shared_or_plain(model, prompts, decisions, False)
     shared = shared_or_plain(model, prompts, decisions, True)
     assert not torch.allclose(plain.logprobs[:3], shared.logprobs[:3])
+    alone = [shared_or_plain(model, [ids], path[None], True) for ids, path in zip(prompts, decisions)]
+    assert torch.allclose(torch.cat([found.logprobs for found in alone]), shared.logprobs)
     for step in range(4):
         longer = [[*ids, *made[:step]] for ids, made in zip(prompts, shared.tokens)]
         again = shared_or_plain(model, longer, decisions, True, 1)
@@ -343,6 +348,19 @@ def test_tokens_that_skip_still_write_keys():
     changed[:, 0] = (changed[:, 0] - 1) % 36 + 2
     assert not torch.allclose(view(tokens)[:, -1], view(changed)[:, -1])
     assert torch.allclose(view(tokens)[:, 1:5], view(changed)[:, 1:5])
+
+
+def test_an_adapter_serves_only_the_tokens_that_skip():
+    model, tokens = tiny_model(num_layers=1, dtype=torch.float32), torch.randint(2, 38, (1, 4))
+    learned = gates.Gates(1, 16).requires_grad_(False).eval()
+    learned.score = lambda index, states: torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    adapter = lambda normed: torch.full_like(normed, 5.0)
+    layer = gates.TokenGated(model.layers[0], learned, 0)
+    layer.adapter = adapter
+    hidden, span = model.embed_tokens(tokens), model.span(0, [4], 4)
+    out = layer(hidden, span, Store())
+    assert torch.allclose(out[:, 1::2], hidden[:, 1::2] + 5.0)
+    assert torch.allclose(out[:, ::2], model.layers[0](hidden, span, Store())[:, ::2], atol=1e-5)
 
 
 @given(st.floats(0, 1), st.integers(0, 10**6))

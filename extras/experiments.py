@@ -19,9 +19,9 @@ from drllm import RouterRoute, Routers
 from evaluate import add_static, summarise
 from extras.studies import frontier, ood, router
 from tables import heat, percent
-from train import TrainConfig
 
-CONTROLS = ("executed-only", "no-skip", "no-repeat", "shuffled", "random", "swapped")
+FORCED = ("executed-only", "no-skip", "no-repeat")
+CONTROLS = (*FORCED, "shuffled", "random", "swapped")
 METHODS = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod", "halting",
            "recursions", "polar", "random", "shuffled", "cola")
 PAPER = {  # what the paper claims, beside what is measured
@@ -115,11 +115,12 @@ def domain_table(lab, table):
     table.add("dr.llm", routes_of(lab))
     if main != "shortest":
         table.add("paper", routes_of(lab, "shortest", gate=False))
-    titles = {"vanilla": "vanilla", "dr.llm": f"Dr.LLM, {main}", "paper": "the paper's recipe"}
-    rows = [row for name, title in titles.items() if name in table.outcomes
-            for row in per_task(table, name, title)]
     add_static(table, "dr.llm", lab.statics)
     table.add_baselines(CONTROLS, setting_of(lab, table))
+    titles = {"vanilla": "vanilla", "dr.llm": f"Dr.LLM, {main}", "paper": "the paper's recipe"}
+    titles |= {name: BASELINES[name].title for name in FORCED}
+    rows = [row for name, title in titles.items() if name in table.outcomes
+            for row in per_task(table, name, title)]
     extra = [name for name in table.outcomes if name not in titles]
     everything = torch.ones(len(table.prompts), dtype=torch.bool)
     return rows + [{"name": table.outcomes[name].name,
@@ -232,7 +233,7 @@ class DeepRouters(Routers):
 def variant(lab, name, labels=None, kind=Routers, route=RouterRoute, **changes):
     """The in-domain row of routers trained with other settings."""
     def make():
-        config = replace(TrainConfig(), **changes)
+        config = replace(lab.run.config, **changes)
         examples = lab.examples(labels or lab.labels(), config.windows)
         return lab.figures([route(r) for r in lab.train(*examples, config, kind=kind)], name=name)
     return lab.row(name, make)

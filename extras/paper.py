@@ -39,6 +39,7 @@ from extras.experiments import EXPERIMENTS
 from tables import percent
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_gate", "limit")  # of a run
+ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
 GIVEN = ("model", "device", "dtype", "data", "test", "batch_size")  # on the command line
 
 
@@ -98,7 +99,7 @@ class Lab:
         ids = "".join(p.question.id for p in (*self.labelled, *self.inside, *self.outside))
         flags = self.run.args
         return {"model": self.fingerprint, "seeds": self.seeds, "depth": self.args.depth,
-                "choose": flags.choose, "price": flags.price, "simulations": flags.simulations,
+                **{name: getattr(flags, name) for name in INHERITED},
                 "questions": hashlib.sha256(ids.encode()).hexdigest()[:16]}
 
     # ---- labels and routers ----
@@ -139,9 +140,9 @@ class Lab:
         prompts = [self.labelled[n] for n in kept]
         return *train.features(self.model, prompts, decisions, windows), decisions
 
-    def train(self, pooled, counts, decisions, config=train.TrainConfig(), gate_on=None, **more):
+    def train(self, pooled, counts, decisions, config=None, gate_on=None, **more):
         """Routers of every seed. gate_on: how many of the first rows the gate is fitted on."""
-        trained = []
+        trained, config = [], config or self.run.config
         for seed in tqdm(self.seeds, desc="routers", unit="seed", leave=False):
             routers = train.train_routers(pooled, counts, decisions, seed, config,
                                           self.args.device, **more)
@@ -173,8 +174,10 @@ class Lab:
     def figures(self, routes, table=None, name="", **more):
         """The summary of routes on all questions of a table."""
         table = table or self.table
+        outcome = table.ask(name, routes, **more)
         rows = torch.ones(len(table.prompts), dtype=torch.bool)
-        return summarise(table.ask(name, routes, **more), table.outcomes["vanilla"], rows)
+        found = summarise(outcome, table.outcomes["vanilla"], rows)
+        return found | {"seconds": round(outcome.seconds, 2)}
 
     def row(self, name, make):
         """make() once: the row is kept under the name beside the tables."""
@@ -243,7 +246,7 @@ def perform(lab, name):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], metavar="NAME",
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, *ALIASES, "all"], metavar="NAME",
                         help=f"{', '.join(EXPERIMENTS)}, or all")
     cli.add_model_flags(parser, DEMO_MODEL)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
@@ -268,7 +271,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     lab = Lab(args)
-    names = list(EXPERIMENTS) if "all" in args.names else args.names
+    names = EXPERIMENTS if "all" in args.names else [ALIASES.get(n, n) for n in args.names]
     for name in tqdm(names, unit="table", disable=len(names) == 1):
         perform(lab, name)
     print(f"\n{lab.out}: " + " ".join(f"{name}.json" for name in names))

@@ -299,6 +299,10 @@ def main(argv=None):
     seeds = [Routers.load(file, model) for file in args.routers]
     prompts = read_prompts(args.data, args, model, tokenizer)
     calibration = args.calibration and read_prompts(args.calibration, args, model, tokenizer)
+    both = {p.question.id for p in calibration or ()} & {p.question.id for p in prompts}
+    if both:
+        raise InputError(f"{args.data[0]}: {len(both)} of {len(prompts)} questions also stand in "
+                         f"--calibration, e.g. {min(both)}")
     statics = []
     if "static" in args.routes and (stored := args.routers[0].parent / "paths.json").exists():
         statics = [(n, tuple(path)) for n, path in read_json(stored)["frontier"]]

@@ -87,8 +87,9 @@ def curves(figure, result):
 
 
 def accuracies(figure, result):
-    """A horizontal bar per row; the line is the 95% interval of the gain."""
-    rows = [row for row in result["rows"] if "accuracy" in row][::-1]
+    """A horizontal bar per row, totals only; the line is the 95% interval of the gain."""
+    rows = [row for row in result["rows"][::-1] if "accuracy" in row
+            and (": " not in row["name"] or row["name"].endswith(": all"))]
     figure.set_size_inches(6.5, 1.2 + 0.25 * len(rows))
     axes = figure.subplots()
     values = [100 * row["accuracy"] for row in rows]

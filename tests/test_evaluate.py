@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import evaluate
 from answers import Answers, answer
+from cli import InputError
 from drllm import Routers
 from choose import frontier
 from evaluate import Outcome, interval, static_at, summarise
@@ -88,6 +89,8 @@ def command(tmp_path, tiny_questions):
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitted_on = [row | {"id": f"label-{n}"} for n, row in enumerate(rows)]
+    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
     (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
                      "--out", str(tmp_path / "out"), "--routers",
@@ -119,9 +122,15 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
     ("shortgpt", ["vanilla", "shortgpt"]), ("shuffled,random", ["vanilla", "shuffled", "random"]),
     ("dr.llm,executed-only,early-exit", ["vanilla", "dr.llm", "executed-only", "early-exit"])])
 def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, asked):
-    metrics = metrics_of(command[1], "--routes", routes, "--calibration", command[1][3])
+    other = str(Path(command[1][3]).with_name("label.jsonl"))
+    metrics = metrics_of(command[1], "--routes", routes, "--calibration", other)
     assert set(metrics["routes"]) == set(asked)
     assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
+
+
+def test_calibration_questions_that_are_also_asked_are_refused(command):
+    with pytest.raises(InputError, match="8 of 8 questions also stand in --calibration"):
+        metrics_of(command[1], "--routes", "shortgpt", "--calibration", command[1][3])
 
 
 def test_static_methods_run_at_the_depth_of_the_routers(command):

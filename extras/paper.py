@@ -31,8 +31,9 @@ import train
 from answers import prepare
 from choose import similarity_space
 from cli import InputError, read_json, write_json
+from diagnostics import interval
 from drllm import fit_gate
-from evaluate import Comparison, summarise
+from evaluate import Comparison, static_at, summarise
 from label import DEMO_MODEL, read_rows
 from extras import pictures
 from extras.experiments import EXPERIMENTS
@@ -171,13 +172,24 @@ class Lab:
                              "FILE adds some")
         return self.comparison(self.outside)
 
+    @cached_property
+    def static_points(self):
+        """[(length, right (N,))] in domain: what routing is to beat at its own depth."""
+        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(len(self.inside), -1)])
+        return [(length, ask(path).right) for length, path in self.statics]
+
     def figures(self, routes, table=None, name="", **more):
-        """The summary of routes on all questions of a table."""
-        table = table or self.table
+        """The summary of routes on all questions of a table; in domain by default, and then also
+        what they gain over the mix of the run's static paths of the same depth."""
+        inside, table = table is None, table or self.table
         outcome = table.ask(name, routes, **more)
         rows = torch.ones(len(table.prompts), dtype=torch.bool)
         found = summarise(outcome, table.outcomes["vanilla"], rows)
-        return found | {"seconds": round(outcome.seconds, 2)}
+        found["seconds"] = round(outcome.seconds, 2)
+        if inside:
+            over = outcome.right - static_at(found["layers"], self.static_points)
+            found |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
+        return found
 
     def row(self, name, make):
         """make() once: the row is kept under the name beside the tables."""

@@ -175,7 +175,8 @@ class Lab:
     @cached_property
     def static_points(self):
         """[(length, right (N,))] in domain: what routing is to beat at its own depth."""
-        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(len(self.inside), -1)])
+        rows = len(self.inside)
+        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(rows, -1)])
         return [(length, ask(path).right) for length, path in self.statics]
 
     def figures(self, routes, table=None, name="", **more):

@@ -305,17 +305,18 @@ def figure4(lab):
                          "layers": here.sum(1).mean().item(),
                          **dict(zip(("least", "quarter", "median", "three quarters", "most"),
                                     spread))})
-    return {"title": "how often each layer runs (▁ never, ▄ once, █ twice)", "rows": rows,
-            "heat": heat_map}
+    return {"title": "how often each layer runs", "rows": rows, "heat": heat_map,
+            "notes": ["per layer: ▁ never, ▄ once, █ twice"]}
 
 
 def figure6(lab, steps=9):
-    """The paper's knob, from always skip to always repeat."""
+    """The paper's knob, from always skip to always repeat; without the gate, which would execute
+    what the knob skips."""
     rows = []
     for p in np.linspace(-1, 1, steps).tolist():
-        routes = lambda p=p: routes_of(lab, control=p)[:1]
+        routes = lambda p=p: routes_of(lab, control=p, gate=False)[:1]
         rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
-    return {"title": "the control knob p (-0.5 is the router itself; one seed)", "rows": rows,
+    return {"title": "the control knob p (-0.5: the router itself), one seed, no gate", "rows": rows,
             "curves": {"control": [[row["layers"], row["accuracy"]] for row in rows]},
             "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
 

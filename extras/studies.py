@@ -275,7 +275,7 @@ def frontier(lab):
     rows += [lab.row(f"tilt {tilt:+.1f}", lambda: curve.over(
         [RouterRoute(r, tilt) for r in lab.routers()])) for tilt in TILTS]
     rows += [lab.row(f"control {p:+.2f}", lambda: curve.over(
-        [RouterRoute(r, 0.0, p) for r in lab.routers()])) for p in CONTROLS]
+        [RouterRoute(r, 0.0, p, gate=False) for r in lab.routers()])) for p in CONTROLS]
     rows += [lab.row(f"price {price}", lambda: curve.over(priced(lab, price))) for price in PRICES]
     rows.append(lab.row("oracle", lambda: curve.over(oracle(lab))))
     kinds = ("static", "tilt", "control", "price", "oracle")

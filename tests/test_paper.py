@@ -95,10 +95,9 @@ def test_tables_report_what_the_comparison_measured(everything):
 
 def test_knob_ends_where_the_paper_says(everything):
     rows = json.loads((everything / "figure6.json").read_text())["result"]["rows"]
-    share = {r["name"]: (r["skip"], r["execute"], r["repeat"]) for r in rows}
-    assert share["p +0.50"] == (0.0, 1.0, 0.0) or rows[6]["gain"] == 0.0
-    layers = [r["layers"] for r in rows]
-    assert layers == sorted(layers)
+    layers = {r["name"]: r["layers"] for r in rows}
+    assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
+    assert list(layers.values())[2:] == sorted(layers.values())[2:] and rows[6]["gain"] == 0.0
 
 
 def test_a_run_of_another_model_is_refused(run, tmp_path):

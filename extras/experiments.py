@@ -317,7 +317,8 @@ def figure6(lab, steps=9):
         routes = lambda p=p: routes_of(lab, control=p, gate=False)[:1]
         rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
     return {"title": "the control knob p (-0.5: the router itself), one seed, no gate", "rows": rows,
-            "curves": {"control": [[row["layers"], row["accuracy"]] for row in rows]},
+            "knob": [[p, *(row[key] for key in ("accuracy", "layers", "skip", "execute", "repeat"))]
+                     for p, row in zip(np.linspace(-1, 1, steps).tolist(), rows)],
             "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
 
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 
 ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
+DRAWN = ("heat", "bars", "curves", "knob")  # the parts of a result that have a picture
 BOX = ("least", "quarter", "median", "three quarters", "most")
 
 
@@ -20,7 +21,7 @@ def available():
 
 def draw(name, result, file):
     """Writes the picture that fits what the result holds; nothing where nothing fits."""
-    kind = next((key for key in ("heat", "bars", "curves") if result.get(key)), None)
+    kind = next((key for key in DRAWN if result.get(key)), None)
     if kind is None and any("accuracy" in row and "gain" in row for row in result["rows"]):
         kind = "accuracy"
     if kind is None or not available():
@@ -29,7 +30,8 @@ def draw(name, result, file):
     from matplotlib.figure import Figure
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    {"heat": heat, "bars": bars, "curves": curves, "accuracy": accuracies}[kind](figure, result)
+    {"heat": heat, "bars": bars, "curves": curves, "knob": knob,
+     "accuracy": accuracies}[kind](figure, result)
     figure.suptitle(f"{name}: {result['title']}", fontsize=9, wrap=True)
     figure.savefig(file, dpi=90)
 
@@ -84,6 +86,23 @@ def curves(figure, result):
     plain(axes, "layers per forward pass", "points" if "gate threshold" in result["curves"]
           else "right %")
     axes.legend(fontsize=8)
+
+
+def knob(figure, result):
+    """Accuracy and layers over the knob, and what the routers then decide."""
+    figure.set_size_inches(7.5, 3)
+    left, right = figure.subplots(1, 2)
+    p, accuracy, layers, *shares = zip(*result["knob"])
+    left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e", label="right %")
+    left.plot(p, layers, "s--", color="#d1495b", label="layers per forward pass")
+    left.legend(fontsize=7)
+    plain(left, "p")
+    base = [0.0] * len(p)
+    for (action, colour), share in zip(ACTIONS, shares):
+        right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
+        base = [low + more for low, more in zip(base, share)]
+    right.legend(fontsize=7)
+    plain(right, "p", "share of decisions")
 
 
 def accuracies(figure, result):

@@ -37,7 +37,7 @@ def held_out_labels(lab, prompts):
                        lab.args.batch_size)}
     rows = [rows[p.question.id] for p in prompts]
     paths = lab.measured_paths[0]
-    right = along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size)
+    right = along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size) > 0
     default = torch.ones(len(prompts), lab.L, dtype=torch.long)
     space = similarity_space(*features(lab.model, prompts, default))
     share = neighbours(space, right)
@@ -197,7 +197,9 @@ def ood(lab):
 # ---- the frontier ----
 
 def score_paths(lab, paths, prompts):
-    return along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size).float().mean(0)
+    """(K,) share of the prompts that each path answers."""
+    right = along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size) > 0
+    return right.float().mean(0)
 
 
 def refined(lab, length, known):

@@ -2,8 +2,9 @@
 
 A route is worth its name only if it beats what needs no router, so two controls stand in every
 table: the best *static* path of the label questions at the same mean depth (two static paths may
-be mixed to meet it exactly), and the routers' own decisions shuffled over the layers. Gains are
-paired: the same questions, a bootstrap over them, the mean over router seeds.
+be mixed to meet it exactly), and the routers' own decisions shuffled over the layers. The other
+methods of the paper are in baselines.py. Gains are paired: the same questions, a bootstrap over
+them and a signed-rank test, the mean over router seeds.
 
 "in" are tasks the labels knew, "out" are tasks they never saw. layers: blocks per forward pass,
 as comparable to L; layers_executed: summed over all forward passes, as the paper counts.
@@ -13,6 +14,7 @@ as comparable to L; layers_executed: summed over all forward passes, as the pape
 """
 import argparse
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,21 +24,28 @@ from tqdm import tqdm
 
 import cli
 from answers import answer, prepare
+from baselines import BASELINES, Setting
 from cli import InputError, read_json, write_json
+from diagnostics import ACTIONS, interval, wilcoxon
 from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
+from tables import print_frontier, print_heat_map, print_tables
 from tasks import load_all
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
 TILTS = (-0.5, 2.0)
-BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass
 class Outcome:
-    """A route's answers: one Answers per router seed (one only for routes without seeds)."""
+    """A route's answers: one Answers per router seed (one only for routes without seeds).
+
+    seconds: wall time of one seed. depth: (N,) layers per pass, where decisions don't say it.
+    """
     name: str
     seeds: list
+    seconds: float = 0.0
+    depth: torch.Tensor = None
 
     @property
     def right(self):
@@ -51,33 +60,32 @@ class Outcome:
     @property
     def layers(self):
         """(N,) blocks per forward pass, mean over the seeds."""
-        return self.decisions.sum(2).float().mean(0)
+        return self.decisions.sum(2).float().mean(0) if self.depth is None else self.depth
 
-
-# ---- uncertainty ----
-
-def interval(difference, resamples=1000, seed=0):
-    """95% bootstrap interval (low, high) of the mean of paired differences (N,)."""
-    values = np.asarray(difference, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    @property
+    def layers_executed(self):
+        """(N,) blocks summed over all forward passes, mean over the seeds."""
+        passes = torch.stack([a.passes for a in self.seeds]).float()
+        if self.depth is not None:
+            return self.depth * passes.mean(0)
+        return (self.decisions.sum(2) * passes).mean(0)
 
 
 def summarise(outcome, vanilla, rows):
-    """The figures of one route on some questions, rows (N,) bool."""
+    """The figures of one route on some questions, rows (N,) bool. sd: over router seeds."""
     right, gain = outcome.right[rows], (outcome.right - vanilla.right)[rows]
     decisions = outcome.decisions[:, rows]
     low, high = interval(gain)
+    by_seed = [a.right[rows].mean().item() for a in outcome.seeds]
     return {"accuracy": right.mean().item(), "layers": outcome.layers[rows].mean().item(),
-            "layers_executed": float(np.mean([a.layers[rows].float().mean() for a in outcome.seeds])),
+            "layers_executed": outcome.layers_executed[rows].mean().item(),
             "n": int(rows.sum()), "gain": gain.mean().item(), "interval": [low, high],
+            "p": wilcoxon(gain), "sd": float(np.std(by_seed, ddof=1)) if by_seed[1:] else None,
             **{name: (decisions == count).float().mean().item()
-               for count, name in enumerate(("skip", "execute", "repeat"))}}
+               for count, name in enumerate(ACTIONS)}}
 
 
-# ---- controls ----
+# ---- the static control ----
 
 def static_at(layers, statics):
     """(N,) expected reward of a mix of static paths with this mean depth.
@@ -93,13 +101,6 @@ def static_at(layers, statics):
     return statics[-1][1]
 
 
-def shuffled(decisions, seed=0):
-    """Decisions (N, L), each row's in a random order of layers: the depth stays, the choice goes."""
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.rand(decisions.shape, generator=rng).argsort(1)
-    return decisions.gather(1, order)
-
-
 # ---- the comparison ----
 
 class Comparison:
@@ -113,17 +114,30 @@ class Comparison:
         self.counted = self.inside if self.inside.any() else ~self.inside  # what totals are over
         self.outcomes, self.statics = {}, []
 
-    def ask(self, name, routes, rows=None):
-        """The Outcome of routes (one per seed); rows (N,) bool restricts the questions."""
+    def ask(self, name, routes, rows=None, model=None, layers_of=None):
+        """The Outcome of routes (one per seed); rows (N,) bool restricts the questions. model: a
+        view of the model that the routes go through, whose layers_of(decisions) are (N,)."""
         prompts = self.prompts if rows is None else [p for p, r in zip(self.prompts, rows) if r]
+        began, model = time.time(), model or self.model
         with tqdm(total=len(prompts) * len(routes), desc=name, unit="answer", leave=False) as bar:
-            seeds = [answer(self.model, self.tokenizer, prompts, route, self.batch_size, bar.update)
+            seeds = [answer(model, self.tokenizer, prompts, route, self.batch_size, bar.update)
                      for route in routes]
-        return Outcome(name, seeds)
+        depth = None
+        if layers_of:
+            depth = torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
+        return Outcome(name, seeds, (time.time() - began) / len(routes), depth)
 
     def add(self, name, routes):
         self.outcomes[name] = self.ask(name, routes)
         return self.outcomes[name]
+
+    def add_baselines(self, names, setting):
+        """Asks the named BASELINES; what they are fitted on stands in the setting."""
+        for name in names:
+            entrant = BASELINES[name].make(setting)
+            self.outcomes[name] = replace(
+                self.ask(name, entrant.routes, None, entrant.model, entrant.layers_of),
+                name=BASELINES[name].title)
 
     def summary(self, rows):
         vanilla = self.outcomes["vanilla"]
@@ -145,21 +159,29 @@ class Comparison:
 
 
 def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROUTES,
-            control=-0.5, tilt=0.0, batch_size=512):
-    """The Comparison of the named routes.
+            control=-0.5, tilt=0.0, batch_size=512, calibration=None, labels=None):
+    """The Comparison of the named routes, and of vanilla, which gains are measured against.
 
-    routers: {name: Routers per seed}, the first name is the one the frontier is drawn for.
-    statics: [(length, path)] of the label questions' frontier, or [].
+    routers: {name: Routers per seed}, the first name is the one controls take their depth from.
+    statics: [(length, path)] of the label questions' frontier, or []. calibration: prompts that
+    baselines are fitted on, labels: a path (or None) for each.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size)
     table.add("vanilla", [None])
+    if set(routes) == {"vanilla"}:
+        return table
     for name, seeds in routers.items():
         table.add(name, [RouterRoute(one, tilt, control) for one in seeds])
     main = next(iter(routers))
     if "static" in routes and statics:
         add_static(table, main, statics)
-    if "shuffled" in routes:
-        table.add("shuffled", [shuffled(table.outcomes[main].seeds[0].decisions)])
+    outcome = table.outcomes[main]
+    setting = Setting(model, tokenizer, prompts, routers[main], outcome.seeds[0].decisions,
+                      outcome.layers[table.counted].mean().item(), calibration, labels,
+                      batch_size=batch_size)
+    table.add_baselines([name for name in routes if name in BASELINES], setting)
+    if "dr.llm" not in routes:  # it was asked for its depth and decisions only
+        del table.outcomes[main]
     return table
 
 
@@ -181,7 +203,8 @@ def tilted(table, main, seeds, tilts=TILTS):
     rows, points = table.counted, []
     for tilt in tilts:
         if tilt:
-            outcome = table.ask(f"tilt {tilt:+.1f}", [RouterRoute(one, tilt) for one in seeds], rows)
+            routes = [RouterRoute(one, tilt) for one in seeds]
+            outcome = table.ask(f"tilt {tilt:+.1f}", routes, rows)
             right, layers = outcome.right, outcome.layers.mean().item()
         else:
             outcome = table.outcomes[main]
@@ -192,108 +215,45 @@ def tilted(table, main, seeds, tilts=TILTS):
     return sorted(points, key=lambda point: point["layers"])
 
 
-# ---- what a person reads ----
-
-def percent(value, sign=False):
-    return f"{100 * value:{'+' if sign else ''}.1f}"
-
-
-def row_text(name, figures):
-    low, high = figures["interval"]
-    shares = "/".join(f"{100 * figures[key]:.0f}" for key in ("skip", "execute", "repeat"))
-    return (f"{name:<22}{percent(figures['accuracy']):>6}  {percent(figures['gain'], True):>6} "
-            f"[{percent(low, True):>5}, {percent(high, True):>5}]  {figures['layers']:>6.2f} "
-            f"{figures['layers_executed']:>7.1f}  {shares:>9}")
-
-
-HEAD = (f"{'route':<22}{'right':>6}  {'gain':>6} {'95% interval':>14}  {'layers':>6} {'summed':>7}  "
-        f"{'s/e/r %':>9}")
-
-
-def print_tables(metrics, names):
-    """The comparison per task and level, and over the tasks the labels knew."""
-    inside = {n: t for n, t in metrics["tasks"].items() if t["domain"] == "in"}
-    total = next(iter(metrics["routes"].values()))["n"]
-    print(f"\n{'In' if inside else 'Out of'} domain, {total} questions, none of them labelled or trained on\n{HEAD}")
-    for name, figures in metrics["routes"].items():
-        print(row_text(names.get(name, name), figures))
-    print("\nright % (layers) by task and level")
-    columns = [name for name in metrics["routes"] if name != "shuffled"]
-    print(f"{'':<18}{'n':>5} " + "".join(f"{names.get(c, c)[:17]:>18}" for c in columns))
-    for domain in ("in", "out"):
-        for task, figures in metrics["tasks"].items():
-            if figures["domain"] != domain:
-                continue
-            lines = {f"{task} {level}": f for level, f in figures.get("levels", {}).items()}
-            for label, routes in (lines or {task: figures["routes"]}).items():
-                cells = (f"{percent(routes[c]['accuracy'])} ({routes[c]['layers']:.2f})" for c in columns)
-                print(f"{domain + ' ' + label:<18}{routes[columns[0]]['n']:>5} "
-                      + "".join(f"{cell:>18}" for cell in cells))
-    outside = [t for t in metrics["tasks"].values() if t["domain"] == "out"]
-    if outside and inside:
-        drops = {c: np.mean([t["routes"][c]["gain"] for t in outside]) for c in columns[1:]}
-        print("mean out-of-domain change: "
-              + ", ".join(f"{names.get(c, c)} {percent(d, True)}" for c, d in drops.items()))
-
-
-def print_frontier(points, statics):
-    print("\nThe frontier: routers with a constant t * (0, 1, 2) added to their logits, "
-          "over static paths of the same mean depth")
-    for point in points:
-        low, high = point["interval"]
-        print(f"  tilt {point['tilt']:+.1f}  layers {point['layers']:5.2f}  right "
-              f"{percent(point['accuracy']):>5}  over static {percent(point['over_static'], True):>5} "
-              f"[{percent(low, True)}, {percent(high, True)}]")
-    print("  static paths: " + "  ".join(f"{n} layers {percent(r.mean().item())}" for n, r in statics))
-
-
-def print_heat_map(table, name):
-    """How often each layer runs, by task and level: a bar is 0 (empty) to 2 (full), half is once."""
-    runs = table.outcomes[name].decisions.float().mean(0)  # (N, L)
-    groups = {}
-    for n, prompt in enumerate(table.prompts):
-        key = (not table.inside[n], prompt.question.task, prompt.question.level)
-        groups.setdefault(key, []).append(n)
-    print(f"\nHow often {name} runs each layer ({BARS[0]} never, {BARS[3]} once, {BARS[7]} twice), "
-          f"layers 0 to {runs.shape[1] - 1}")
-    for (out, task, level), rows in sorted(groups.items()):
-        bar = "".join(BARS[round(min(7.0, mean * 3 if mean < 1 else 3 + 4 * (mean - 1)))]
-                      for mean in runs[rows].mean(0).tolist())
-        print(f"  {'out' if out else 'in '} {task + (f' {level}' if level else ''):<14} {bar}"
-              f"  {runs[rows].sum(1).mean():.2f}")
-
+# ---- the report ----
 
 def report(table, main, seeds, names, out, extra=None):
     """Prints every table and writes metrics.json; returns the metrics."""
     metrics = table.metrics()
-    if table.statics and seeds:
+    if table.statics and seeds and main in table.outcomes:
         metrics["frontier"] = tilted(table, main, seeds, (0.0, *TILTS))
         metrics["static"] = [{"layers": n, "accuracy": r[table.counted].mean().item()}
                              for n, r in table.statics]
     rows = table.counted
-    metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
-                         "layers": a.decisions[rows].sum(1).float().mean().item()}
-                        for seed, a in enumerate(table.outcomes[main].seeds)]
+    metrics["seconds"] = {name: outcome.seconds for name, outcome in table.outcomes.items()}
+    if main in table.outcomes:
+        metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
+                             "layers": a.decisions[rows].sum(1).float().mean().item()}
+                            for seed, a in enumerate(table.outcomes[main].seeds)]
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
     print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
     if "frontier" in metrics:
         print_frontier(metrics["frontier"], [(n, r[table.counted]) for n, r in table.statics])
-    print_heat_map(table, main)
+    if main in table.outcomes:
+        print_heat_map(table, main)
     return metrics
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_model_flags(parser, Path("demo/model"))
-    parser.add_argument("--routers", type=Path, nargs="+", required=True, metavar="FILE",
+    parser.add_argument("--routers", type=Path, nargs="+", default=[], metavar="FILE",
                         help="router files; several are taken as seeds of one recipe")
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE",
                         help="question files, FILE or TASK=FILE")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
                         help="folder of metrics.json")
     parser.add_argument("--routes", default=",".join(ROUTES),
-                        help="comma-separated, of %(default)s; static needs the paths.json that "
-                             "training leaves beside the routers")
+                        help=f"comma-separated, of {', '.join((*ROUTES[:3], *BASELINES))} "
+                             "(default: %(default)s). vanilla is always asked, since gains are "
+                             "against it; static needs the paths.json that training leaves beside the routers")
+    parser.add_argument("--calibration", nargs="+", metavar="FILE",
+                        help="question files that baselines are fitted on, e.g. those labelled")
     parser.add_argument("--limit", type=int, help="take only the first N questions")
     parser.add_argument("--control", type=float, default=-0.5, help="the paper's knob, -1 to 1")
     parser.add_argument("--tilt", type=float, default=0.0,
@@ -303,9 +263,12 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=int, default=512, help="questions per batch")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
-    unknown = set(args.routes) - set(ROUTES)
-    if unknown:
-        parser.error(f"unknown routes {', '.join(sorted(unknown))}; known are {', '.join(ROUTES)}")
+    known = {*ROUTES, *BASELINES}
+    if set(args.routes) - known:
+        parser.error(f"unknown routes {', '.join(sorted(set(args.routes) - known))}; known are "
+                     f"{', '.join(sorted(known))}")
+    if not args.routers and set(args.routes) != {"vanilla"}:
+        parser.error("every route but vanilla needs --routers")
     cli.check_counts(parser, args, "batch_size", "limit")
     if not -1 <= args.control <= 1:
         parser.error(f"--control must lie in [-1, 1], got {args.control}")
@@ -326,7 +289,7 @@ def load_seeds(files, model):
             if one.notes[key] != seeds[0].notes[key]:
                 raise InputError(f"{file}: {key} {one.notes[key]}; {files[0]} has "
                                  f"{seeds[0].notes[key]}. Seeds of one recipe agree")
-    return seeds, set(seeds[0].notes["tasks"])
+    return seeds, {task for one in seeds for task in one.notes["tasks"]}
 
 
 def read_statics(file, num_layers):
@@ -342,25 +305,36 @@ def read_statics(file, num_layers):
     return statics
 
 
+def read_prompts(files, args, model, tokenizer):
+    """Prompts of the questions in files; InputError if none fits the context."""
+    questions = load_all(files, args.skip_bad_rows)[:args.limit]
+    prompts, too_long = prepare(questions, tokenizer, model)
+    if not prompts:
+        raise InputError(f"{files[0]}: all {len(too_long)} questions exceed the context of "
+                         f"{model.config.max_positions} tokens")
+    return prompts
+
+
 def main(argv=None):
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds, known = load_seeds(args.routers, model)
-    questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
-    prompts, too_long = prepare(questions, tokenizer, model)
-    if not prompts:
-        raise InputError(f"{args.data[0]}: all {len(too_long)} questions exceed the context of "
-                         f"{model.config.max_positions} tokens")
-    stored = args.routers[0].parent / "paths.json"
+    prompts = read_prompts(args.data, args, model, tokenizer)
+    calibration = args.calibration and read_prompts(args.calibration, args, model, tokenizer)
+    both = {p.question.id for p in calibration or ()} & {p.question.id for p in prompts}
+    if both:
+        raise InputError(f"{args.data[0]}: {len(both)} of {len(prompts)} questions also stand in "
+                         f"--calibration, e.g. {min(both)}")
     statics = []
-    if "static" in args.routes and stored.exists():
+    if "static" in args.routes and (stored := args.routers[0].parent / "paths.json").exists():
         statics = read_statics(stored, model.config.num_layers)
     elif "static" in args.routes:
         print(f"no {stored}: the static paths are left out")
+    known = known or {prompt.question.task for prompt in prompts}  # without routers: every task
     table = compare(model, tokenizer, prompts, known, {"dr.llm": seeds}, statics, args.routes,
-                    args.control, args.tilt, args.batch_size)
+                    args.control, args.tilt, args.batch_size, calibration)
     report(table, "dr.llm", [] if args.tilt or args.control != -0.5 else seeds,
            {"dr.llm": "Dr.LLM"}, args.out)
 

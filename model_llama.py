@@ -215,6 +215,10 @@ class Block(nn.Module):
 
     def forward(self, hidden, span, slot):
         """hidden (N, T, D) after this block; its keys and values are kept in slot."""
+        return self.feed(self.attend(hidden, span, slot))
+
+    def attend(self, hidden, span, slot):
+        """hidden (N, T, D) plus attention, the block's first half."""
         N, T, D = hidden.shape
         H, K = self.heads
         heads = self.qkv_proj(self.input_layernorm(hidden)).view(N, T, H + 2 * K, -1)
@@ -226,7 +230,10 @@ class Block(nn.Module):
         queries, keys = rotate(heads, span.cos, span.sin).split((H, K), dim=1)
         keys, values = slot.write(keys, values, span)  # (N, K, S, E)
         mixed = attention(queries, keys, values, span.mask)
-        hidden = hidden + self.o_proj(mixed.transpose(1, 2).reshape(N, T, -1))
+        return hidden + self.o_proj(mixed.transpose(1, 2).reshape(N, T, -1))
+
+    def feed(self, hidden):
+        """hidden (N, T, D) plus the gated MLP, the block's second half."""
         gate, up = self.gate_up_proj(self.post_attention_layernorm(hidden)).chunk(2, dim=-1)
         return hidden + self.down_proj(F.silu(gate) * up)
 

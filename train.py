@@ -108,11 +108,12 @@ def learning_rate(step, steps, config):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="cpu", progress=None):
+def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="cpu", progress=None,
+                  kind=Routers):
     """Routers fitted to labels (N, L) on pooled (N, L, W, D) windows, counts (N,) in use."""
     N, L, W, D = pooled.shape
     torch.manual_seed(seed)  # the initial weights
-    routers = Routers(L, D, config.width, config.windows).to(device)
+    routers = kind(L, D, config.width, config.windows).to(device)
     optimizer = torch.optim.AdamW(routers.parameters(), weight_decay=config.weight_decay,
                                   fused=True)  # one pass over the weights instead of ten
     weights = class_weights(labels.flatten().bincount(minlength=3), config.beta).to(device)

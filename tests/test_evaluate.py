@@ -1,5 +1,6 @@
 """The figures of the report on cases one can work by hand."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate
-from answers import Answers
+from answers import Answers, answer
+from cli import InputError
 from drllm import Routers
 from choose import frontier
-from evaluate import Outcome, interval, shuffled, static_at, summarise
+from evaluate import Outcome, interval, static_at, summarise
 
 
 def answers(right, decisions, passes=2):
@@ -77,15 +79,9 @@ def test_static_mix_meets_the_depth_exactly():
     assert static_at(15, statics).tolist() == [1.0, 1.0]
 
 
-@given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
-def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
-    decisions = torch.randint(3, (rows, layers))
-    mixed = shuffled(decisions, seed)
-    assert torch.equal(decisions.sort(1).values, mixed.sort(1).values)
-
-
-def test_command_line_repeats_what_training_reported(tmp_path, tiny_questions, capsys):
-    """evaluate.py on saved routers asks the same questions along the same decisions."""
+@pytest.fixture
+def command(tmp_path, tiny_questions):
+    """(routers, the command line that evaluates them on the tiny questions)."""
     model, tokenizer, prompts = tiny_questions
     routers = Routers(3, 16)
     routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
@@ -93,18 +89,62 @@ def test_command_line_repeats_what_training_reported(tmp_path, tiny_questions, c
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitted_on = [row | {"id": f"label-{n}"} for n, row in enumerate(rows)]
+    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
     (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
-    evaluate.main(["--model", str(tmp_path / "model"), "--routers",
-                   str(tmp_path / "routers.safetensors"), "--data", str(tmp_path / "q.jsonl"),
-                   "--out", str(tmp_path / "out")])
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    from answers import answer
+    return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
+                     "--out", str(tmp_path / "out"), "--routers",
+                     str(tmp_path / "routers.safetensors")]
+
+
+def metrics_of(command, *more):
+    evaluate.main([*command, *more])
+    return json.loads((Path(command[5]) / "metrics.json").read_text())
+
+
+def test_command_line_repeats_what_training_reported(command, tiny_questions, capsys):
+    """evaluate.py on saved routers asks the same questions along the same decisions."""
+    model, tokenizer, prompts = tiny_questions
+    routers, line = command
+    metrics = metrics_of(line)
     routed = answer(model, tokenizer, prompts, routers.route)
     assert metrics["routes"]["dr.llm"]["accuracy"] == pytest.approx(routed.right.mean().item())
     assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
         routed.decisions.sum(1).float().mean().item())
+    assert metrics["routes"]["dr.llm"]["layers_executed"] == pytest.approx(
+        routed.layers.float().mean().item())
     assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["frontier"]) == 3
     assert "over static" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("routes, asked", [
+    ("vanilla", ["vanilla"]), ("dr.llm", ["vanilla", "dr.llm"]),
+    ("shortgpt", ["vanilla", "shortgpt"]), ("shuffled,random", ["vanilla", "shuffled", "random"]),
+    ("dr.llm,executed-only,early-exit", ["vanilla", "dr.llm", "executed-only", "early-exit"])])
+def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, asked):
+    other = str(Path(command[1][3]).with_name("label.jsonl"))
+    metrics = metrics_of(command[1], "--routes", routes, "--calibration", other)
+    assert set(metrics["routes"]) == set(asked)
+    assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
+
+
+def test_calibration_questions_that_are_also_asked_are_refused(command):
+    with pytest.raises(InputError, match="8 of 8 questions also stand in --calibration"):
+        metrics_of(command[1], "--routes", "shortgpt", "--calibration", command[1][3])
+
+
+def test_static_methods_run_at_the_depth_of_the_routers(command):
+    metrics = metrics_of(command[1], "--routes", "dr.llm,early-exit")
+    wanted = min(3.0, metrics["routes"]["dr.llm"]["layers"])
+    assert metrics["routes"]["early-exit"]["layers"] == pytest.approx(wanted, abs=0.07)
+
+
+
+def test_layers_of_a_view_are_its_own_count():
+    """A view's decisions count halves of blocks; what is reported are layers."""
+    halves = Outcome("x", [answers([1.0, 1.0], [[1, 1, 0, 1], [1] * 4], passes=3)],
+                     depth=torch.tensor([1.5, 2.0]))
+    assert halves.layers.tolist() == [1.5, 2.0] and halves.layers_executed.tolist() == [4.5, 6.0]
 
 
 def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_questions, capsys):
@@ -118,8 +158,11 @@ def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_quest
     assert "Out of domain" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--routes", "vanilla,teleport"], ["--control", "1.5"]])
+@pytest.mark.parametrize("arguments", [["--routes", "vanilla,teleport"], ["--control", "1.5"],
+                                       ["--routes", "dr.llm", "--routers"]])
 def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        evaluate.parse_args(["--routers", "r", "--data", "q", *arguments])
-    assert stop.value.code == 2 and ("teleport" in (err := capsys.readouterr().err) or "1.5" in err)
+        evaluate.parse_args(["--data", "q", "--routers", "r", *arguments])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert any(text in said for text in ("teleport", "1.5", "expected at least"))

@@ -1,0 +1,328 @@
+"""What each table and figure of the paper asks, as a function of a Lab (extras/paper.py).
+
+Every function returns {"title", "rows", "notes"} of plain numbers, and "heat", "curves" or "bars"
+where there is something to draw. Rows are computed once each (lab.row).
+
+    python -m extras.paper all --run runs/demo
+"""
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from baselines import BASELINES, Setting
+from choose import confident
+from diagnostics import share_of_actions
+from drllm import RouterRoute, Routers
+from evaluate import add_static, summarise
+from extras.studies import frontier, ood, router
+from tables import heat, percent
+
+FORCED = ("executed-only", "no-skip", "no-repeat")
+CONTROLS = (*FORCED, "shuffled", "random", "swapped")
+METHODS = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod", "halting",
+           "recursions", "polar", "random", "shuffled", "cola")
+PAPER = {  # what the paper claims, beside what is measured
+    "table2": "search saved 1.82 of 28-32 layers on questions answered right",
+    "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
+    "table4": "-0.85 points out of domain on average",
+    "table6": "hidden states beat embeddings",
+    "figure5": "W = 8 is best; a width of 128 is enough; 2 linear layers",
+    "figure7": "focal loss is best",
+}
+
+
+def claim(name):
+    return [f"The paper: {PAPER[name]}."]
+
+
+# ---- what the search found ----
+
+def groups_of(rows):
+    """{task and level: rows}, the total last."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f"{row['task']} {row['level'] or ''}".strip(), []).append(row)
+    return dict(sorted(groups.items())) | {"all": rows}
+
+
+def mean(values):
+    """None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
+def percentage(values):
+    return 100 * mean([bool(value) for value in values]) if values else None
+
+
+def search_statistics(name, rows):
+    """One row of Table 2. saved: layers the shortest right path has less than the default."""
+    right = [row for row in rows if row["default_correct"]]
+    wrong = [row for row in rows if not row["default_correct"]]
+    saved = [len(row["decisions"]) - row["length"] for row in right]
+    repaired = [row for row in wrong if row["correct"]]
+    longer = [row["length"] - len(row["decisions"]) for row in repaired]
+    return {"name": name, "n": len(rows), "right before %": 100 * len(right) / len(rows),
+            "right after %": 100 * (len(right) + len(repaired)) / len(rows),
+            "saved, right ones": mean(saved),
+            "with a shorter path %": percentage([s > 0 for s in saved]),
+            "repaired %": percentage([row["correct"] for row in wrong]),
+            "layers added, repaired": mean(longer),
+            "right paths met": mean([len(row["correct"]) for row in rows])}
+
+
+def table2(lab):
+    rows = [search_statistics(name, rows) for name, rows in groups_of(lab.rows).items()]
+    return {"title": f"what {lab.run.args.simulations} simulations per question found",
+            "rows": rows, "notes": claim("table2")}
+
+
+def figure9(lab):
+    """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
+    rows, bars = [], {}
+    for choice in dict.fromkeys((lab.run.args.choose, "shortest")):
+        labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
+        share = share_of_actions(labels)  # (L, 3)
+        bars[choice] = share.T.tolist()
+        total = share.mean(0).tolist()
+        rows.append({"name": choice, "labels": len(labels), "skip %": 100 * total[0],
+                     "execute %": 100 * total[1], "repeat %": 100 * total[2],
+                     "mean count per layer": heat(labels.float().mean(0).tolist())})
+    return {"title": "the labels, per layer", "rows": rows, "bars": bars}
+
+
+# ---- accuracy in and out of domain ----
+
+def routes_of(lab, choice=None, **more):
+    return [RouterRoute(routers, **more) for routers in lab.routers(choice)]
+
+
+def per_task(table, name, title):
+    """A row per task and the total of one asked outcome."""
+    outcome, vanilla = table.outcomes[name], table.outcomes["vanilla"]
+    tasks = np.array(table.tasks)
+    for task in [*dict.fromkeys(table.tasks), "all"]:
+        rows = torch.from_numpy(tasks == task if task != "all" else tasks != "")
+        found = summarise(outcome, vanilla, rows)
+        yield {"name": f"{title}: {task}", **found}
+
+
+def domain_table(lab, table):
+    """Vanilla, Dr.LLM, the paper's recipe (no gate), the static paths and the forced variants."""
+    main = lab.run.args.choose
+    table.add("dr.llm", routes_of(lab))
+    if main != "shortest":
+        table.add("paper", routes_of(lab, "shortest", gate=False))
+    add_static(table, "dr.llm", lab.statics)
+    table.add_baselines(CONTROLS, setting_of(lab, table))
+    titles = {"vanilla": "vanilla", "dr.llm": f"Dr.LLM, {main}", "paper": "the paper's recipe"}
+    titles |= {name: BASELINES[name].title for name in FORCED}
+    rows = [row for name, title in titles.items() if name in table.outcomes
+            for row in per_task(table, name, title)]
+    extra = [name for name in table.outcomes if name not in titles]
+    everything = torch.ones(len(table.prompts), dtype=torch.bool)
+    return rows + [{"name": table.outcomes[name].name,
+                    **summarise(table.outcomes[name], table.outcomes["vanilla"], everything)}
+                   for name in extra]
+
+
+def setting_of(lab, table, depth=None, labels=None):
+    outcome = table.outcomes["dr.llm"]
+    return Setting(lab.model, lab.tokenizer, table.prompts, lab.routers(),
+                   outcome.seeds[0].decisions, depth or outcome.layers.mean().item(),
+                   lab.labelled, labels, batch_size=lab.args.batch_size)
+
+
+def table3(lab):
+    return {"title": f"in domain, {len(lab.inside)} questions, {len(lab.seeds)} router seeds",
+            "rows": domain_table(lab, lab.table), "notes": claim("table3")}
+
+
+def table4(lab):
+    rows = domain_table(lab, lab.far_table)
+    return {"title": f"out of domain, {len(lab.outside)} questions, {len(lab.seeds)} router seeds",
+            "rows": rows, "notes": claim("table4")}
+
+
+# ---- other methods ----
+
+def table5(lab):
+    """Every method at one mean depth: Dr.LLM's own, or --depth."""
+    if "dr.llm" not in lab.table.outcomes:
+        lab.table.add("dr.llm", routes_of(lab))
+    own = lab.table.outcomes["dr.llm"].layers.mean().item()
+    depth = lab.args.depth or own
+    rows = [lab.row("vanilla", lambda: lab.figures([None])),
+            lab.row("Dr.LLM", lambda: lab.figures(routes_of(lab)))]
+    if lab.args.depth:
+        tilt = tilt_for(lab, depth)
+        rows.append(lab.row(f"Dr.LLM, tilt {tilt:+.2f}",
+                            lambda: lab.figures(routes_of(lab, tilt=tilt))))
+    setting = setting_of(lab, lab.table, depth, lab.labels())
+    for name in METHODS:
+        rows.append(lab.row(f"{BASELINES[name].title} @{depth:.2f}",
+                            lambda name=name: method(lab, name, setting)))
+    return {"title": f"methods at {depth:.2f} layers", "rows": rows,
+            "notes": ["oracle: the gold answer chooses the path; frozen retrofit: the method's own "
+                      "training of the base model is left out"]}
+
+
+def method(lab, name, setting):
+    baseline = BASELINES[name]
+    entrant = baseline.make(setting)
+    return {"note": baseline.note, **lab.figures(entrant.routes, name=name, model=entrant.model,
+                                                 layers_of=entrant.layers_of)}
+
+
+def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
+    """The tilt at which the first routers run the label questions at this mean depth."""
+    table = lab.comparison(lab.labelled[:300])
+    for _ in range(steps):
+        middle = (low + high) / 2
+        found = table.ask("tilt", [RouterRoute(lab.routers()[0], middle)]).layers.mean().item()
+        low, high = (middle, high) if found < depth else (low, middle)
+    return round((low + high) / 2, 2)
+
+
+# ---- ablations of the router ----
+
+class EmbeddingRoute(RouterRoute):
+    """Every layer's router sees the embeddings of the prompt instead of its own input."""
+
+    def _pool(self, hidden, lengths):
+        return self.embedded
+
+    def __call__(self, layer, hidden, lengths):
+        if layer == 0:
+            self.embedded = super()._pool(hidden, lengths)
+        return super().__call__(layer, hidden, lengths)
+
+
+class LinearRouters(Routers):
+    """One linear layer instead of two."""
+
+    def __init__(self, num_layers, hidden_size, width=128, windows=8):
+        super().__init__(num_layers, hidden_size, 1, windows)
+        self.only = nn.Parameter(0.01 * torch.randn(num_layers, hidden_size, 3))
+
+    def forward(self, pooled, counts, layers=slice(None)):
+        """Linear in the windows, so their mean may be taken first."""
+        mean = (pooled.sum(2) / counts[:, None, None]).transpose(0, 1)  # (l, N, D)
+        return torch.baddbmm(self.b2[layers], mean, self.only[layers]).transpose(0, 1)
+
+
+class DeepRouters(Routers):
+    """Three linear layers instead of two."""
+
+    def __init__(self, num_layers, hidden_size, width=128, windows=8):
+        super().__init__(num_layers, hidden_size, width, windows)
+        self.middle = nn.Parameter(torch.randn(num_layers, width, width) * width ** -0.5)
+
+    def forward(self, pooled, counts, layers=slice(None)):
+        N, l, W, D = pooled.shape
+        windows = pooled.transpose(0, 1).reshape(l, N * W, D)
+        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))
+        inner = F.gelu(torch.bmm(inner, self.middle[layers]))
+        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, 3)
+        in_use = torch.arange(W, device=counts.device) < counts[:, None]
+        return ((logits * in_use[..., None]).sum(2) / counts[:, None]).transpose(0, 1)
+
+
+def variant(lab, name, labels=None, kind=Routers, route=RouterRoute, **changes):
+    """The in-domain row of routers trained with other settings."""
+    def make():
+        config = replace(lab.run.config, **changes)
+        examples = lab.examples(labels or lab.labels(), config.windows)
+        return lab.figures([route(r) for r in lab.train(*examples, config, kind=kind)], name=name)
+    return lab.row(name, make)
+
+
+def table6(lab):
+    def embedded():
+        pooled, counts, decisions = lab.examples(lab.labels())
+        pooled = pooled[:, :1].expand_as(pooled)
+        return lab.figures([EmbeddingRoute(r) for r in lab.train(pooled, counts, decisions)])
+    rows = [variant(lab, "hidden states"), lab.row("embeddings only", embedded)]
+    return {"title": "what the routers see", "rows": rows, "notes": claim("table6")}
+
+
+def figure5(lab):
+    """Width, number of linear layers and number of windows; figure 8 shows the same."""
+    rows = [variant(lab, f"width {width}", width=width) for width in (16, 64, 128, 256)]
+    rows += [variant(lab, "1 linear layer", kind=LinearRouters),
+             variant(lab, "3 linear layers", kind=DeepRouters)]
+    rows += [variant(lab, f"{windows} windows", windows=windows) for windows in (1, 2, 4, 8, 16)]
+    return {"title": "the routers' shape (default: width 128, 2 linear layers, 8 windows)",
+            "rows": rows, "notes": claim("figure5")}
+
+
+def figure7(lab):
+    """The loss, its constants, and the number and choice of labels."""
+    rows = [variant(lab, "focal loss"), variant(lab, "weighted cross-entropy", gamma=0.0),
+            variant(lab, "cross-entropy", gamma=0.0, beta=0.0)]
+    rows += [variant(lab, f"gamma {gamma:g}", gamma=gamma) for gamma in (1.0, 4.0)]
+    rows += [variant(lab, f"beta {beta:g}", beta=beta) for beta in (0.0, 0.9, 0.9999)]
+    for share in (4, 2):
+        labels = lab.labels()[:len(lab.labels()) // share]
+        rows.append(variant(lab, f"{len(labels)} label questions", labels))
+    for choice, labels in {"shortest": lab.labels("shortest"),
+                           "confident": confident(lab.rows)}.items():
+        rows.append(variant(lab, f"{choice} labels", labels))
+    return {"title": "the loss and the labels (default: gamma 2, beta 0.999, "
+                     f"{len(lab.labelled)} {lab.run.args.choose} labels)",
+            "rows": rows, "notes": claim("figure7")}
+
+
+# ---- pictures of decisions ----
+
+def figure1(lab):
+    """Accuracy against layers: the frontier's lines, and the other methods as points."""
+    found = frontier(lab)
+    methods = [row for row in table5(lab)["rows"] if row["name"] != "vanilla"]
+    points = {row["name"]: [[row["layers"], row["accuracy"]]] for row in methods}
+    return {"title": "accuracy against layers", "notes": found["notes"],
+            "rows": [{key: row[key] for key in ("name", "layers", "accuracy", "gain", "interval")}
+                     for row in (*found["rows"], *methods)],
+            "curves": {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
+            | points}
+
+
+def figure4(lab):
+    """Mean count per layer and task, and quartiles of the layers run; figure 10 shows the same."""
+    rows, heat_map = [], {}
+    for where, table in (("in", lab.table), ("out", lab.far_table if lab.outside else None)):
+        if table is None:
+            continue
+        decisions = table.ask("heat map", routes_of(lab)).decisions.float().mean(0)  # (N, L)
+        tasks = np.array(table.tasks)
+        for task in dict.fromkeys(table.tasks):
+            here = decisions[torch.from_numpy(tasks == task)]
+            spread = here.sum(1).quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+            heat_map[f"{where} {task}"] = here.mean(0).tolist()
+            rows.append({"name": f"{where} {task}", "per layer": heat(here.mean(0).tolist()),
+                         "layers": here.sum(1).mean().item(),
+                         **dict(zip(("least", "quarter", "median", "three quarters", "most"),
+                                    spread))})
+    return {"title": "how often each layer runs", "rows": rows, "heat": heat_map,
+            "notes": ["per layer: ▁ never, ▄ once, █ twice"]}
+
+
+def figure6(lab, steps=9):
+    """The paper's knob, from always skip to always repeat; without the gate, which would execute
+    what the knob skips."""
+    rows = []
+    for p in np.linspace(-1, 1, steps).tolist():
+        routes = lambda p=p: routes_of(lab, control=p, gate=False)[:1]
+        rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
+    return {"title": "the control knob p (-0.5: the router itself), one seed, no gate", "rows": rows,
+            "knob": [[p, *(row[key] for key in ("accuracy", "layers", "skip", "execute", "repeat"))]
+                     for p, row in zip(np.linspace(-1, 1, steps).tolist(), rows)],
+            "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
+
+
+EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,
+               "table5": table5, "table6": table6, "figure4": figure4, "figure5": figure5,
+               "figure6": figure6, "figure7": figure7, "router": router, "ood": ood,
+               "frontier": frontier, "figure1": figure1}

@@ -1,0 +1,120 @@
+"""PNG of an experiment's numbers, where matplotlib is installed (it is no requirement).
+
+    draw("figure6", result, "figure6.png")
+"""
+import functools
+import importlib.util
+
+ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
+DRAWN = ("heat", "bars", "curves", "knob")  # the parts of a result that have a picture
+BOX = ("least", "quarter", "median", "three quarters", "most")
+
+
+@functools.cache
+def available():
+    """True if matplotlib can be imported; says so once where it cannot."""
+    found = importlib.util.find_spec("matplotlib") is not None
+    if not found:
+        print("matplotlib is not installed: no pictures (pip install matplotlib)")
+    return found
+
+
+def draw(name, result, file):
+    """Writes the picture that fits what the result holds; nothing where nothing fits."""
+    kind = next((key for key in DRAWN if result.get(key)), None)
+    if kind is None and any("accuracy" in row and "gain" in row for row in result["rows"]):
+        kind = "accuracy"
+    if kind is None or not available():
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    {"heat": heat, "bars": bars, "curves": curves, "knob": knob,
+     "accuracy": accuracies}[kind](figure, result)
+    figure.suptitle(f"{name}: {result['title']}", fontsize=9, wrap=True)
+    figure.savefig(file, dpi=90)
+
+
+def plain(axes, xlabel, ylabel=""):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+
+
+def heat(figure, result):
+    """Mean count per task and layer, and beside it the spread of the layers run."""
+    names, values = list(result["heat"]), list(result["heat"].values())
+    figure.set_size_inches(9, 1.5 + 0.3 * len(names))
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    image = left.imshow(values, vmin=0, vmax=2, cmap="RdBu", aspect="auto")
+    left.set_yticks(range(len(names)), names)
+    left.set_xticks(range(0, len(values[0]), max(1, len(values[0]) // 12)))
+    left.set_xlabel("layer")
+    figure.colorbar(image, ax=left, label="times run")
+    boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), (row[key] for key in BOX)),
+                  fliers=[]) for row in result["rows"]]
+    right.bxp(boxes[::-1], orientation="horizontal", showfliers=False)
+    right.set_yticks([])
+    plain(right, "layers per forward pass")
+
+
+def bars(figure, result):
+    """Stacked shares of the three actions per layer, one panel per set of decisions."""
+    panels = result["bars"]
+    figure.set_size_inches(3.2 * len(panels), 2.8)
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, shares) in zip(drawn, panels.items()):
+        base = [0.0] * len(shares[0])
+        for (action, colour), share in zip(ACTIONS, shares):
+            axes.bar(range(len(share)), share, bottom=base, color=colour, label=action)
+            base = [low + more for low, more in zip(base, share)]
+        axes.set_title(name, fontsize=8)
+        axes.set_xticks(range(0, len(base), max(1, len(base) // 6)))
+        plain(axes, "layer")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+
+
+def curves(figure, result):
+    """Accuracy against layers, a line per kind of route."""
+    figure.set_size_inches(6, 4)
+    axes = figure.subplots()
+    for name, points in result["curves"].items():
+        points = sorted(points)
+        if points:
+            axes.plot([x for x, _ in points], [100 * y for _, y in points], "o-", ms=4, label=name)
+    plain(axes, "layers per forward pass", "points" if "gate threshold" in result["curves"]
+          else "right %")
+    axes.legend(fontsize=8)
+
+
+def knob(figure, result):
+    """Accuracy and layers over the knob, and what the routers then decide."""
+    figure.set_size_inches(7.5, 3)
+    left, right = figure.subplots(1, 2)
+    p, accuracy, layers, *shares = zip(*result["knob"])
+    left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e", label="right %")
+    left.plot(p, layers, "s--", color="#d1495b", label="layers per forward pass")
+    left.legend(fontsize=7)
+    plain(left, "p")
+    base = [0.0] * len(p)
+    for (action, colour), share in zip(ACTIONS, shares):
+        right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
+        base = [low + more for low, more in zip(base, share)]
+    right.legend(fontsize=7)
+    plain(right, "p", "share of decisions")
+
+
+def accuracies(figure, result):
+    """A horizontal bar per row, totals only; the line is the 95% interval of the gain."""
+    rows = [row for row in result["rows"][::-1] if "accuracy" in row
+            and (": " not in row["name"] or row["name"].endswith(": all"))]
+    figure.set_size_inches(6.5, 1.2 + 0.25 * len(rows))
+    axes = figure.subplots()
+    values = [100 * row["accuracy"] for row in rows]
+    spread = [[100 * (row["gain"] - row["interval"][0]) for row in rows],
+              [100 * (row["interval"][1] - row["gain"]) for row in rows]]
+    axes.barh(range(len(rows)), values, xerr=spread, color="#9db4c0", ecolor="#253237")
+    names = [f"{row['name']} ({row['layers']:.2f})" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    plain(axes, "right % (layers per forward pass in brackets)")

@@ -1,0 +1,91 @@
+"""Statistics on cases that can be counted out by hand."""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diagnostics import (agreement, class_report, interval, midranks, share_of_actions, wilcoxon)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_wilcoxon_is_the_share_of_sign_flips_at_least_as_far_out(values):
+    """The definition of the test, by listing every assignment of signs; ties and zeros included."""
+    kept = [v for v in values if v]
+    if not kept:
+        assert wilcoxon(values) == 1.0
+        return
+    ranks = midranks(np.abs(kept))
+    statistic = lambda signs: abs(sum(r for r, s in zip(ranks, signs) if s > 0) - ranks.sum() / 2)
+    seen = statistic(kept)
+    every = [statistic(signs) >= seen - 1e-9
+             for signs in itertools.product((-1, 1), repeat=len(kept))]
+    assert wilcoxon(values) == pytest.approx(np.mean(every))
+
+
+@given(st.integers(0, 10**6))
+def test_normal_approximation_continues_the_exact_test(seed):
+    """One difference more and the other formula answers: the two must meet."""
+    import diagnostics
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-3, 4, size=49) + (rng.random(49) < 0.2)
+    values = values[values != 0]
+    exact = wilcoxon(values)
+    before, diagnostics.EXACT_UP_TO = diagnostics.EXACT_UP_TO, 0
+    try:
+        assert wilcoxon(values) == pytest.approx(exact, abs=0.03)
+    finally:
+        diagnostics.EXACT_UP_TO = before
+
+
+def test_wilcoxon_by_hand_and_in_both_directions():
+    assert wilcoxon([1] * 5) == pytest.approx(2 / 32)
+    assert wilcoxon([1, 2, 3, 4, -5]) == wilcoxon([-1, -2, -3, -4, 5])
+    assert wilcoxon([0, 0]) == 1.0 and wilcoxon([1.0] * 200) < 1e-20
+    assert wilcoxon([1, -1] * 100) == 1.0
+
+
+def test_wilcoxon_under_no_effect_is_rarely_small():
+    """A p that forgets a factor of two, or the ties, rejects too often or never."""
+    rng = np.random.default_rng(0)
+    small = [wilcoxon(rng.normal(size=100)) < 0.05 for _ in range(1000)]
+    assert 0.03 <= np.mean(small) <= 0.07
+
+
+def test_midranks_by_hand():
+    assert midranks(np.array([3, 1, 3])).tolist() == [2.5, 1.0, 2.5]
+
+
+def test_class_report_by_hand():
+    labels = torch.tensor([[0, 1], [0, 1], [2, 1]])
+    decided = torch.tensor([[0, 1], [1, 1], [1, 0]])
+    report = class_report(decided, labels)
+    assert report["skip"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    assert report["execute"]["precision"] == 0.5
+    assert report["execute"]["recall"] == pytest.approx(2 / 3)
+    assert report["repeat"]["f1"] == 0.0 and report["repeat"]["support"] == 1
+    assert report["macro_f1"] == pytest.approx((0.5 + 4 / 7 + 0) / 3)
+    assert report["per_layer"] == pytest.approx([1 / 3, 2 / 3])
+
+
+@given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 10**6))
+def test_perfect_decisions_score_one_and_shares_add_up(rows, layers, seed):
+    labels = torch.randint(3, (rows, layers), generator=torch.Generator().manual_seed(seed))
+    report = class_report(labels, labels)
+    assert report["macro_f1"] == report["accuracy"] == 1.0
+    assert torch.allclose(share_of_actions(labels).sum(-1), torch.ones(layers))
+    assert agreement(labels, labels)["agreement"] == 1.0
+    executing = agreement(torch.ones_like(labels), labels)
+    assert executing["agreement"] == executing["always_execute"]
+
+
+def test_agreement_by_hand():
+    found = agreement(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 1], [1, 2]]))
+    assert found == {"agreement": 0.75, "always_execute": 0.5, "whole_paths": 0.5,
+                     "whole_default": 0.0, "n": 2}
+
+
+def test_interval_of_a_constant_is_that_constant():
+    assert interval([0.5] * 20) == (0.5, 0.5)

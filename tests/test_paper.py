@@ -1,0 +1,176 @@
+"""The paper's experiments on a tiny run: all of them answer, resume and refuse."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train
+from cli import InputError
+from conftest import own_answers
+from extras import experiments, paper, pictures, studies
+from tiny import save_tiny, tiny_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run with two labelled tasks and one that no label shows."""
+    base = tmp_path_factory.mktemp("paper")
+    save_tiny(base / "model", tiny_model(5, dtype=torch.float32))
+    rows = own_answers(base / "model", 96)
+    for n, row in enumerate(rows):
+        row["task"] = ("one", "two", "compute", "far")[n % 4]
+    write = lambda name, rows: (base / name).write_text(
+        "".join(json.dumps(row) + "\n" for row in rows))
+    labelled = [n for n in range(96) if n % 4 < 2 and n < 64]
+    write("label.jsonl", [rows[n] for n in labelled])
+    write("test.jsonl", [rows[n] for n in range(96) if n not in labelled])
+    train.main([*files(base), "--out", str(base / "run"), "--simulations", "8", "--seeds", "2",
+                "--clusters", "2"])
+    return base
+
+
+def files(base):
+    return ["--model", str(base / "model"), "--data", str(base / "label.jsonl"),
+            "--test", str(base / "test.jsonl")]
+
+
+def command(base, *names, limit="40"):
+    return [*names, *files(base), "--run", str(base / "run"), "--seeds", "2", "--limit", limit]
+
+
+@pytest.fixture(scope="module")
+def everything(run):
+    """The folder after all experiments."""
+    paper.main(command(run, "all"))
+    return run / "run" / "paper"
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_every_experiment_leaves_rows_command_seeds_model_and_versions(everything, name):
+    stored = json.loads((everything / f"{name}.json").read_text())
+    assert stored["result"]["rows"] and stored["result"]["title"]
+    assert stored["key"]["seeds"] == [0, 1] and len(stored["key"]["model"]) == 16
+    assert {"command", "versions", "seconds"} <= stored.keys()
+    assert "NaN" not in json.dumps(stored)
+
+
+def test_a_finished_table_is_not_computed_again_and_an_unfinished_one_keeps_its_rows(
+        everything, run, monkeypatch, capsys):
+    before = (everything / "table6.json").stat().st_mtime_ns
+    monkeypatch.setattr(train, "train_routers", lambda *a, **k: pytest.fail("trained again"))
+    paper.main(command(run, "table6"))
+    assert (everything / "table6.json").stat().st_mtime_ns == before
+    assert "embeddings only" in capsys.readouterr().out
+    (everything / "table6.json").unlink()
+    paper.main(command(run, "table6"))    # from its rows
+    assert (everything / "table6.json").exists()
+
+
+def test_other_questions_are_another_table(everything, run):
+    before = json.loads((everything / "table2.json").read_text())
+    paper.main(command(run, "table2", limit="5"))
+    after = json.loads((everything / "table2.json").read_text())
+    assert before["key"] != after["key"]
+
+
+def rows_of(folder, name):
+    rows = json.loads((folder / f"{name}.json").read_text())["result"]["rows"]
+    return {row["name"].split(" @")[0]: row for row in rows}
+
+
+def test_tables_report_what_the_comparison_measured(everything):
+    rows = rows_of(everything, "table3")
+    assert rows["vanilla: all"]["gain"] == 0.0 and rows["vanilla: all"]["layers"] == 3.0
+    for task in ("one", "two", "all"):
+        forced = rows[f"forced to execute: {task}"]
+        assert forced["accuracy"] == rows[f"vanilla: {task}"]["accuracy"]
+    methods = rows_of(everything, "table5")
+    routed = rows["Dr.LLM, consensus: all"]["accuracy"]
+    assert methods["Dr.LLM"]["accuracy"] == pytest.approx(routed)
+    assert methods["CoLa (oracle)"]["accuracy"] >= methods["vanilla"]["accuracy"]
+
+
+def test_knob_ends_where_the_paper_says(everything):
+    rows = json.loads((everything / "figure6.json").read_text())["result"]["rows"]
+    layers = {r["name"]: r["layers"] for r in rows}
+    assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
+    assert list(layers.values())[2:] == sorted(layers.values())[2:] and rows[6]["gain"] == 0.0
+
+
+def test_a_run_of_another_model_is_refused(run, tmp_path):
+    save_tiny(tmp_path / "other", tiny_model(6, dtype=torch.float32))
+    line = command(run, "table2")
+    line[line.index("--model") + 1] = str(tmp_path / "other")
+    with pytest.raises(InputError, match="a run of model"):
+        paper.main(line)
+
+
+def test_a_run_without_labels_is_refused(run, tmp_path):
+    (tmp_path / "config.json").write_text((run / "run" / "config.json").read_text())
+    line = command(run, "table2")
+    line[line.index("--run") + 1] = str(tmp_path)
+    with pytest.raises(InputError, match="32 of 32 label questions have no row"):
+        paper.main(line)
+
+
+# ---- parts ----
+
+def test_search_statistics_by_hand():
+    row = lambda right, length, correct: {"default_correct": right, "decisions": [1] * 4,
+                                          "length": length, "correct": correct}
+    found = experiments.search_statistics("x", [row(True, 2, [1, 2]), row(True, 4, [1]),
+                                                row(False, 5, [1]), row(False, 4, [])])
+    assert found["saved, right ones"] == 1.0 and found["with a shorter path %"] == 50.0
+    assert found["repaired %"] == 50.0 and found["layers added, repaired"] == 1.0
+    assert found["right before %"] == 50.0 and found["right after %"] == 75.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=12,
+                unique_by=lambda p: p[0]))
+def test_upper_hull_lies_above_every_point(points):
+    hull = studies.upper_hull(points)
+    xs, ys = [p[0] for p in hull], [p[1] for p in hull]
+    assert ys == sorted(set(ys)) and ys[-1] == max(p[1] for p in points)
+    for x, y in points:
+        assert x < xs[0] or np.interp(x, xs, ys) >= y - 1e-9
+
+
+@pytest.mark.parametrize("kind", [experiments.LinearRouters, experiments.DeepRouters])
+def test_other_router_shapes_are_per_prompt_and_learn(kind):
+    """Windows that are not in use, or another layer's weights, must not matter."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (96, 2), generator=rng)
+    pooled = 0.1 * torch.randn(96, 2, 8, 6, generator=rng)
+    pooled[..., :3] += torch.nn.functional.one_hot(labels, 3)[:, :, None]
+    config = train.TrainConfig(epochs=30, width=16, learning_rate=1e-2)
+    counts = torch.full((96,), 8)
+    routers = train.train_routers(pooled, counts, labels, 0, config, kind=kind)
+    assert (routers(pooled, counts).argmax(-1) == labels).float().mean() > 0.95
+    pooled[:, :, 3:] = 0
+    half = torch.full((96,), 3)
+    alone = torch.cat([routers(pooled[:, layer:layer + 1, :3], half, slice(layer, layer + 1))
+                       for layer in (0, 1)], dim=1)
+    assert torch.allclose(routers(pooled, half), alone, atol=1e-5)
+
+
+def test_embedding_route_shows_every_layer_the_embeddings():
+    from drllm import pool_windows
+    from model_llama import generate
+    model, seen = tiny_model(dtype=torch.float32), []
+    routers = experiments.Routers(3, 16).requires_grad_(False)
+    routers.forward = lambda pooled, counts, layers: seen.append(pooled) or torch.zeros(1, 1, 3)
+    generate(model, [[5, 6, 7]], experiments.EmbeddingRoute(routers), 1)
+    states = pool_windows(model.embed_tokens(torch.tensor([[5, 6, 7]])), torch.tensor([3]), 8)
+    assert len(seen) == 3 and all(torch.equal(pooled[:, 0], states) for pooled in seen)
+
+
+def test_pictures_are_left_out_in_one_line_without_matplotlib(monkeypatch, tmp_path, capsys):
+    pictures.available.cache_clear()
+    monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
+    for _ in range(2):
+        pictures.draw("figure6", {"rows": [], "curves": {"a": [[1, 2]]}}, tmp_path / "x.png")
+    assert capsys.readouterr().out.count("not installed") == 1 and not (tmp_path / "x.png").exists()
+    pictures.available.cache_clear()

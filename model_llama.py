@@ -50,17 +50,16 @@ def inverse_frequencies(config, device=None):
 
 
 def angle_table(config, positions, like):
-    """(cos, sin), each (positions, E): of every position, with the sign that rotate() wants."""
+    """(cos, sin), each (positions, E), of every position's angles."""
     turn = torch.arange(positions, device=like.device)[:, None]
-    angles = turn * inverse_frequencies(config, like.device)  # (positions, E/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), -1).to(like.dtype), torch.cat((-sin, sin), -1).to(like.dtype)
+    angles = (turn * inverse_frequencies(config, like.device)).repeat(1, 2)  # (positions, E)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def rotate(heads, cos, sin):
     """Heads (B, H, T, E) turned by their position's angles; the pairs are (i, i + E/2)."""
-    swapped = heads.roll(heads.shape[-1] // 2, -1)
-    return torch.addcmul(heads * cos, swapped, sin)
+    first, second = heads.chunk(2, dim=-1)
+    return torch.addcmul(heads * cos, torch.cat((-second, first), dim=-1), sin)
 
 
 @dataclass

@@ -5,15 +5,43 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
-settings.register_profile("quick", max_examples=25, deadline=None)
+PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
+settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
 settings.register_profile("default", max_examples=60, deadline=None)
-settings.register_profile("grade", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("grade", max_examples=200, **PASS_OR_FAIL)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# ---- the course: tests of one task ----
+
+def pytest_addoption(parser):
+    parser.addoption("--task", help="run only the tests of one task of the course, e.g. 4.3")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "task(number): the task of the course it belongs to")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files without tests of the task wanted need not even be imported."""
+    wanted, file = config.getoption("--task"), collection_path
+    if wanted and file.suffix == ".py" and f'task("{wanted}")' not in file.read_text():
+        return True
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--task")
+    if wanted:
+        items[:] = [item for item in items
+                    if (mark := item.get_closest_marker("task")) and wanted in mark.args]
+
+
+# ---- fixtures ----
 
 
 @pytest.fixture(scope="session")

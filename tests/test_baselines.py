@@ -67,6 +67,7 @@ def test_forced_to_execute_equals_vanilla_and_masks_forbid_only_their_action(set
     assert any((found.decisions == 0).any() for found in run("no-repeat"))
 
 
+@pytest.mark.task("5.3")
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
 def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
     decisions = torch.randint(3, (rows, layers))
@@ -221,7 +222,7 @@ def test_shared_cache_changes_a_repeat_and_decoding_equals_recomputing():
 def test_shared_second_pass_by_definition():
     """One layer, repeated: queries of the second pass over keys and values of the first."""
     model = tiny_model(num_layers=1)
-    block, span = model.layers[0], model.span(0, [5], 5)
+    block, span = model.layers[0], model.span(model.empty_cache([5], 5), 0, 5)
     hidden = torch.randn(1, 5, 16, dtype=torch.float64)
     shared, first, second = baselines.SharedCache(block), Store(), Store()
     once = shared(hidden, span, first)
@@ -357,7 +358,7 @@ def test_an_adapter_serves_only_the_tokens_that_skip():
     adapter = lambda normed: torch.full_like(normed, 5.0)
     layer = gates.TokenGated(model.layers[0], learned, 0)
     layer.adapter = adapter
-    hidden, span = model.embed_tokens(tokens), model.span(0, [4], 4)
+    hidden, span = model.embed_tokens(tokens), model.span(model.empty_cache([4], 4), 0, 4)
     out = layer(hidden, span, Store())
     assert torch.allclose(out[:, 1::2], hidden[:, 1::2] + 5.0)
     assert torch.allclose(out[:, ::2], model.layers[0](hidden, span, Store())[:, ::2], atol=1e-5)

@@ -16,6 +16,26 @@ settings.register_profile("grade", max_examples=200, deadline=None, derandomize=
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+# ---- the course: tests of one task ----
+
+def pytest_addoption(parser):
+    parser.addoption("--task", help="run only the tests of one task of the course, e.g. 4.3")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "task(number): the task of the course it belongs to")
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("--task")
+    if wanted:
+        items[:] = [item for item in items
+                    if (mark := item.get_closest_marker("task")) and wanted in mark.args]
+
+
+# ---- fixtures ----
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real inputs beside the project, where there is one."""

@@ -26,6 +26,7 @@ def test_shortest_is_the_papers_label_and_an_unanswered_question_has_none():
     assert shortest(ROWS) == [SHORT, LONG, None]
 
 
+@pytest.mark.task("3.2")
 def test_confident_trades_probability_against_layers():
     """A price of zero takes the surest path, a high price the shortest; forgetting it is a bug."""
     assert confident(ROWS, 0.0) == [LONG, LONG, None]
@@ -33,6 +34,7 @@ def test_confident_trades_probability_against_layers():
     assert confident(ROWS, 1.0)[0] == SHORT
 
 
+@pytest.mark.task("3.4")
 def test_consensus_takes_what_neighbours_share_among_the_paths_right_for_the_question():
     paths = [DEFAULT, SHORT, LONG]
     right = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
@@ -53,6 +55,7 @@ def test_half_gain_price_by_hand():
     assert half_gain_price(answers(8), share(answers(8)), paths) == 0.1
 
 
+@pytest.mark.task("3.3")
 def test_neighbours_leave_the_question_itself_out():
     """A question that is its own neighbour would vote for the path that is right by luck."""
     space = torch.tensor([[0.0], [0.1], [5.0], [5.1]])

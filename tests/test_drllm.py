@@ -67,6 +67,7 @@ def logits_by_hand(routers, layer, hidden):
 
 # ---- windowed pooling ----
 
+@pytest.mark.task("4.1")
 def test_windows_by_hand():
     """The docstring's example: ten tokens in four windows of two; tokens 8 and 9 are unseen."""
     matrix = window_matrix(torch.tensor([10]), 10, 4)[0]
@@ -74,6 +75,7 @@ def test_windows_by_hand():
     assert matrix.sum(1).tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.task("4.1")
 @pytest.mark.parametrize("n", range(1, 41))
 def test_windows_partition_the_tokens(n):
     """Windows rounded up, or a last window that takes the remainder; the paper drops it."""
@@ -86,6 +88,7 @@ def test_windows_partition_the_tokens(n):
     assert n - sum(map(len, windows)) < len(windows)
 
 
+@pytest.mark.task("4.1")
 @given(ragged, window_limits, seeds)
 def test_pooling_equals_a_loop_over_prompts_and_windows(lengths, W, seed):
     """Windows laid out by the longest prompt of the batch: short prompts then average padding."""
@@ -100,6 +103,7 @@ def test_pooling_equals_a_loop_over_prompts_and_windows(lengths, W, seed):
         assert not row[len(means):].any()
 
 
+@pytest.mark.task("4.1")
 @given(ragged, window_limits, st.floats(-100, 100, width=32))
 def test_pooling_of_constant_is_constant(lengths, W, constant):
     """Dividing by W, by T or by the longest window in place of the window's own size."""
@@ -109,6 +113,7 @@ def test_pooling_of_constant_is_constant(lengths, W, constant):
         torch.testing.assert_close(row[:used], torch.full((int(used), 2), constant))
 
 
+@pytest.mark.task("4.1")
 @given(ragged, window_limits, st.integers(0, 5), seeds)
 def test_padding_never_matters(lengths, W, extra, seed):
     """Garbage in the padding, and more of it: the windows in use stay the same to the bit."""
@@ -139,6 +144,7 @@ def test_all_layers_at_once_equal_one_router_at_a_time(lengths, W, seed):
             torch.testing.assert_close(logits[row, layer], by_hand, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.task("4.5")
 @given(ragged, seeds)
 def test_logits_average_only_the_windows_in_use(lengths, seed):
     """A mean over W: a prompt of three tokens would hear five votes from empty windows."""
@@ -171,12 +177,14 @@ def labelled(seed, n=6):
     return 3 * randn(seed, n, 2, 3), labels
 
 
+@pytest.mark.task("4.3")
 def test_focal_loss_by_hand():
     """p = 0.9: 0.01 times 0.10536, a hundredth of the cross-entropy."""
     logits = torch.tensor([[0.05, 0.9, 0.05]]).log()
     assert focal_loss(logits, torch.tensor([1])).item() == pytest.approx(0.01 * 0.10536, rel=1e-4)
 
 
+@pytest.mark.task("4.3")
 @given(seeds, st.tuples(*[st.floats(0.01, 5)] * 3))
 def test_focal_loss_with_zero_gamma_is_cross_entropy(seed, weights):
     """A weighted mean divided by the sum of weights: PyTorch's default, not the paper's."""
@@ -187,6 +195,7 @@ def test_focal_loss_with_zero_gamma_is_cross_entropy(seed, weights):
     torch.testing.assert_close(focal_loss(logits, labels, weights, 0.0), weighted)
 
 
+@pytest.mark.task("4.3")
 @given(seeds, st.floats(0, 6), st.floats(0, 6))
 def test_focal_loss_never_exceeds_cross_entropy(seed, gamma, more):
     """The exponent's sign: easy labels must count less, and less still at a larger gamma."""
@@ -197,6 +206,7 @@ def test_focal_loss_never_exceeds_cross_entropy(seed, gamma, more):
     assert focal_loss(logits, labels, gamma=gamma + more) <= loss * (1 + 1e-5)
 
 
+@pytest.mark.task("4.3")
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("size", [100.0, 1e30])
 def test_focal_loss_gradient_is_finite_at_extreme_logits(gamma, size):
@@ -207,6 +217,7 @@ def test_focal_loss_gradient_is_finite_at_extreme_logits(gamma, size):
         assert logits.grad.isfinite().all()
 
 
+@pytest.mark.task("4.2")
 def test_class_weights_by_hand():
     """The docstring's example."""
     assert class_weights((10, 100, 1000)).tolist() == pytest.approx([2.68, 0.28, 0.04], abs=5e-3)
@@ -215,6 +226,7 @@ def test_class_weights_by_hand():
 counts = st.lists(st.integers(0, 10**7), min_size=3, max_size=3)
 
 
+@pytest.mark.task("4.2")
 @given(counts, st.sampled_from((0.9, 0.99, 0.999, 0.9999)))
 def test_rarer_class_never_weighs_less_and_the_mean_is_one(counts, beta):
     """Inverted or unscaled weights; a class never seen divides by zero."""
@@ -225,6 +237,7 @@ def test_rarer_class_never_weighs_less_and_the_mean_is_one(counts, beta):
     assert all(rare >= common * (1 - 1e-6) for rare, common in zip(ordered, ordered[1:]))
 
 
+@pytest.mark.task("4.2")
 @given(counts)
 def test_beta_zero_gives_equal_weights_and_a_class_never_seen_counts_as_seen_once(counts):
     """The two ends of the effective number of samples."""
@@ -232,6 +245,7 @@ def test_beta_zero_gives_equal_weights_and_a_class_never_seen_counts_as_seen_onc
     assert torch.equal(class_weights(counts), class_weights([max(1, n) for n in counts]))
 
 
+@pytest.mark.task("4.2")
 def test_beta_near_one_gives_inverse_counts():
     """Beta ignored: far below 1 / (1 - beta) the weights are as one over the count."""
     weights = class_weights((1, 2, 4), 1 - 1e-7)
@@ -240,6 +254,7 @@ def test_beta_near_one_gives_inverse_counts():
 
 # ---- knobs ----
 
+@pytest.mark.task("4.4")
 @given(seeds)
 def test_control_stops_are_exact(seed):
     """-1 skips, -0.5 is the routers, 0.5 executes, 1 repeats."""
@@ -249,6 +264,7 @@ def test_control_stops_are_exact(seed):
         assert torch.equal(interpolate(p, control), expected)
 
 
+@pytest.mark.task("4.4")
 @given(seeds, st.floats(0, 1), st.sampled_from(((-1, -0.5), (-0.5, 0.5), (0.5, 1))))
 def test_control_is_linear_between_stops_and_stays_a_distribution(seed, share, ends):
     """A kink between two stops, or shares that do not add up to one."""
@@ -260,6 +276,7 @@ def test_control_is_linear_between_stops_and_stays_a_distribution(seed, share, e
     assert mixed.min() >= 0
 
 
+@pytest.mark.task("4.4")
 @pytest.mark.parametrize("control", [-1.01, 1.01, 5, math.nan, math.inf])
 def test_control_out_of_range_is_refused(control):
     """Extrapolation: beyond the stops the mixture is no distribution."""

@@ -112,6 +112,7 @@ def grow(num_layers, config, seed, reward):
 
 # ---- paths ----
 
+@pytest.mark.task("2.1")
 def test_paths_by_hand():
     """The README's example, and the two ends: everything skipped, everything repeated."""
     assert path_of((1, 0, 2)) == (0, 2, 2)
@@ -120,12 +121,14 @@ def test_paths_by_hand():
     assert path_of((2, 2)) == (0, 0, 1, 1)
 
 
+@pytest.mark.task("2.1")
 @given(any_decisions)
 def test_path_of_and_decisions_of_are_inverses(decisions):
     """A path that is off by one layer, or loses the layers skipped at its end."""
     assert decisions_of(path_of(decisions), len(decisions)) == decisions
 
 
+@pytest.mark.task("2.1")
 @given(any_decisions)
 def test_path_is_in_order_and_at_most_twice_as_long_as_the_model(decisions):
     """Repeating the whole path instead of the layer: (0, 1, 0, 1) for (2, 2)."""
@@ -135,6 +138,7 @@ def test_path_is_in_order_and_at_most_twice_as_long_as_the_model(decisions):
     assert len(path) == sum(decisions) <= 2 * len(decisions)
 
 
+@pytest.mark.task("2.1")
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=9).filter(lambda p: p != sorted(p)))
 def test_decisions_of_refuses_a_path_out_of_order(path):
     """Sorting silently: going back to layer 0 is not one of the paper's paths."""
@@ -142,6 +146,7 @@ def test_decisions_of_refuses_a_path_out_of_order(path):
         decisions_of(path, 6)
 
 
+@pytest.mark.task("2.1")
 @given(any_decisions.filter(len), st.integers(0, 3))
 def test_decisions_of_names_the_layer_it_does_not_have_and_the_last_it_has(decisions, beyond):
     """A path of another model; a negative layer, which Python would count from the end."""
@@ -152,6 +157,7 @@ def test_decisions_of_names_the_layer_it_does_not_have_and_the_last_it_has(decis
         decisions_of((-1, *path_of(decisions)), num_layers)
 
 
+@pytest.mark.task("2.1")
 @given(st.integers(0, 4), st.integers(3, 6))
 def test_decisions_of_names_how_often_a_layer_runs_and_the_limit(layer, times):
     """Three passes through one layer: no decision says that."""
@@ -161,6 +167,7 @@ def test_decisions_of_names_how_often_a_layer_runs_and_the_limit(layer, times):
 
 # ---- legality ----
 
+@pytest.mark.task("2.2")
 @pytest.mark.parametrize("num_layers", range(8))
 def test_is_legal_equals_brute_force(num_layers):
     """Counting skips without starting again after an executed layer; an off-by-one limit."""
@@ -168,6 +175,7 @@ def test_is_legal_equals_brute_force(num_layers):
     assert {decisions for decisions in every if is_legal(decisions)} == all_legal(num_layers)
 
 
+@pytest.mark.task("2.2")
 @given(legal_decisions(), st.integers(0, 9))
 def test_three_skips_anywhere_are_illegal(decisions, where):
     """A check that looks only at the start, or only at the end."""
@@ -175,12 +183,14 @@ def test_three_skips_anywhere_are_illegal(decisions, where):
     assert not is_legal(decisions[:where] + (SKIP, SKIP, SKIP) + decisions[where:])
 
 
+@pytest.mark.task("2.2")
 @given(legal_decisions(), st.integers(0, 9), st.sampled_from((-1, 3, 4)))
 def test_any_other_count_is_illegal(decisions, where, count):
     """A repeat applied to a layer that is already repeated gives 3."""
     assert not is_legal(decisions[:where] + (count,) + decisions[where:])
 
 
+@pytest.mark.task("2.2")
 def test_legal_paths_of_four_layers_number_76():
     """By hand: 81 paths, less 0001, 0002, 1000, 2000 and 0000."""
     assert len(all_legal(4)) == sum(map(is_legal, itertools.product((0, 1, 2), repeat=4))) == 76
@@ -188,6 +198,7 @@ def test_legal_paths_of_four_layers_number_76():
 
 # ---- edits ----
 
+@pytest.mark.task("2.2")
 @given(legal_decisions().filter(lambda d: len(d) <= 5))
 def test_edits_are_exactly_the_legal_neighbours(decisions):
     """An edit that touches two layers, that undoes an earlier one, or that is forgotten."""
@@ -200,12 +211,14 @@ def test_edits_are_exactly_the_legal_neighbours(decisions):
     assert set(found) == {path for path in all_legal(len(decisions)) if is_neighbour(path)}
 
 
+@pytest.mark.task("2.2")
 @given(legal_decisions())
 def test_no_edit_returns_its_own_path(decisions):
     """The authors' repeat count may be 0: their children then equal their parent."""
     assert decisions not in edits(decisions)
 
 
+@pytest.mark.task("2.2")
 @given(legal_decisions())
 def test_every_edit_is_legal_and_one_layer_longer_or_shorter(decisions):
     """An edit that is checked before it is made, or that repeats twice at once."""
@@ -214,6 +227,7 @@ def test_every_edit_is_legal_and_one_layer_longer_or_shorter(decisions):
         assert abs(sum(path) - sum(decisions)) == 1
 
 
+@pytest.mark.task("2.2")
 @given(legal_decisions())
 def test_every_legal_path_is_reached_from_the_default_by_edits(decisions):
     """Some order of edits leading through an illegal path would leave paths out of reach."""

@@ -333,6 +333,7 @@ def test_braces_in_a_question_survive(spies, kind, text):
 
 # ---- answers ----
 
+@pytest.mark.task("3.1")
 @pytest.mark.parametrize("text, letter", [
     ("B", "B"), ("b", "B"), (" B", "B"), ("B\nbecause", "B"), ("(B) text", "B"), (" (B) x", "B"),
     ("Answer: c.", "C"), ("Answer: C", "C"), ("answer:D", "D"), ("A: red", "A"), ("A) red", "A"),
@@ -350,6 +351,7 @@ def test_letter_beyond_the_options_is_wrong(text):
     assert grade(text, CHOICE) == 0.0
 
 
+@pytest.mark.task("3.1")
 @pytest.mark.parametrize("question, text, found", [
     (BOXED, "\\boxed{1} no, \\boxed{2}", "2"), (BOXED, "so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
     (BOXED, "\\boxed{1} no, \\boxed{2", None), (BOXED, "\\boxed{1", None), (BOXED, "5", None),

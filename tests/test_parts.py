@@ -1,0 +1,559 @@
+"""Functions on their own, with everything around them replaced by something simpler.
+
+The tests of whole files run these together; here a function that is wrong fails alone, and one
+that is right passes although its neighbours are not written yet. The course (course/README.md)
+grades by them.
+"""
+import math
+import random
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_model
+
+import mcts
+from choose import confident, consensus, neighbours
+from drllm import Routers, nearest_distance
+from evaluate import shuffled
+from mcts import SearchConfig, backpropagate, score, search, select
+from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
+
+seeds = st.integers(0, 10**6)
+sizes = st.integers(1, 5)
+
+
+def randn(seed, *shape):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def close(got, wanted, tolerance=1e-10):
+    torch.testing.assert_close(got, wanted, rtol=0, atol=tolerance, check_dtype=False)
+
+
+# ---- the decoder ----
+
+@pytest.mark.task("1.1")
+def test_rms_norm_by_hand():
+    """(3, 4) has a root mean square of sqrt(12.5) = 3.5355; nothing is subtracted first."""
+    close(RMSNorm(2, 0.0)(torch.tensor([3.0, 4.0])), torch.tensor([0.8485, 1.1314]), 1e-4)
+
+
+@pytest.mark.task("1.1")
+@given(st.integers(1, 9), seeds, st.floats(1e-8, 1.0))
+def test_rms_norm_equals_its_formula(size, seed, eps):
+    """Catches a mean that is subtracted, eps outside the root, and a weight that is left out."""
+    norm, x = RMSNorm(size, eps).double(), randn(seed, 2, 3, size)
+    norm.weight.data = randn(seed + 1, size)
+    for vector, normed in zip(x.view(-1, size), norm(x).view(-1, size)):
+        root = math.sqrt(sum(v * v for v in vector.tolist()) / size + eps)
+        close(normed, vector / root * norm.weight)
+
+
+def turned(heads, angles):
+    """heads (..., T, E) with channel pairs (i, i + E/2) turned by angles (T, E/2), as numbers
+    of the complex plane."""
+    first, second = heads.chunk(2, dim=-1)
+    spun = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat((spun.real, spun.imag), dim=-1)
+
+
+@pytest.mark.task("1.2")
+@given(sizes, sizes, st.sampled_from((2, 4, 6)), seeds)
+def test_rotate_turns_each_pair_by_its_angle(heads, tokens, head_dim, seed):
+    """Catches neighbouring channels taken for a pair, and a turn the wrong way round."""
+    x, angles = randn(seed, 2, heads, tokens, head_dim), randn(seed + 1, tokens, head_dim // 2)
+    both = torch.cat((angles, angles), dim=-1)
+    close(rotate(x, both.cos(), both.sin()), turned(x, angles))
+
+
+@pytest.mark.task("1.2")
+def test_rotate_by_hand():
+    """A quarter turn takes (1, 0) to (0, 1) and (0, 1) to (-1, 0)."""
+    cos, sin = torch.zeros(2), torch.ones(2)
+    assert rotate(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), cos, sin).tolist() == [[0, 1], [-1, 0]]
+
+
+def attention_by_hand(queries, keys, values, visible):
+    """One row, one head, one query at a time; visible (N, T, S) bool."""
+    N, H, T, E = queries.shape
+    group, out = H // keys.shape[1], torch.zeros_like(queries)
+    for n in range(N):
+        for h in range(H):
+            for t in range(T):
+                seen = visible[n, t]
+                scores = keys[n, h // group, seen] @ queries[n, h, t] / math.sqrt(E)
+                out[n, h, t] = scores.softmax(0) @ values[n, h // group, seen]
+    return out
+
+
+@st.composite
+def heads(draw):
+    """(queries (N, H, T, E), keys and values (N, K, S, E)) for T tokens after S - T others."""
+    N, K, group, T, before = (draw(st.integers(1, 3)) for _ in range(5))
+    E, seed, before = draw(st.sampled_from((2, 4))), draw(seeds), before - 1
+    shape = (N, K, T + before, E)
+    return randn(seed, N, K * group, T, E), randn(seed + 1, *shape), randn(seed + 2, *shape)
+
+
+@pytest.mark.task("1.3")
+@given(heads())
+def test_attention_without_mask_is_causal_or_one_token_that_sees_all(drawn):
+    """Catches key heads handed out in turns instead of in groups, and a look at the future."""
+    queries, keys, values = drawn
+    T, S = queries.shape[2], keys.shape[2]
+    if T > 1:
+        keys, values, S = keys[:, :, :T], values[:, :, :T], T
+    visible = torch.ones(T, S).tril(S - T).bool().expand(len(queries), T, S)
+    close(attention(queries, keys, values, None),
+          attention_by_hand(queries, keys, values, visible))
+
+
+@pytest.mark.task("1.3")
+@given(heads(), seeds)
+def test_attention_sees_exactly_what_the_mask_shows(drawn, seed):
+    """Catches a second chunk masked as if it were the first, and one row's mask used for all."""
+    queries, keys, values = drawn
+    (N, _, T, _), S = queries.shape, keys.shape[2]
+    visible = randn(seed, N, T, S) > 0
+    visible[:, :, 0] = True
+    close(attention(queries, keys, values, visible[:, None]),
+          attention_by_hand(queries, keys, values, visible))
+
+
+@pytest.mark.task("1.4")
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), sizes, seeds)
+def test_a_slot_gives_back_all_chunks_in_order(chunks, rows, seed):
+    """Catches a chunk written over the one before it, and unwritten room handed out as keys."""
+    model, total = tiny_model(), sum(chunks)
+    keys, values = randn(seed, rows, 2, total, 4), randn(seed + 1, rows, 2, total, 4)
+    slot, start = Slot(None, *randn(seed + 2, 2, rows, 2, total + 3, 4)), 0
+    for T in chunks:
+        span, end = model.span(start, [start] * rows, T), start + T
+        seen = slot.write(keys[:, :, start:end], values[:, :, start:end], span)
+        close(seen[0], keys[:, :, :end])
+        close(seen[1], values[:, :, :end])
+        start = end
+
+
+@pytest.mark.task("1.4")
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=4), st.integers(1, 3), seeds)
+def test_a_slot_writes_every_row_behind_its_own_tokens(lengths, T, seed):
+    """Catches rows of different lengths written at one common place."""
+    rows, capacity = len(lengths), max(lengths) + T + 2
+    before = randn(seed, 2, rows, 2, capacity, 4)
+    new = randn(seed + 1, 2, rows, 2, T, 4)
+    slot = Slot(None, *before.clone())
+    seen = slot.write(*new, tiny_model().span(None, lengths, T))
+    for old, added, got in zip(before, new, seen):
+        assert got.shape[2] == max(lengths) + T
+        for row, n in enumerate(lengths):
+            close(got[row, :, :n], old[row, :, :n])
+            close(got[row, :, n:n + T], added[row])
+
+
+@pytest.mark.task("1.4")
+def test_a_slot_without_room_keeps_nothing():
+    """Catches a single full pass that allocates, or that fails."""
+    keys, values, slot = randn(0, 2, 2, 3, 4), randn(1, 2, 2, 3, 4), Slot(None)
+    seen = slot.write(keys, values, tiny_model().span(0, [3, 3], 3))
+    assert seen[0] is keys and seen[1] is values and slot.keys is None
+
+
+class CountedBlock:
+    """Stands for a block: 2 hidden + 1 + its layer; notes the slot of every pass."""
+
+    def __init__(self, layer):
+        self.layer, self.passes = layer, []
+
+    def __call__(self, hidden, span, slot):
+        assert len(hidden) == span.rows
+        self.passes.append((slot, len(hidden)))
+        return 2 * hidden + 1 + self.layer
+
+
+class CountedSpan:
+    """Stands for a Span of so many rows."""
+
+    def __init__(self, rows):
+        self.rows, self.start, self.mask = rows, 0, None
+        self.positions = torch.zeros(rows, 1)
+
+    def take(self, rows):
+        return self if rows is None else CountedSpan(len(rows))
+
+
+def fake_model(layers):
+    blocks = [CountedBlock(layer) for layer in range(layers)]
+    return SimpleNamespace(layers=blocks, empty_slot=lambda rows, capacity: (None, None))
+
+
+@st.composite
+def batches_of_paths(draw):
+    """(B, L) decisions of one to four rows through one to four layers."""
+    layers = draw(st.integers(1, 4))
+    path = st.lists(st.integers(0, 2), min_size=layers, max_size=layers)
+    return torch.tensor(draw(st.lists(path, min_size=1, max_size=4)))
+
+
+@pytest.mark.task("1.5")
+@given(batches_of_paths(), seeds)
+def test_the_loop_runs_each_layer_as_often_as_its_row_says(decisions, seed):
+    """Catches row 0's decision used for all rows, and a route asked about the wrong states."""
+    B, L = decisions.shape
+    start, asked = randn(seed, B, 3, 2), []
+
+    def route(layer, hidden, lengths):
+        asked.append((layer, hidden.clone(), lengths.tolist()))
+        return decisions[:, layer]
+
+    model, cache = fake_model(L), KVCache([3, 2, 1, 3][:B], L)
+    got = run_blocks(model, start, CountedSpan(B), cache, route)
+    wanted = start.clone()
+    for layer, (number, seen, lengths) in zip(range(L), asked):
+        assert number == layer and lengths == [3, 2, 1, 3][:B]
+        close(seen, wanted)
+        for row in range(B):
+            for _ in range(decisions[row, layer]):
+                wanted[row] = 2 * wanted[row] + 1 + layer
+    close(got, wanted)
+    assert len(asked) == L and torch.equal(cache.decisions, decisions)
+    for layer, block in enumerate(model.layers):  # no row enters a block in vain
+        assert sum(rows for _, rows in block.passes) == decisions[:, layer].sum()
+
+
+@pytest.mark.task("1.5")
+@given(batches_of_paths(), seeds)
+def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(decisions, seed):
+    """Catches both passes sharing a slot, and a decode that forgets what the prompt decided."""
+    B, L = decisions.shape
+    model, cache, start = fake_model(L), KVCache([3] * B, L), randn(seed, B, 3, 2)
+    first = run_blocks(model, start, CountedSpan(B), cache, fixed(decisions))
+    passes = [list(block.passes) for block in model.layers]
+    close(run_blocks(model, start, CountedSpan(B), cache), first)
+    for block, before in zip(model.layers, passes):
+        slots = [slot for slot, _ in before]
+        assert len(set(map(id, slots))) == len(slots)
+        assert block.passes == before * 2
+
+
+# ---- paths and search: a tree of bare nodes ----
+
+def bare(decisions, visits=1, total_reward=0.0, parent=None, untried=()):
+    node = SimpleNamespace(decisions=decisions, visits=visits, total_reward=total_reward,
+                           parent=parent, untried=list(untried), children=[], exhausted=False)
+    if parent is not None:
+        parent.children.append(node)
+    return node
+
+
+@contextmanager
+def replaced(**functions):
+    """mcts with some of its functions replaced."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in functions.items():
+            patch.setattr(mcts, name, function)
+        yield
+
+
+@pytest.mark.task("2.3")
+def test_score_of_the_docstring_by_hand():
+    """0.5 + 1.8 * 0.8326 - 3.0 * 0.9167: the parent was visited 4 times, the child twice."""
+    child = bare((0,) + (1,) * 11, visits=2, total_reward=1.0, parent=bare((1,) * 12, visits=4))
+    assert score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
+
+
+@pytest.mark.task("2.3")
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(1, 50),
+       st.integers(1, 50), st.floats(0, 1), st.floats(0, 5), st.floats(0, 5))
+def test_score_equals_its_formula(path, visits, more, mean, exploration, penalty):
+    """Catches the child's visits under the logarithm, a sum in place of a mean, a sign."""
+    parent = bare((1,) * len(path), visits=visits + more)
+    child = bare(tuple(path), visits, mean * visits, parent)
+    bonus = exploration * math.sqrt(math.log(visits + more) / visits)
+    wanted = mean + bonus - penalty * sum(path) / len(path)
+    config = SearchConfig(exploration=exploration, length_penalty=penalty)
+    assert score(child, config) == pytest.approx(wanted, abs=1e-9)
+
+
+def by_number(child, config):
+    """Stands for the score: the number a child carries as its path."""
+    return child.decisions[0]
+
+
+def chosen(root, known=(), random_child=0.0, widening=0.5, seed=0):
+    """What select gives, with the score of a child being its number."""
+    config = SearchConfig(random_child=random_child, widening=widening)
+    with replaced(score=by_number):
+        return select(root, {path: 0.0 for path in known}, config, random.Random(seed))
+
+
+@pytest.mark.task("2.4")
+@given(st.permutations(range(5)))
+def test_select_descends_to_the_child_of_the_largest_score(numbers):
+    """Catches min in place of max, and a descent that stops half way."""
+    root = bare((9,), visits=30)
+    for number in numbers:
+        child = bare((number,), 6, parent=root)
+        for leaf in numbers:
+            bare((leaf,), parent=child, untried=[(100 + 10 * number + leaf,)])
+    best = chosen(root)
+    assert best.decisions == (4,) and best.parent.decisions == (4,)
+
+
+@pytest.mark.task("2.4")
+@given(st.integers(1, 40), st.integers(0, 8), st.sampled_from((0.0, 0.5, 1.0)))
+def test_select_widens_a_node_by_a_power_of_its_visits(visits, children, widening):
+    """Catches a chain (never a second child) and a star (never a grandchild)."""
+    root = bare((9,), visits, untried=[(99,)])
+    for number in range(children):
+        bare((number,), parent=root, untried=[(10 + number,)])
+    widens = children < max(1, visits ** widening)
+    assert (chosen(root, widening=widening) is root) == widens
+
+
+@pytest.mark.task("2.4")
+def test_select_forgets_what_is_known_and_says_when_nothing_is_left():
+    """Catches a path that is asked twice, a finished branch that is entered, an endless loop."""
+    root = bare((9,), visits=3)
+    done, live = bare((5,), parent=root, untried=[(1,)]), bare((4,), parent=root, untried=[(2,)])
+    assert chosen(root, known=[(1,)]) is live and done.exhausted and not root.exhausted
+    assert chosen(root, known=[(1,), (2,)]) is None and root.exhausted
+
+
+@pytest.mark.task("2.4")
+def test_select_takes_a_random_child_as_often_as_told():
+    """Catches the coin turned over. Odds of missing a child of five in 200: 5 (4/5)^200."""
+    def leaves(random_child):
+        found = set()
+        for seed in range(200):
+            root = bare((9,), visits=25)
+            for number in range(5):
+                bare((number,), parent=root, untried=[(10 + number,)])
+            found.add(chosen(root, random_child=random_child, seed=seed).decisions)
+        return found
+
+    assert leaves(0.0) == {(4,)} and leaves(1.0) == {(n,) for n in range(5)}
+
+
+@pytest.mark.task("2.5")
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0, 1))
+def test_backpropagate_reaches_the_root_and_nothing_else(visits, reward):
+    """Catches a walk that stops below the root, and siblings that are credited."""
+    chain, parent = [], None
+    for count in visits:
+        parent = bare((1,), count, float(count), parent)
+        chain.append(parent)
+    beside = [bare((0,), 3, 2.0, node) for node in chain]
+    backpropagate(chain[-1], reward)
+    assert [node.visits for node in chain] == [count + 1 for count in visits]
+    assert [node.total_reward for node in chain] == [count + reward for count in visits]
+    assert all((node.visits, node.total_reward) == (3, 2.0) for node in beside)
+
+
+def walk(num_layers, config, reward, edits):
+    """A search driven to its end over a tree that select walks in a fixed order:
+    (result, paths asked, credited)."""
+    asked, credited = [], []
+
+    def first_open(root, known, config, rng):
+        nodes = [root]
+        for node in nodes:
+            node.untried = [path for path in node.untried if path not in known]
+            if node.untried:
+                return node
+            nodes.extend(node.children)
+
+    with replaced(edits=edits, select=first_open,
+                  backpropagate=lambda node, value: credited.append((node.decisions, value))):
+        steps = search(num_layers, config, random.Random(0))
+        asked.append(next(steps))
+        while True:
+            try:
+                asked.append(steps.send(reward(asked[-1])))
+            except StopIteration as end:
+                return end.value, asked, credited
+
+
+def one_change(decisions):
+    """All paths with one more layer changed."""
+    return [decisions[:i] + (n,) + decisions[i + 1:] for i, now in enumerate(decisions) if now == 1
+            for n in (0, 2)]
+
+
+rewards_by_seed = st.tuples(seeds, st.sampled_from((0.0, 0.1, 0.5)), st.booleans())
+
+
+def reward_of(drawn):
+    """A fixed reward per path; the third value says whether the default is right."""
+    seed, chance, default = drawn
+
+    def reward(path):
+        if set(path) == {1}:
+            return float(default)
+        coin = random.Random(f"{seed} {path}")
+        return coin.choice((0.25, 1.0)) if coin.random() < chance else 0.0
+    return reward
+
+
+@pytest.mark.task("2.6")
+@given(st.integers(1, 4), st.integers(0, 30), rewards_by_seed, st.booleans())
+def test_search_asks_the_default_then_one_new_path_per_simulation(layers, n, drawn, stops):
+    """Catches the default counted as a simulation, a path asked twice, and a reward that is
+    credited to another node than the one asked about."""
+    reward = reward_of(drawn)
+    config = SearchConfig(n, stop_when_repaired=stops)
+    result, asked, credited = walk(layers, config, reward, one_change)
+    assert asked[0] == (1,) * layers and len(set(asked)) == len(asked)
+    assert credited == [(path, reward(path)) for path in asked]
+    assert list(result.rewards.items()) == credited and result.default_reward == reward(asked[0])
+    repaired = stops and not reward(asked[0]) and reward(asked[-1]) > 0
+    assert repaired or len(asked) == min(n + 1, 3 ** layers)
+
+
+@pytest.mark.task("2.6")
+@given(st.integers(1, 4), st.integers(0, 30), rewards_by_seed)
+def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layers, n, drawn):
+    """Catches a right default that ends the search, and a search that goes on after a repair."""
+    reward = reward_of(drawn)
+    result, asked, _ = walk(layers, SearchConfig(n), reward, one_change)
+    right = [path for path in asked if reward(path) > 0]
+    if reward(asked[0]):
+        assert len(asked) == min(n + 1, 3 ** layers)
+        assert result.best == min(right, key=sum)
+    else:
+        assert right in ([], asked[-1:]) and result.best == (right[0] if right else None)
+
+
+# ---- labels ----
+
+@pytest.mark.task("3.2")
+@given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
+def test_confident_label_is_worth_most(met, price):
+    """Catches a price with the wrong sign, a shortest path, a question that is left out."""
+    correct = [((length,), sure) for length, sure in met]
+    [label] = confident([{"correct": correct}], price)
+    worth = {path: sure - price * path[0] for path, sure in sorted(correct, key=lambda m: m[1])}
+    assert (label is None) == (not correct)
+    assert not correct or worth[label] == max(worth.values())
+
+
+@pytest.mark.task("3.3")
+@given(st.integers(2, 7), st.integers(1, 4), st.integers(1, 9), seeds)
+def test_neighbours_equal_a_loop(N, K, number, seed):
+    """Catches a share over all questions, and more neighbours than there are."""
+    space, right = randn(seed, N, 3), randn(seed + 1, N, K) > 0
+    shares = neighbours(space, right, number)
+    for n in range(N):
+        others = sorted((m for m in range(N) if m != n),
+                        key=lambda m: (space[n] - space[m]).norm().item())[:number]
+        close(shares[n], right[others].double().mean(0), 1e-6)
+
+
+@pytest.mark.task("3.4")
+@given(st.integers(1, 6), st.integers(1, 5), st.floats(0, 0.2), seeds)
+def test_consensus_label_is_right_and_worth_most(N, K, price, seed):
+    """Catches a label that answers the neighbours but not the question, and length for free."""
+    rng = random.Random(seed)
+    paths = [tuple(rng.randrange(3) for _ in range(4)) for _ in range(K)]
+    right, share = randn(seed, N, K) > 0, randn(seed + 1, N, K).sigmoid()
+    for n, label in enumerate(consensus(right, share, paths, price)):
+        worth = [(share[n, k].item() - price * sum(paths[k]), paths[k])
+                 for k in range(K) if right[n, k]]
+        assert (label is None) == (not worth)
+        assert not worth or max(w for w, path in worth if path == label) == pytest.approx(
+            max(worth)[0], abs=1e-6)
+
+
+# ---- routers ----
+
+def routers_of(seed, layers, width, windows):
+    """Routers on 5 channels with random weights and biases, float64."""
+    routers = Routers(layers, 5, width, windows).double()
+    for n, parameter in enumerate(routers.parameters()):
+        parameter.data = randn(seed + n, *parameter.shape)
+    return routers.requires_grad_(False)
+
+
+def vote(routers, layer, window):
+    """(3,) logits of one router for one window (D,)."""
+    inner = window @ routers.w1[layer] + routers.b1[layer, 0]
+    inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2  # GELU
+    return inner @ routers.w2[layer] + routers.b2[layer, 0]
+
+
+@pytest.mark.task("4.5")
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3), sizes, seeds)
+def test_routers_equal_one_vote_per_layer_prompt_and_window(used, layers, width, seed):
+    """Catches layers or windows mixed up by a reshape, the tanh GELU, a bias per window."""
+    routers, pooled = routers_of(seed, layers, width, 4), randn(seed, len(used), layers, 4, 5)
+    logits = routers(pooled, torch.tensor(used))
+    assert logits.shape == (len(used), layers, 3)
+    for row, count in enumerate(used):
+        for layer in range(layers):
+            votes = [vote(routers, layer, pooled[row, layer, w]) for w in range(count)]
+            close(logits[row, layer], torch.stack(votes).mean(0), 1e-9)
+
+
+@pytest.mark.task("4.5")
+@given(st.integers(2, 4), st.data(), seeds)
+def test_some_layers_equal_the_same_layers_of_all(layers, data, seed):
+    """Catches a slice of layers that is ignored, or that slices prompts."""
+    first = data.draw(st.integers(0, layers - 1))
+    some = slice(first, data.draw(st.integers(first + 1, layers)))
+    routers, pooled = routers_of(seed, layers, 3, 4), randn(seed, 2, layers, 4, 5)
+    counts = torch.tensor([4, 2])
+    close(routers(pooled[:, some], counts, some), routers(pooled, counts)[:, some])
+
+
+@pytest.mark.task("4.6")
+@given(sizes, st.integers(3, 8), sizes, seeds)
+def test_nearest_distance_is_to_the_third_nearest_point(N, M, G, seed):
+    """Catches the nearest point: one lucky prompt beside a strange one would open the gate."""
+    states, points = randn(seed, 2, N, G), randn(seed + 1, 2, M, G)
+    distances = nearest_distance(states, points)
+    assert distances.shape == (2, N)
+    for b in range(2):
+        for n in range(N):
+            by_hand = sorted((states[b, n] - point).norm().item() for point in points[b])
+            assert distances[b, n].item() == pytest.approx(by_hand[2], abs=1e-6)
+
+
+@pytest.mark.task("4.6")
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), seeds)
+def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
+    """Catches a gate upside down, another layer's limit, and a mean over empty windows."""
+    routers, pooled = routers_of(seed, 2, 3, 4), randn(seed, len(used), 4, 5)
+    counts = torch.tensor(used)
+    in_use = torch.arange(4) < counts[:, None]
+    pooled = pooled * in_use[..., None]
+    projection, points = randn(seed + 1, 5, 3), randn(seed + 2, 2, 7, 3)
+    routers.set_gate(projection, points, torch.tensor([1.2, 1.8]))
+    for layer, limit in enumerate((1.2, 1.8)):
+        states = torch.stack([row[:n].mean(0) for row, n in zip(pooled, used)]) @ projection
+        third = [sorted((state - p).norm().item() for p in points[layer])[2] for state in states]
+        found = routers.is_strange(layer, pooled, counts)
+        assert found.tolist() == [distance > limit for distance in third]
+
+
+@pytest.mark.task("4.6")
+def test_without_a_gate_nothing_is_strange():
+    """Catches the paper's routers, which have no gate, failing at their first prompt."""
+    found = Routers(2, 5).is_strange(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
+    assert found.dtype == torch.bool and not found.any() and found.shape == (3,)
+
+
+# ---- figures ----
+
+@pytest.mark.task("5.3")
+def test_every_row_is_shuffled_in_its_own_order_and_the_seed_decides():
+    """Catches one order for all rows, and none. Odds of two equal orders of 12: 2e-9."""
+    decisions = torch.arange(12).expand(20, 12)
+    mixed = shuffled(decisions, 1)
+    assert len(set(map(tuple, mixed.tolist()))) == 20
+    assert torch.equal(mixed, shuffled(decisions, 1))
+    assert not torch.equal(mixed, shuffled(decisions, 2))

@@ -137,14 +137,14 @@ def run_pytest(folder, arguments, profile):
         os.dup2(quiet, stream)
     os.chdir(folder)
     os.environ["HYPOTHESIS_PROFILE"] = profile
-    for name, module in list(sys.modules.items()):  # ours, imported from the project
-        if str(getattr(module, "__file__", "")).startswith(str(ROOT)) and name != "__main__":
+    for name, module in list(sys.modules.items()):  # ours, which the tree has its own copies of
+        if Path(getattr(module, "__file__", None) or "/").parent in (ROOT, COURSE):
             del sys.modules[name]
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() not in (ROOT, COURSE)]
     recorder = Recorder()
     try:
-        pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0", "-q", *arguments],
-                    plugins=[recorder])
+        pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0", "--assert=plain",
+                     "--tb=native", *arguments], plugins=[recorder])
         Path(folder, "outcomes.json").write_text(
             json.dumps([recorder.outcomes, recorder.has_property]))
     finally:

@@ -1,0 +1,40 @@
+"""Task 5.4: two properties of the figures. See course/handouts/5.4.md."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from answers import Answers
+from evaluate import Outcome, interval, shuffled, static_at, summarise
+
+pytestmark = pytest.mark.task("5.4")
+
+
+def outcome(right):
+    """Rewards (N,) as the outcome of a route that executes each of two layers."""
+    N = len(right)
+    twos = torch.full((N,), 2)
+    return Outcome("x", [Answers(right, torch.ones(N), torch.ones(N, 2).long(), twos, twos, [""] * N)])
+
+
+@given(st.integers(0, 999), st.integers(100, 400))
+def test_an_interval_is_the_error_of_a_mean_of_paired_differences(seed, n):
+    """About two standard errors to each side; none at all for a route that changes nothing."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0.2, 1.0, n)
+    low, high = interval(values, resamples=300)
+    assert 0.7 < (high - low) / (3.92 * values.std() / n ** 0.5) < 1.3
+    same = outcome(torch.from_numpy(rng.integers(2, size=n)).float())
+    figures = summarise(same, same, torch.ones(n, dtype=torch.bool))
+    assert list(figures["interval"]) == [0, 0] and figures["gain"] == 0
+
+
+@given(st.floats(5, 15), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_controls_keep_the_depth(layers, rows, num_layers, seed):
+    """A mix of static paths has the depth asked for, as far as there are such paths; shuffling
+    moves a row's decisions within the row."""
+    statics = [(length, torch.tensor([float(length)])) for length in (7, 9, 13)]
+    assert static_at(layers, statics).item() == pytest.approx(min(max(layers, 7), 13), abs=1e-5)
+    decisions = torch.randint(3, (rows, num_layers), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(shuffled(decisions, seed).sort(1).values, decisions.sort(1).values)

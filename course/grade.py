@@ -73,14 +73,14 @@ class Run:
     """Tests run in a folder of their own. exchanged: {path: text} that differs from our tree.
 
     Afterwards, outcomes: [(test, "passed" | "failed" | ..., what it said)], None if the run was
-    killed or ended itself; has_property: {test: whether Hypothesis drives it}.
+    killed or ended itself; found: {test: (its task, whether Hypothesis drives it)}.
     """
     exchanged: dict
     arguments: list
     profile: str = "grade"
     folder: Path = None
     outcomes: list = None
-    has_property: dict = field(default_factory=dict)
+    found: dict = field(default_factory=dict)
 
     def start(self, folder):
         """Forks the run; returns its process id."""
@@ -100,8 +100,7 @@ class Run:
     def finish(self):
         """Reads what the run left and removes its folder."""
         if (self.folder / "outcomes.json").exists():
-            self.outcomes, self.has_property = json.loads(
-                (self.folder / "outcomes.json").read_text())
+            self.outcomes, self.found = json.loads((self.folder / "outcomes.json").read_text())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -114,10 +113,12 @@ class Recorder:
     """A pytest plugin that keeps every outcome."""
 
     def __init__(self):
-        self.outcomes, self.has_property = [], {}
+        self.outcomes, self.found = [], {}
 
-    def pytest_collection_modifyitems(self, items):
-        self.has_property = {item.name: hasattr(item.obj, "hypothesis") for item in items}
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            mark = item.get_closest_marker("task")
+            self.found[item.nodeid] = mark.args[0] if mark else None, hasattr(item.obj, "hypothesis")
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -125,8 +126,7 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or not report.passed:
-            name = report.nodeid.split("::", 1)[-1]
-            self.outcomes.append((name, report.outcome, report.longreprtext[-2000:]))
+            self.outcomes.append((report.nodeid, report.outcome, report.longreprtext[-2000:]))
 
 
 def run_pytest(folder, arguments, profile):
@@ -146,7 +146,7 @@ def run_pytest(folder, arguments, profile):
         pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0", "--assert=plain",
                      "--tb=native", *arguments], plugins=[recorder])
         Path(folder, "outcomes.json").write_text(
-            json.dumps([recorder.outcomes, recorder.has_property]))
+            json.dumps([recorder.outcomes, recorder.found]))
     finally:
         os._exit(0)
 
@@ -227,15 +227,16 @@ class Grading:
         if not self.runs:
             return 0, "", {}
         [run] = self.runs
-        return float(run.passed), explain(run), {
-            "tests": len(run.outcomes or ()), "unwritten": unwritten(run)}
+        return float(run.passed), explain(run), {"tests": len(run.outcomes or ())}
 
     def by_properties(self):
         if not self.runs:
             return 0, "", {}
         plain, *mutated = self.runs
-        if sum(plain.has_property.values()) != 2 or len(plain.has_property) != 2:
-            return 0, f"wanted two property tests, found {len(plain.has_property)} tests", {}
+        properties = sum(is_property for _, is_property in plain.found.values())
+        if plain.outcomes is not None and not properties == len(plain.found) == 2:
+            return 0, (f"wanted two property tests and nothing else, found {properties} and "
+                       f"{len(plain.found) - properties}"), {}
         if not plain.passed:
             return 0, f"on right code: {explain(plain)}", {}
         alive = [m.name for m, run in zip(self.mutants, mutated) if run.passed]
@@ -244,9 +245,8 @@ class Grading:
             "alive": alive}
 
 
-def unwritten(run):
-    """The numbers of the tasks whose NotImplementedError the tests met."""
-    said = " ".join(text for _, _, text in run.outcomes or ())
+def unwritten(said):
+    """The numbers of the tasks whose NotImplementedError a test's output names."""
     return sorted(set(re.findall(r"NotImplementedError: task ([\d.]+):", said)))
 
 
@@ -260,9 +260,9 @@ def explain(run):
     if not failed:
         return f"{len(run.outcomes)} tests passed"
     name, text = failed[0]
-    numbers = unwritten(run)
+    numbers, lines = unwritten(text), text.strip().splitlines() or [""]
     reason = (f"not written yet ({', '.join(numbers)})" if numbers
-              else f"{name}: {text.strip().splitlines()[-1]}"[:150] if text.strip() else name)
+              else f"{name.split('::')[-1]}: {lines[-1]}"[:150])
     return f"{len(failed)} of {len(run.outcomes)} tests failed; {reason}"
 
 

@@ -1,0 +1,83 @@
+"""Proves the course on itself, a claim a line; exit code 1 if one does not hold.
+
+    the properties that lie in tests/ pass on our code and kill every mutant
+    the blank tree imports, and its tests fail with the number of their own task, none other
+    with one task restored, all tests of that task pass
+
+The third makes exactly one task green: the other tests of the blank tree stopped at a function
+of their own task, before they could meet any other. --thorough runs them all in every tree
+instead of arguing, and draws 200 examples in place of 25.
+
+    python course/prove.py
+    python course/prove.py --thorough
+"""
+import argparse
+import sys
+
+from grade import Run, grade, run_all, test_files, unwritten
+from make_assignment import ROOT, blanked_files, read_tasks
+
+
+def blank_tree(written, keep=(), number=None, profile="quick"):
+    """The run of all tests of the written tasks (number: of one) where only some are solved."""
+    files = {file for task in written for file in test_files(task)}
+    chosen = ["--task", number] if number else ["-m", "task"]
+    return Run(blanked_files(read_tasks(), keep), [*chosen, *sorted(files)], profile)
+
+
+def fails_with_its_own_number(run):
+    """[tests of a blank tree that pass, or meet another task than their own]."""
+    wrong = []
+    for test, how, said in run.outcomes or [("the run", "killed", "")]:
+        own = run.found.get(test, [None])[0]
+        met = unwritten(said)
+        if how != "failed" or met != [own]:
+            wrong.append(f"{test} of task {own}: {how} with {met}")
+    return wrong
+
+
+def green(run):
+    """The tasks all of whose tests passed."""
+    tasks = {own for own, _ in run.found.values()}
+    return tasks - {run.found[test][0] for test, how, _ in run.outcomes or () if how != "passed"}
+
+
+def claims(thorough=False, at_once=2):
+    """Yields (claim, what speaks against it: [] if nothing)."""
+    profile = "grade" if thorough else "quick"
+    tasks = read_tasks()
+    written = [k for k, task in tasks.items() if task.graded_by == "tests"]
+    others = [k for k in tasks if k not in written]
+    [report] = grade([ROOT], tasks if thorough else others, at_once=at_once, profile=profile)
+    for number, row in report["tasks"].items():
+        short = [] if row["points"] == row["of"] else [row["says"], *row.get("alive", ())]
+        yield f"the full tree has all points of task {number}", short
+
+    blank = blank_tree(written)
+    alone = {k: blank_tree(written, [k], None if thorough else k, profile) for k in written}
+    run_all([blank, *alone.values()], 120, at_once)
+    yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
+    seen = {own for own, _ in blank.found.values()}
+    yield "every task has tests", sorted(set(written) - seen)
+    for number, run in alone.items():
+        against = [] if green(run) == {number} else [f"green: {sorted(green(run))}"]
+        if run.outcomes is None:
+            against = ["killed"]
+        yield f"task {number} restored alone is {'the only one ' if thorough else ''}green", against
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--thorough", action="store_true",
+                        help="all tests in every tree, 200 examples each")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
+    args = parser.parse_args(argv)
+    failed = 0
+    for claim, against in claims(args.thorough, args.jobs):
+        print(f"{'FALSE' if against else 'true '} {claim}", *against[:3], sep="; ", flush=True)
+        failed += bool(against)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

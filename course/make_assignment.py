@@ -27,7 +27,7 @@ import cli  # noqa: E402 - it lies one folder up
 from cli import InputError  # noqa: E402
 
 SECRET = {"course/mutants", "course/make_assignment.py", "course/grade.py", "course/prove.py",
-          "course/ablation.json", "tests/test_course.py"}
+          "course/ablation.json", "course/answers.md", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot
 
 

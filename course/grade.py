@@ -37,7 +37,7 @@ from make_assignment import COURSE, ROOT, properties_file, read_tasks, tomllib
 import cli  # noqa: E402 - make_assignment found it
 from cli import InputError  # noqa: E402
 
-OURS = ("*.py", "tests/*.py", "demo/*.py")  # what a tree needs for the tests of the tasks
+OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py")  # what a tree needs for the tests of the tasks
 
 
 # ---- mutants ----

@@ -1,7 +1,7 @@
 """Proves the course on itself, a claim a line; exit code 1 if one does not hold.
 
     the properties that lie in tests/ pass on our code and kill every mutant
-    the blank tree imports, and its tests fail with the number of their own task, none other
+    all tests of the blank tree can be collected; those of a task fail with its number, no other
     with one task restored, all tests of that task pass
 
 The third makes exactly one task green: the other tests of the blank tree stopped at a function
@@ -55,7 +55,10 @@ def claims(thorough=False, at_once=2):
 
     blank = blank_tree(written)
     alone = {k: blank_tree(written, [k], None if thorough else k, profile) for k in written}
-    run_all([blank, *alone.values()], 120, at_once)
+    collected = Run(blank.exchanged, ["--collect-only", "tests", "--ignore=tests/test_course.py"])
+    run_all([blank, collected, *alone.values()], 120, at_once)
+    yield "the blank tree imports, and so do all its tests", (
+        [test for test, *_ in collected.outcomes] if collected.found else ["nothing collected"])
     yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
     seen = {own for own, _ in blank.found.values()}
     yield "every task has tests", sorted(set(written) - seen)

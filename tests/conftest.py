@@ -27,6 +27,13 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "task(number): the task of the course it belongs to")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Files without tests of the task wanted need not even be imported."""
+    wanted, file = config.getoption("--task"), collection_path
+    if wanted and file.suffix == ".py" and f'task("{wanted}")' not in file.read_text():
+        return True
+
+
 def pytest_collection_modifyitems(config, items):
     wanted = config.getoption("--task")
     if wanted:

@@ -243,9 +243,10 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
 
 # ---- paths and search: a tree of bare nodes ----
 
-def bare(decisions, visits=1, total_reward=0.0, parent=None, untried=()):
+def bare(decisions, visits=1, total_reward=0.0, parent=None, untried=(), reward=0.0):
     node = SimpleNamespace(decisions=decisions, visits=visits, total_reward=total_reward,
-                           parent=parent, untried=list(untried), children=[], exhausted=False)
+                           parent=parent, untried=list(untried), reward=reward, children=[],
+                           exhausted=False)
     if parent is not None:
         parent.children.append(node)
     return node
@@ -306,13 +307,15 @@ def test_select_descends_to_the_child_of_the_largest_score(numbers):
 
 
 @pytest.mark.task("2.4")
-@given(st.integers(1, 40), st.integers(0, 8), st.sampled_from((0.0, 0.5, 1.0)))
-def test_select_widens_a_node_by_a_power_of_its_visits(visits, children, widening):
-    """Catches a chain (never a second child) and a star (never a grandchild)."""
-    root = bare((9,), visits, untried=[(99,)])
-    for number in range(children):
-        bare((number,), parent=root, untried=[(10 + number,)])
-    widens = children < max(1, visits ** widening)
+@given(st.integers(1, 40), st.lists(st.sampled_from((0.0, 0.5, 1.0)), max_size=8),
+       st.sampled_from((0.0, 0.5, 1.0)))
+def test_select_widens_a_node_by_a_power_of_its_visits(visits, rewards, widening):
+    """Catches a chain (never a second child), a star (never a grandchild), and children worse
+    than their parent that take the room of others."""
+    root = bare((9,), visits, untried=[(99,)], reward=0.5)
+    for number, reward in enumerate(rewards):
+        bare((number,), parent=root, untried=[(10 + number,)], reward=reward)
+    widens = sum(reward >= 0.5 for reward in rewards) < max(1, visits ** widening)
     assert (chosen(root, widening=widening) is root) == widens
 
 
@@ -349,14 +352,15 @@ def test_backpropagate_reaches_the_root_and_nothing_else(visits, reward):
         parent = bare((1,), count, float(count), parent)
         chain.append(parent)
     beside = [bare((0,), 3, 2.0, node) for node in chain]
-    backpropagate(chain[-1], reward)
+    chain[-1].reward = reward
+    backpropagate(chain[-1])
     assert [node.visits for node in chain] == [count + 1 for count in visits]
     assert [node.total_reward for node in chain] == [count + reward for count in visits]
     assert all((node.visits, node.total_reward) == (3, 2.0) for node in beside)
 
 
 def walk(num_layers, config, reward, edits):
-    """A search driven to its end over a tree that select walks in a fixed order:
+    """A search driven to its end over a tree that is walked in a fixed order:
     (result, paths asked, credited)."""
     asked, credited = [], []
 
@@ -368,9 +372,9 @@ def walk(num_layers, config, reward, edits):
                 return node
             nodes.extend(node.children)
 
-    with replaced(edits=edits, select=first_open,
-                  backpropagate=lambda node, value: credited.append((node.decisions, value))):
-        steps = search(num_layers, config, random.Random(0))
+    with replaced(edits=edits, grow=lambda parent, known, config, rng: parent.untried[-1],
+                  backpropagate=lambda node: credited.append((node.decisions, node.reward))):
+        steps = search(num_layers, config, random.Random(0), first_open)
         asked.append(next(steps))
         while True:
             try:

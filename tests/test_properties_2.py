@@ -39,7 +39,7 @@ def test_a_right_question_asks_new_legal_paths_wide_and_deep(num_layers, simulat
     assert set(paths) <= every and len(set(paths)) == len(paths)
     assert len(paths) == min(simulations + 1, len(every))
     changes = [sum(count != 1 for count in path) for path in paths]
-    if simulations >= 30:
+    if simulations >= 40:
         assert changes.count(1) >= 2 and max(changes) >= min(3, num_layers)
 
 

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, WORDS, tiny_model
 
-from mcts import is_legal
 from model_llama import decode, fixed, generate, pad, prefill
 from reuse import Prefixes, copy_rows
 
-PATHS = [path for path in product((0, 1, 2), repeat=3) if is_legal(path)]
+PATHS = [path for path in product((0, 1, 2), repeat=3) if any(path)]  # all but three skips
 LARGE = 2 ** 30
 
 

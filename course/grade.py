@@ -37,7 +37,8 @@ from make_assignment import COURSE, ROOT, properties_file, read_tasks, tomllib
 import cli  # noqa: E402 - make_assignment found it
 from cli import InputError  # noqa: E402
 
-OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py")  # what a tree needs for the tests of the tasks
+# what a tree needs for the tests of the tasks
+OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py")
 
 
 # ---- mutants ----
@@ -118,7 +119,8 @@ class Recorder:
     def pytest_collection_finish(self, session):
         for item in session.items:
             mark = item.get_closest_marker("task")
-            self.found[item.nodeid] = mark.args[0] if mark else None, hasattr(item.obj, "hypothesis")
+            number = mark.args[0] if mark else None
+            self.found[item.nodeid] = number, hasattr(item.obj, "hypothesis")
 
     def pytest_collectreport(self, report):
         if report.failed:

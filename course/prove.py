@@ -40,7 +40,7 @@ def fails_with_its_own_number(run):
 
 
 def errors_of_importing(tasks):
-    """What pytest says of the files of a student's tree that it cannot collect, task numbers aside."""
+    """What pytest says of files of a student's tree that it cannot collect, task numbers aside."""
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         tree = write_tree(Path(folder) / "tree", tasks)
         done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q",

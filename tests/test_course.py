@@ -107,7 +107,8 @@ def test_a_function_listed_twice_is_refused(tmp_path):
 
 def test_a_body_of_one_line_and_one_without_docstring():
     """Catches a blank that swallows the function's head, or the function below."""
-    source = "def f(a,\n      b=1):\n    return a\n\n\nclass C:\n    def g(self):\n        '''Doc.'''\n        x = 1\n        return x\n\n    h = 2\n"
+    source = ("def f(a,\n      b=1):\n    return a\n\n\nclass C:\n    def g(self):\n"
+              "        '''Doc.'''\n        x = 1\n        return x\n\n    h = 2\n")
     assert blank(source, {"f": "one", "C.g": "two"}) == (
         "def f(a,\n      b=1):\n    raise NotImplementedError(\"one\")\n\n\nclass C:\n"
         "    def g(self):\n        '''Doc.'''\n        raise NotImplementedError(\"two\")\n\n"
@@ -158,7 +159,7 @@ CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
 
 @pytest.fixture(scope="module")
 def graded(assignment, tmp_path_factory):
-    """{task: row} of a student who hangs, exits, breaks a file, and brings tests of his own."""
+    """{task: row} of a student who hangs, exits, breaks a file and brings other tests."""
     student = tmp_path_factory.mktemp("student") / "tree"
     shutil.copytree(assignment, student)
     text = (student / "mcts.py").read_text()
@@ -173,12 +174,13 @@ def graded(assignment, tmp_path_factory):
         (student / name).write_text(CHEAT)
     (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
-    false = "def test_a(n):\n    assert n < 0\n\n\n@given(st.integers())\ndef test_b(n):\n    pass\n"
+    false = ("def test_a(n):\n    assert n < 0\n\n\n"
+             "@given(st.integers())\ndef test_b(n):\n    pass\n")
     (student / "tests/test_properties_5.py").write_text(one + false)
     (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n")
     out = student / "points.json"
-    done = python(COURSE / "grade.py", student, "--seconds", 10, "--json", out, "--task", "2.2",
-                  "2.3", "2.5", "3.2", "3.5", "4.2", "5.4")
+    done = python(COURSE / "grade.py", student, "--seconds", 10, "--json", out,
+                  "--task", "2.2", "2.3", "2.5", "3.2", "3.5", "4.2", "5.4")
     assert done.returncode == 0, done.stderr
     assert "3.2  the label the model is surest of" in done.stdout
     return json.loads(out.read_text())[0]["tasks"]

@@ -43,7 +43,11 @@ def test_a_query_and_a_key_see_only_how_far_apart_they_are(seed, query_at, key_a
     """Moving both by the same number of positions leaves their product as it is."""
     model, rng = tiny_model(), torch.Generator().manual_seed(seed)
     query, key = torch.randn(2, 1, 1, 1, 4, generator=rng, dtype=torch.float64)
-    turned = lambda x, at: rotate(x, *(lambda s: (s.cos, s.sin))(model.span(at, [at], 1)))
+
+    def turned(heads, at):
+        span = model.span(at, [at], 1)
+        return rotate(heads, span.cos, span.sin)
+
     near = (turned(query, query_at) * turned(key, key_at)).sum()
     far = (turned(query, query_at + shift) * turned(key, key_at + shift)).sum()
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)  # angles are float32

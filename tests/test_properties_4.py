@@ -18,7 +18,8 @@ def test_a_prompt_is_pooled_judged_and_gated_as_if_it_were_alone(lengths, seed):
     hidden = torch.randn(len(lengths), max(lengths) + 2, 6, generator=rng)
     routers = Routers(1, 6, 4, windows=4)
     routers.set_gate(torch.eye(6), hidden[:1, :1].expand(1, 3, 6), torch.tensor([2.0]))
-    pooled, counts = pool_windows(hidden, torch.tensor(lengths), 4), torch.tensor(lengths).clamp(max=4)
+    counted = torch.tensor(lengths)
+    pooled, counts = pool_windows(hidden, counted, 4), counted.clamp(max=4)
     logits, strange = routers(pooled[:, None], counts), routers.is_strange(0, pooled, counts)
     for row, n in enumerate(lengths):
         size, used = n // min(4, n), min(4, n)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.task("5.4")
 def outcome(right):
     """Rewards (N,) as the outcome of a route that executes each of two layers."""
     N = len(right)
-    twos = torch.full((N,), 2)
-    return Outcome("x", [Answers(right, torch.ones(N), torch.ones(N, 2).long(), twos, twos, [""] * N)])
+    twos, once = torch.full((N,), 2), torch.ones(N, 2).long()
+    return Outcome("x", [Answers(right, torch.ones(N), once, twos, twos, [""] * N)])
 
 
 @given(st.integers(0, 999), st.integers(100, 400))

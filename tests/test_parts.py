@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model
 
 import mcts
 from choose import confident, consensus, neighbours
@@ -54,6 +53,12 @@ def test_rms_norm_equals_its_formula(size, seed, eps):
         close(normed, vector / root * norm.weight)
 
 
+def cos_sin(angles):
+    """What rotate() takes for angles (T, E/2): (T, E) each."""
+    both = torch.cat((angles, angles), dim=-1)
+    return both.cos(), both.sin()
+
+
 def turned(heads, angles):
     """heads (..., T, E) with channel pairs (i, i + E/2) turned by angles (T, E/2), as numbers
     of the complex plane."""
@@ -67,15 +72,14 @@ def turned(heads, angles):
 def test_rotate_turns_each_pair_by_its_angle(heads, tokens, head_dim, seed):
     """Catches neighbouring channels taken for a pair, and a turn the wrong way round."""
     x, angles = randn(seed, 2, heads, tokens, head_dim), randn(seed + 1, tokens, head_dim // 2)
-    both = torch.cat((angles, angles), dim=-1)
-    close(rotate(x, both.cos(), both.sin()), turned(x, angles))
+    close(rotate(x, *cos_sin(angles)), turned(x, angles))
 
 
 @pytest.mark.task("1.2")
 def test_rotate_by_hand():
     """A quarter turn takes (1, 0) to (0, 1) and (0, 1) to (-1, 0)."""
-    cos, sin = torch.zeros(2), torch.ones(2)
-    assert rotate(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), cos, sin).tolist() == [[0, 1], [-1, 0]]
+    quarter = cos_sin(torch.tensor([torch.pi / 2]))
+    close(rotate(torch.eye(2), *quarter), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), 1e-6)
 
 
 def attention_by_hand(queries, keys, values, visible):
@@ -125,15 +129,23 @@ def test_attention_sees_exactly_what_the_mask_shows(drawn, seed):
           attention_by_hand(queries, keys, values, visible))
 
 
+def span_after(lengths, T):
+    """Where T tokens stand behind rows of these lengths, as far as a slot must know."""
+    start = lengths[0] if len(set(lengths)) == 1 else None
+    mask = torch.ones(len(lengths), 1, T, max(lengths) + T, dtype=torch.bool)
+    positions = torch.tensor(lengths)[:, None] + torch.arange(T)
+    return SimpleNamespace(start=start, positions=positions, mask=None if start == 0 else mask)
+
+
 @pytest.mark.task("1.4")
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), sizes, seeds)
 def test_a_slot_gives_back_all_chunks_in_order(chunks, rows, seed):
     """Catches a chunk written over the one before it, and unwritten room handed out as keys."""
-    model, total = tiny_model(), sum(chunks)
+    total = sum(chunks)
     keys, values = randn(seed, rows, 2, total, 4), randn(seed + 1, rows, 2, total, 4)
     slot, start = Slot(None, *randn(seed + 2, 2, rows, 2, total + 3, 4)), 0
     for T in chunks:
-        span, end = model.span(start, [start] * rows, T), start + T
+        span, end = span_after([start] * rows, T), start + T
         seen = slot.write(keys[:, :, start:end], values[:, :, start:end], span)
         close(seen[0], keys[:, :, :end])
         close(seen[1], values[:, :, :end])
@@ -148,7 +160,7 @@ def test_a_slot_writes_every_row_behind_its_own_tokens(lengths, T, seed):
     before = randn(seed, 2, rows, 2, capacity, 4)
     new = randn(seed + 1, 2, rows, 2, T, 4)
     slot = Slot(None, *before.clone())
-    seen = slot.write(*new, tiny_model().span(None, lengths, T))
+    seen = slot.write(*new, span_after(lengths, T))
     for old, added, got in zip(before, new, seen):
         assert got.shape[2] == max(lengths) + T
         for row, n in enumerate(lengths):
@@ -160,7 +172,7 @@ def test_a_slot_writes_every_row_behind_its_own_tokens(lengths, T, seed):
 def test_a_slot_without_room_keeps_nothing():
     """Catches a single full pass that allocates, or that fails."""
     keys, values, slot = randn(0, 2, 2, 3, 4), randn(1, 2, 2, 3, 4), Slot(None)
-    seen = slot.write(keys, values, tiny_model().span(0, [3, 3], 3))
+    seen = slot.write(keys, values, span_after([0, 0], 3))
     assert seen[0] is keys and seen[1] is values and slot.keys is None
 
 

@@ -67,6 +67,7 @@ def test_forced_to_execute_equals_vanilla_and_masks_forbid_only_their_action(set
     assert any((found.decisions == 0).any() for found in run("no-repeat"))
 
 
+@pytest.mark.task("5.3")
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
 def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
     decisions = torch.randint(3, (rows, layers))

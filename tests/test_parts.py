@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcts
+from baselines import shuffled
 from choose import confident, consensus, neighbours
 from drllm import Routers, nearest_distance
-from evaluate import shuffled
 from mcts import SearchConfig, backpropagate, score, search, select
 from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
 
@@ -55,8 +55,8 @@ def test_rms_norm_equals_its_formula(size, seed, eps):
 
 def cos_sin(angles):
     """What rotate() takes for angles (T, E/2): (T, E) each."""
-    both = torch.cat((angles, angles), dim=-1)
-    return both.cos(), both.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def turned(heads, angles):

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answers import Answers
-from evaluate import Outcome, interval, shuffled, static_at, summarise
+from baselines import shuffled
+from diagnostics import interval
+from evaluate import Outcome, static_at, summarise
 
 pytestmark = pytest.mark.task("5.4")
 

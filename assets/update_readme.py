@@ -121,8 +121,10 @@ def fenced(lines):
 def blocks(demo, bases):
     """{name: text} of the generated blocks."""
     lines = demo["printed"]
-    cut = next(n for n, line in enumerate(lines) if line.startswith("right % (layers)"))
-    return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:]), "bases": base_table(bases)}
+    cut, end = (next(n for n, line in enumerate(lines) if line.startswith(words))
+                for words in ("right % (layers)", "How often "))
+    return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:end]),
+            "bases": base_table(bases)}
 
 
 def figures(demo):

@@ -13,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import doctest
+import functools
 import importlib
 import io
 import os
@@ -249,13 +250,18 @@ def slug(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-def defined(file, name):
-    """Whether a file defines a function, class or constant at its top level."""
+@functools.cache
+def defined(file):
+    """Functions, classes and constants at a file's top level."""
     names = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
         names |= {getattr(t, "name", getattr(t, "id", None)) for t in targets}
-    return name in names
+    return names
+
+
+def all_tests():
+    return set().union(*(defined(file) for file in ROOT.glob("tests/test_*.py")))
 
 
 def wrong_names(text):
@@ -268,9 +274,10 @@ def wrong_names(text):
         elif not target.startswith("https://"):
             wrong += [] if (ROOT / target).exists() else [target]
     for span in code_spans(text):
-        if found := re.fullmatch(r"(tests/\w+\.py)::(\w+)", span):
-            file, name = ROOT / found[1], found[2]
-        elif (found := re.fullmatch(r"(\w+)\.([A-Za-z_]\w*)", span)) and found[2] != "py" \
+        if re.fullmatch(r"test_\w+", span):
+            wrong += [] if span in all_tests() else [span]
+            continue
+        if (found := re.fullmatch(r"(\w+)\.([A-Za-z_]\w*)", span)) and found[2] != "py" \
                 and (ROOT / f"{found[1]}.py").exists():
             file, name = ROOT / f"{found[1]}.py", found[2]
         elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|extras|course)/[\w./]*", span):
@@ -278,7 +285,7 @@ def wrong_names(text):
             continue
         else:
             continue
-        wrong += [] if file.exists() and defined(file, name) else [span]
+        wrong += [] if file.exists() and name in defined(file) else [span]
     return wrong
 
 
@@ -296,7 +303,7 @@ def test_links_files_functions_and_tests_exist():
 def test_every_departure_names_a_test():
     section = README.split("\n## Departures\n")[1].split("\n## ")[0]
     items = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
-    assert len(items) >= 10 and all("`tests/test_" in item for item in items)
+    assert len(items) >= 10 and all("`test_" in item for item in items)
     assert [int(n) for n in re.findall(r"^(\d+)\. ", section, re.MULTILINE)] == list(
         range(1, len(items) + 1))
 
@@ -372,7 +379,7 @@ def test_fences_are_of_known_kinds_and_text_is_generated_or_a_drawing():
 
 
 @pytest.mark.parametrize("old, new, notices", [
-    ("tests/test_mcts.py::test_tree_branches", "tests/test_mcts.py::test_tree_branch", wrong_names),
+    ("`test_tree_branches`", "`test_tree_branch`", wrong_names),
     ("`mcts.score`", "`mcts.scores`", wrong_names),
     ("`mcts.score`", "`mcst.score`", unknown_modules),
     ("(assets/paths.svg)", "(assets/path.svg)", wrong_names),

@@ -18,12 +18,19 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parent
 README = ASSETS.parent / "README.md"
-DEMO, BASES, PICTURE = (ASSETS / name for name in ("demo.json", "bases.json", "paths.svg"))
+DEMO, BASES, PICTURE = ASSETS / "demo.json", ASSETS / "bases.json", ASSETS / "paths.svg"
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
 
+import choose  # noqa: E402
 import cli  # noqa: E402
+import drllm  # noqa: E402
+import train  # noqa: E402
+from answers import answer, prepare  # noqa: E402
 from cli import InputError, read_json, write_json, write_whole  # noqa: E402
 from draw import draw  # noqa: E402
+from label import DEMO_MODEL  # noqa: E402
+from model_llama import load_model, load_tokenizer  # noqa: E402
+from tasks import load_questions  # noqa: E402
 
 NUMBER = r"(?<![\w.+-])[-+]?\d+(?:,\d{3})*(?:\.\d+)?"
 FIGURES = (  # sentences of the README whose numbers are measured or defaults
@@ -57,14 +64,9 @@ def printed(log):
 def pictured(run, number=200):
     """Three rows for the picture: a question the routers repair with both skips and repeats, along
     the plain path and along theirs, and the easiest one, of the first test questions."""
-    from answers import answer, prepare
-    from drllm import Routers
-    from label import DEMO as FOLDER, DEMO_MODEL
-    from model_llama import load_model, load_tokenizer
-    from tasks import load_questions
     model, tokenizer = load_model(DEMO_MODEL), load_tokenizer(DEMO_MODEL)
-    routers = Routers.load(Path(run) / "routers.safetensors", model)
-    questions = load_questions(FOLDER / "questions" / "test.jsonl")[:number]
+    routers = drllm.Routers.load(Path(run) / "routers.safetensors", model)
+    questions = load_questions(train.DEMO_TEST[0])[:number]
     prompts, _ = prepare(questions, tokenizer, model)
     plain, routed = (answer(model, tokenizer, prompts, route) for route in (None, routers.route))
     depth = routed.decisions.sum(1).tolist()
@@ -151,9 +153,6 @@ def figures(demo):
 
 def constants():
     """{name: text} of the numbers in FIGURES that are defaults of the code."""
-    import choose
-    import drllm
-    import train
     default = lambda function, name: inspect.signature(function).parameters[name].default
     args, config = train.parse_args([]), train.TrainConfig()
     return {"windows": str(config.windows), "epochs": str(config.epochs), "seeds": str(args.seeds),

@@ -372,6 +372,26 @@ def test_the_printed_report_is_what_evaluate_prints_for_the_metrics(capsys):
     assert lines[first:first + len(made)] == made
 
 
+def test_the_claims_of_the_result_hold_for_the_measured_run():
+    metrics = read_json(update_readme.DEMO)["metrics"]
+    routes, points = metrics["routes"], metrics["frontier"]
+    main, plain = routes["dr.llm"], routes["vanilla"]
+    own = next(point for point in points if not point["tilt"])
+    outside = update_readme.brief("", metrics)["outside"]
+    gains = [(p["accuracy"] - plain["accuracy"], 1 - p["layers"] / plain["layers"]) for p in points]
+    holds = {
+        "More right answers with fewer layers": main["interval"][0] > 0
+        and main["layers"] < plain["layers"],
+        "The paper's own labels do not work here": routes["dr.llm shortest"]["interval"][1] < 0,
+        "Most of the gain is not routing": 0 < own["interval"][0]
+        and own["over_static"] < main["gain"] / 2,
+        "Out of domain nothing breaks": outside > -0.005,
+        "One or the other, not yet both": not any(g >= 0.06 and s >= 0.07 for g, s in gains)}
+    section = README.split("\n## The result\n")[1].split("\n## ")[0]
+    assert re.findall(r"^- \*\*(.*?)\.\*\*", section, re.MULTILINE) == list(holds)
+    assert all(holds.values()), holds
+
+
 def test_fences_are_of_known_kinds_and_text_is_generated_or_a_drawing():
     assert {fence.kind for fence in fences(README)} <= set(KINDS)
     loose = [f for f in fences(GENERATED.sub("", README)) if f.kind == "text"]

@@ -158,7 +158,9 @@ def parse(module, arguments):
     def stop(parser, *given):
         real(parser, *given)
         raise Parsed
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), \
+    beside = str((ROOT / module.replace(".", "/")).parent)  # where a script looks first
+    with mock.patch.object(sys, "path", [beside, *sys.path]), \
+            mock.patch.object(argparse.ArgumentParser, "parse_args", stop), \
             contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
             importlib.import_module(module).main(arguments)

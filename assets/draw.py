@@ -32,7 +32,8 @@ def layer(number, count, x, y):
     middle = x + BOX / 2
     above = ("",
              f'<path class="arc" d="M{x - 5} {y - 2} Q{middle} {y - 24} {x + BOX + 5} {y - 2}"/>',
-             f'<path class="loop" d="M{x + BOX - 9} {y} C{x + BOX} {y - 24} {x} {y - 24} {x + 9} {y}"/>'
+             f'<path class="loop" d="M{x + BOX - 9} {y} '
+             f'C{x + BOX} {y - 24} {x} {y - 24} {x + 9} {y}"/>'
              f'<path class="twice" d="M{x + 4} {y - 8} l10 1 l-6 8 z"/>')
     return (f'<rect class="{kind}" x="{x}" y="{y}" width="{BOX}" height="{BOX}" rx="6"/>'
             f'<text class="{ink}" x="{middle}" y="{y + BOX / 2 + 5}" text-anchor="middle">{number}'
@@ -62,11 +63,12 @@ def draw(cases):
     height = TOP + ROW * len(cases) - 12
     key = (("run", "execute"), ("skip", "skip"), ("twice", "repeat"))
     legend = "".join(
-        f'<rect class="{kind}" x="{LEFT + 110 * n}" y="{height - 34}" width="14" height="14" rx="3"/>'
+        f'<rect class="{kind}" x="{LEFT + 110 * n}" y="{height - 34}" width="14" height="14" '
+        f'rx="3"/>'
         f'<text class="faint" x="{LEFT + 20 + 110 * n}" y="{height - 22}">{word}</text>'
         for n, (kind, word) in enumerate(key))
     rows = "\n".join(row(case, TOP + ROW * n) for n, case in enumerate(cases))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" role="img" aria-label="Prompts passing the layers">\n'
-            f'<style>{STYLE}</style>\n<rect fill="var(--page)" width="{width}" height="{height}" '
-            f'rx="10"/>\n{rows}\n{legend}\n</svg>\n')
+            f'width="{width}" height="{height}" role="img" '
+            f'aria-label="Prompts passing the layers">\n<style>{STYLE}</style>\n'
+            f'<rect fill="var(--page)" width="{width}" height="{height}" rx="10"/>\n{rows}\n{legend}\n</svg>\n')

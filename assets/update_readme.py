@@ -2,7 +2,7 @@
 
     python train.py 2>/dev/null | tee demo.log
     python assets/update_readme.py --run runs/demo --log demo.log     takes in the demo's run
-    python assets/update_readme.py --base "seed 0" runs/seed0         a row of the base models' table
+    python assets/update_readme.py --base "seed 0" runs/seed0         a row of the base models
     python assets/update_readme.py                                    writes the README again
 
 What is taken in stands in demo.json and bases.json beside this file; tests/test_readme.py checks
@@ -62,8 +62,8 @@ def printed(log):
 
 
 def pictured(run, number=200):
-    """Three rows for the picture: a question the routers repair with both skips and repeats, along
-    the plain path and along theirs, and the easiest one, of the first test questions."""
+    """Three rows for the picture, of the first test questions: one that the routers repair with
+    both skips and repeats, along the plain path and along theirs, and the one of fewest layers."""
     model, tokenizer = load_model(DEMO_MODEL), load_tokenizer(DEMO_MODEL)
     routers = drllm.Routers.load(Path(run) / "routers.safetensors", model)
     questions = load_questions(train.DEMO_TEST[0])[:number]
@@ -72,10 +72,13 @@ def pictured(run, number=200):
     depth = routed.decisions.sum(1).tolist()
     repaired = [n for n, path in enumerate(routed.decisions.tolist()) if routed.right[n]
                 and not plain.right[n] and 0 in path and 2 in path and not questions[n].choices]
+    if not repaired:
+        raise InputError(f"{run}: no sum of {number} questions is repaired with skips and repeats")
     hard = min(repaired, key=lambda n: (depth[n], -routed.confidence[n]))
     easy = min((n for n in range(len(prompts)) if routed.right[n]), key=depth.__getitem__)
     shown = (("Plain model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
-    return [{"title": title, "prompt": questions[n].prompt.split("Question: ")[1].split(" Answer:")[0],
+    asked = [re.search("Question: (.*) Answer:", q.prompt)[1] for q in questions]
+    return [{"title": title, "prompt": asked[n],
              "decisions": found.decisions[n].tolist(), "right": bool(found.right[n]),
              "answer": found.texts[n].strip(" }")} for title, found, n in shown]
 
@@ -88,7 +91,8 @@ def right_paths(run):
 
 def brief(name, metrics):
     """A row of the base models' table, from a run's metrics."""
-    routes, outside = metrics["routes"], [t for t in metrics["tasks"].values() if t["domain"] == "out"]
+    routes = metrics["routes"]
+    outside = [t for t in metrics["tasks"].values() if t["domain"] == "out"]
     own = next(point for point in metrics["frontier"] if not point["tilt"])
     drop = sum(task["routes"]["dr.llm"]["gain"] for task in outside) / len(outside)
     main = routes["dr.llm"]
@@ -107,8 +111,8 @@ def percent(value, sign=""):
 def base_table(bases):
     """Markdown of the base models' table."""
     pair = lambda interval: "[{}, {}]".format(*(percent(end, "+") for end in interval))
-    head = ("| base model | vanilla | Dr.LLM, 95% interval of the gain | layers | over static at the "
-            "same depth | out of domain | the paper's labels |\n|---|---|---|---|---|---|---|\n")
+    head = ("| base model | vanilla | Dr.LLM, 95% interval of the gain | layers | over static at "
+            "the same depth | out of domain | the paper's labels |\n|---|---|---|---|---|---|---|\n")
     return head + "".join(
         f"| {b['name']} | {percent(b['vanilla'])} | {percent(b['accuracy'])}, "
         f"{percent(b['gain'], '+')} {pair(b['interval'])} | {b['layers']:.2f} | "
@@ -137,8 +141,8 @@ def figures(demo):
     own = next(point for point in points if not point["tilt"])
     fewest = min(points, key=lambda point: point["tilt"])
     saved = lambda layers: percent(1 - layers / plain["layers"])
-    return {"n": f"{plain['n']:,}", "right_paths": f"{demo['right_paths']:.0f}", "dr_llm": percent(main["accuracy"]),
-            "vanilla": percent(plain["accuracy"]), "gain": percent(main["gain"], "+"),
+    return {"n": f"{plain['n']:,}", "right_paths": f"{demo['right_paths']:.0f}",
+            "dr_llm": percent(main["accuracy"]), "vanilla": percent(plain["accuracy"]), "gain": percent(main["gain"], "+"),
             "low": percent(main["interval"][0], "+"), "high": percent(main["interval"][1], "+"),
             "layers": f"{main['layers']:.2f}", "all_layers": f"{plain['layers']:.0f}",
             "saved": saved(main["layers"]), "static": percent(deepest["accuracy"]),
@@ -164,7 +168,8 @@ def constants():
 
 def sentence(template):
     """The pattern of a sentence of FIGURES, its numbers as groups, wrapped anywhere."""
-    words = [re.sub(r"\\\{\w+\\\}", lambda _: f"({NUMBER})", re.escape(w)) for w in template.split()]
+    number = lambda _: f"({NUMBER})"
+    words = [re.sub(r"\\\{\w+\\\}", number, re.escape(word)) for word in template.split()]
     return re.compile(r"\s+".join(words))
 
 
@@ -173,7 +178,7 @@ def with_figures(text, values):
     for template in FIGURES:
         names, found = re.findall(r"\{(\w+)\}", template), list(sentence(template).finditer(text))
         if len(found) != 1:
-            raise InputError(f"{README.name}: stands there {len(found)} times, not once: {template}")
+            raise InputError(f"{README.name}: found {len(found)} times, not once: {template}")
         for group, name in reversed(list(enumerate(names, 1))):
             start, end = found[0].span(group)
             text = text[:start] + values[name] + text[end:]

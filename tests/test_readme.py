@@ -116,7 +116,7 @@ def sessions(text):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A folder that looks like a clean clone: everything in it is a link, what is made is its own."""
+    """A folder like a clean clone: what is in it are links, what commands make is its own."""
     folder = tmp_path_factory.mktemp("clone")
     for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", "extras", "assets"))):
         (folder / entry.name).symlink_to(entry)
@@ -363,7 +363,7 @@ def test_tables_figures_and_picture_are_those_of_the_measured_run():
 
 
 def test_the_printed_report_is_what_evaluate_prints_for_the_metrics(capsys):
-    """The run's log and its metrics.json were taken in together, and evaluate.py still prints so."""
+    """The log and the metrics are of one run, and evaluate.py still prints such a report."""
     demo = read_json(update_readme.DEMO)
     lines, metrics = demo["printed"], demo["metrics"]
     first = next(n for n, line in enumerate(lines) if "domain, " in line)

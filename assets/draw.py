@@ -71,4 +71,5 @@ def draw(cases):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" '
             f'aria-label="Prompts passing the layers">\n<style>{STYLE}</style>\n'
-            f'<rect fill="var(--page)" width="{width}" height="{height}" rx="10"/>\n{rows}\n{legend}\n</svg>\n')
+            f'<rect fill="var(--page)" width="{width}" height="{height}" rx="10"/>\n'
+            f'{rows}\n{legend}\n</svg>\n')

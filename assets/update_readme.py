@@ -112,7 +112,7 @@ def base_table(bases):
     """Markdown of the base models' table."""
     pair = lambda interval: "[{}, {}]".format(*(percent(end, "+") for end in interval))
     head = ("| base model | vanilla | Dr.LLM, 95% interval of the gain | layers | over static at "
-            "the same depth | out of domain | the paper's labels |\n|---|---|---|---|---|---|---|\n")
+            "the same depth | out of domain | the paper's labels |\n" + "|---" * 7 + "|\n")
     return head + "".join(
         f"| {b['name']} | {percent(b['vanilla'])} | {percent(b['accuracy'])}, "
         f"{percent(b['gain'], '+')} {pair(b['interval'])} | {b['layers']:.2f} | "
@@ -142,7 +142,8 @@ def figures(demo):
     fewest = min(points, key=lambda point: point["tilt"])
     saved = lambda layers: percent(1 - layers / plain["layers"])
     return {"n": f"{plain['n']:,}", "right_paths": f"{demo['right_paths']:.0f}",
-            "dr_llm": percent(main["accuracy"]), "vanilla": percent(plain["accuracy"]), "gain": percent(main["gain"], "+"),
+            "dr_llm": percent(main["accuracy"]), "vanilla": percent(plain["accuracy"]),
+            "gain": percent(main["gain"], "+"),
             "low": percent(main["interval"][0], "+"), "high": percent(main["interval"][1], "+"),
             "layers": f"{main['layers']:.2f}", "all_layers": f"{plain['layers']:.0f}",
             "saved": saved(main["layers"]), "static": percent(deepest["accuracy"]),

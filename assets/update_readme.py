@@ -41,6 +41,8 @@ FIGURES = (  # sentences of the README whose numbers are measured or defaults
     "the deepest of them {static}% right at {static_layers} layers",
     "{over} points [{over_low}, {over_high}] over static paths at the routers' own depth",
     "A search meets {right_paths} right paths per question on average",
+    "We can try {simulations} per question", "Try {simulations} ways through the layers",
+    "In {random_child}% of the steps a random child is taken", "asks the model {asked} times",
     "averaged in {windows} windows", "in {gate_dimensions} random directions",
     "than {gate_quantile}% of those lie from each other", "{epochs} epochs are then",
     "N(q) are the {neighbours} nearest questions", "routers for each of {seeds} seeds",
@@ -160,7 +162,10 @@ def constants():
     """{name: text} of the numbers in FIGURES that are defaults of the code."""
     default = lambda function, name: inspect.signature(function).parameters[name].default
     args, config = train.parse_args([]), train.TrainConfig()
-    return {"windows": str(config.windows), "epochs": str(config.epochs), "seeds": str(args.seeds),
+    search = train.SearchConfig(simulations=args.simulations)
+    return {"simulations": str(search.simulations), "asked": str(search.simulations + 1),
+            "random_child": f"{100 * search.random_child:.0f}", "windows": str(config.windows),
+            "epochs": str(config.epochs), "seeds": str(args.seeds),
             "batch_size": str(args.batch_size),
             "gate_dimensions": str(default(drllm.fit_gate, "dimensions")),
             "gate_quantile": f"{100 * default(drllm.fit_gate, 'quantile'):.0f}",

@@ -43,6 +43,7 @@ FIGURES = (  # sentences of the README whose numbers are measured or defaults
     "A search meets {right_paths} right paths per question on average",
     "We can try {simulations} per question", "Try {simulations} ways through the layers",
     "In {random_child}% of the steps a random child is taken", "asks the model {asked} times",
+    "visited v times may have v^{widening} children",
     "averaged in {windows} windows", "in {gate_dimensions} random directions",
     "than {gate_quantile}% of those lie from each other", "{epochs} epochs are then",
     "N(q) are the {neighbours} nearest questions", "routers for each of {seeds} seeds",
@@ -164,7 +165,8 @@ def constants():
     args, config = train.parse_args([]), train.TrainConfig()
     search = train.SearchConfig(simulations=args.simulations)
     return {"simulations": str(search.simulations), "asked": str(search.simulations + 1),
-            "random_child": f"{100 * search.random_child:.0f}", "windows": str(config.windows),
+            "widening": str(search.widening), "windows": str(config.windows),
+            "random_child": f"{100 * search.random_child:.0f}",
             "epochs": str(config.epochs), "seeds": str(args.seeds),
             "batch_size": str(args.batch_size),
             "gate_dimensions": str(default(drllm.fit_gate, "dimensions")),

@@ -43,7 +43,7 @@ FIGURES = (  # sentences of the README whose numbers are measured or defaults
     "A search meets {right_paths} right paths per question on average",
     "We can try {simulations} per question", "Try {simulations} ways through the layers",
     "In {random_child}% of the steps a random child is taken", "asks the model {asked} times",
-    "visited v times may have v^{widening} children",
+    "visited v times may have v^{widening} children as good",
     "averaged in {windows} windows", "in {gate_dimensions} random directions",
     "than {gate_quantile}% of those lie from each other", "{epochs} epochs are then",
     "N(q) are the {neighbours} nearest questions", "routers for each of {seeds} seeds",

@@ -13,6 +13,7 @@ import argparse
 import inspect
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,9 +82,18 @@ def pictured(run, number=200):
     easy = min((n for n in range(len(prompts)) if routed.right[n]), key=depth.__getitem__)
     shown = (("Plain model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
     asked = [re.search("Question: (.*) Answer:", q.prompt)[1] for q in questions]
-    return [{"title": title, "prompt": asked[n],
+    return [{"id": questions[n].id, "title": title, "prompt": asked[n],
              "decisions": found.decisions[n].tolist(), "right": bool(found.right[n]),
              "answer": found.texts[n].strip(" }")} for title, found, n in shown]
+
+
+def explained(run, name):
+    """The lines of a session with extras.explain on one test question."""
+    command = ["-m", "extras.explain", "--id", name]
+    routers = ["--routers", str((Path(run) / "routers.safetensors").resolve())]
+    said = subprocess.run([sys.executable, *command, *routers], cwd=ASSETS.parent, text=True,
+                          stdout=subprocess.PIPE, check=True).stdout
+    return [" ".join(("$ python", *command)), *said.rstrip().splitlines()]
 
 
 def right_paths(run):
@@ -133,7 +143,7 @@ def blocks(demo, bases):
     cut, end = (next(n for n, line in enumerate(lines) if line.startswith(words))
                 for words in ("right % (layers)", "How often "))
     return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:end]),
-            "bases": base_table(bases)}
+            "explained": fenced(demo["explained"]), "bases": base_table(bases)}
 
 
 def figures(demo):
@@ -222,7 +232,9 @@ def main(argv=None):
     if args.run:
         metrics = {key: value for key, value in read_json(args.run / "metrics.json").items()
                    if key != "command"}
-        write_json(DEMO, {"printed": printed(args.log), "picture": pictured(args.run),
+        picture = pictured(args.run)
+        write_json(DEMO, {"printed": printed(args.log), "picture": picture,
+                          "explained": explained(args.run, picture[1]["id"]),
                           "right_paths": right_paths(args.run),
                           "metrics": metrics})
     runs = [("seed 1, `demo/model`", args.run)] if args.run else []

@@ -221,6 +221,9 @@ def read_commands(text):
     starts = ("python ", "make", "torchrun ", "pytest ", "pip ")
     yield from (span for span in code_spans(text) if span == "make" or span.startswith(starts[:1]
                 + ("make ",) + starts[2:]))
+    for fence in fences(text):
+        if fence.kind == "text":
+            yield from re.findall(r"^\$ (.*)", fence.text, re.MULTILINE)
     yield from (what for kind, what in SOURCE.findall(text) if kind == "measured")
 
 

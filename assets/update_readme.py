@@ -43,7 +43,8 @@ FIGURES = (  # sentences of the README whose numbers are measured or defaults
     "{over} points [{over_low}, {over_high}] over static paths at the routers' own depth",
     "A search meets {right_paths} right paths per question on average",
     "We can try {simulations} per question", "Try {simulations} ways through the layers",
-    "In {random_child}% of the steps a random child is taken", "asks the model {asked} times",
+    "In {random_child}% of the steps a random child is taken", "asks the model {asked} times", "makes this project into {tasks} tasks",
+    "graded by which of {mutants} planted mistakes", "bodies taken out: {points} points",
     "visited v times may have v^{widening} children as good",
     "averaged in {windows} windows", "in {gate_dimensions} random directions",
     "than {gate_quantile}% of those lie from each other", "{epochs} epochs are then",
@@ -174,6 +175,8 @@ def constants():
     default = lambda function, name: inspect.signature(function).parameters[name].default
     args, config = train.parse_args([]), train.TrainConfig()
     search = train.SearchConfig(simulations=args.simulations)
+    course = ASSETS.parent / "course"
+    points = re.findall(r"^points = (\d+)", (course / "tasks.toml").read_text(), re.MULTILINE)
     return {"simulations": str(search.simulations), "asked": str(search.simulations + 1),
             "widening": str(search.widening), "windows": str(config.windows),
             "random_child": f"{100 * search.random_child:.0f}",
@@ -181,6 +184,8 @@ def constants():
             "batch_size": str(args.batch_size),
             "gate_dimensions": str(default(drllm.fit_gate, "dimensions")),
             "gate_quantile": f"{100 * default(drllm.fit_gate, 'quantile'):.0f}",
+            "tasks": str(len(points)), "points": str(sum(map(int, points))),
+            "mutants": str(len(list(course.glob("mutants/*.toml")))),
             "neighbours": str(default(choose.neighbours, "number"))}
 
 

@@ -3,6 +3,7 @@ r"""Answers: what must be equal, what must not, and what hostile text must not d
 Every test says which mistake it catches.  The long fuzz: GRADING_FUZZ=20000 pytest -k fuzz
 """
 
+import gc
 import ast
 import builtins
 import inspect
@@ -283,9 +284,14 @@ def both_ways(a, b):
 
 
 def timed(a, b):
-    """(result, seconds of this thread's CPU): a busy machine is not a slow grader."""
+    """(result, seconds of this thread's CPU): neither a busy machine nor the rubbish that other
+    tests left is a slow grader."""
+    gc.disable()
     start = time.thread_time()
-    return answers_equal(a, b), time.thread_time() - start
+    try:
+        return answers_equal(a, b), time.thread_time() - start
+    finally:
+        gc.enable()
 
 
 def read_lines(path):

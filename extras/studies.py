@@ -188,8 +188,8 @@ def ood(lab):
                  for family in sorted(lab.tasks)]
     return {"title": f"out of domain: points gained and layers ({len(lab.seeds)} seeds); near: "
                      f"{', '.join(NEAR)}", "rows": rows,
-            "curves": {"gate threshold": [[row["near layers"], row["near"] / 100] for row in rows
-                                          if row["name"].startswith("gate at") and "near" in row]},
+            "changes": {row["name"]: {key: row[key] for key in ("in", "near", "far") if key in row}
+                        for row in rows if "in" in row},
             "notes": ["out: mean over the tasks; without TASK: routers and gate that never saw it, "
                       "asked about it"]}
 

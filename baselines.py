@@ -416,7 +416,7 @@ def mindskip(setting):
     share = attention_share(model.layers[0])
     capacity = 1 - (L - setting.depth) / max(1, L - 1) / share
     gate_of = {2 * n: (n, model.layers[n].input_layernorm) for n in range(L - 1)}
-    route = fit_prompt_gates(setting, halves, gate_of, gates.above(capacity), 0.0, "mindskip")
+    route = fit_prompt_gates(setting, halves, gate_of, gates.above(capacity), 0.5, "mindskip")
     cost = torch.tensor([share, 1 - share] * L)
     return Entrant(view(model, halves), [route], lambda decisions: decisions.float() @ cost)
 

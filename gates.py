@@ -25,7 +25,7 @@ from model_llama import pad, prefill
 
 # N rows   T tokens   D hidden size   L layers   G gates
 
-EPOCHS, BATCH, RATE = 4, 32, 1e-2
+EPOCHS, BATCH, RATE = 4, 32, 1e-3
 PRESSURE = 2.0  # nats per unit of share above the capacity
 PONDER = 0.05   # nats per share of layers repeated
 

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 
 ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
-DRAWN = ("heat", "bars", "curves", "knob")  # the parts of a result that have a picture
+DRAWN = ("heat", "bars", "curves", "knob", "changes")  # the parts of a result that have a picture
 BOX = ("least", "quarter", "median", "three quarters", "most")
 
 
@@ -30,7 +30,7 @@ def draw(name, result, file):
     from matplotlib.figure import Figure
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    {"heat": heat, "bars": bars, "curves": curves, "knob": knob,
+    {"heat": heat, "bars": bars, "curves": curves, "knob": knob, "changes": changes,
      "accuracy": accuracies}[kind](figure, result)
     figure.suptitle(f"{name}: {result['title']}", fontsize=9, wrap=True)
     figure.savefig(file, dpi=90)
@@ -83,8 +83,7 @@ def curves(figure, result):
         points = sorted(points)
         if points:
             axes.plot([x for x, _ in points], [100 * y for _, y in points], "o-", ms=4, label=name)
-    plain(axes, "layers per forward pass", "points" if "gate threshold" in result["curves"]
-          else "right %")
+    plain(axes, "layers per forward pass", "right %")
     axes.legend(fontsize=8)
 
 
@@ -101,8 +100,25 @@ def knob(figure, result):
     for (action, colour), share in zip(ACTIONS, shares):
         right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
         base = [low + more for low, more in zip(base, share)]
-    right.legend(fontsize=7)
     plain(right, "p", "share of decisions")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8)
+
+
+def changes(figure, result):
+    """Points gained per protection: in domain, on near and on far tasks."""
+    groups = result["changes"]
+    figure.set_size_inches(6.5, 1.5 + 0.45 * len(groups))
+    axes = figure.subplots()
+    for step, (domain, colour) in enumerate((("in", "#c9cdd2"), ("near", "#30638e"),
+                                             ("far", "#d1495b"))):
+        places = [n + 0.25 * (step - 1) for n in range(len(groups))]
+        axes.barh(places, [row.get(domain, 0.0) for row in groups.values()], 0.25,
+                  color=colour, label=domain)
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", lw=0.8)
+    axes.legend(fontsize=8)
+    plain(axes, "points over vanilla")
 
 
 def accuracies(figure, result):

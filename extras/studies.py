@@ -22,7 +22,7 @@ ANCHORS = 300       # random-token prompts labelled with the default path
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
 QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-CONTROLS = (-0.75, -0.4, -0.25, 0.0, 0.25)
+CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # of the knob; below -0.5 everything is skipped
 PRICES = (0.01, 0.03, 0.08)
 SEARCHED = 250  # test questions of a domain that are searched for the sake of comparison
 SCREEN, FINAL = 100, 400  # label questions that static paths are screened and compared on
@@ -188,8 +188,8 @@ def ood(lab):
                  for family in sorted(lab.tasks)]
     return {"title": f"out of domain: points gained and layers ({len(lab.seeds)} seeds); near: "
                      f"{', '.join(NEAR)}", "rows": rows,
-            "curves": {"gate threshold": [[row["near layers"], row["near"] / 100] for row in rows
-                                          if row["name"].startswith("gate at") and "near" in row]},
+            "changes": {row["name"]: {key: row[key] for key in ("in", "near", "far") if key in row}
+                        for row in rows if "in" in row},
             "notes": ["out: mean over the tasks; without TASK: routers and gate that never saw it, "
                       "asked about it"]}
 

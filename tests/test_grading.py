@@ -3,9 +3,9 @@ r"""Answers: what must be equal, what must not, and what hostile text must not d
 Every test says which mistake it catches.  The long fuzz: GRADING_FUZZ=20000 pytest -k fuzz
 """
 
-import gc
 import ast
 import builtins
+import gc
 import inspect
 import json
 import os

@@ -26,14 +26,15 @@ import torch
 from tqdm import tqdm
 
 import cli
-from answers import prepare
+from answers import Prompt, prepare
 from drllm import Routers
 from hf_folder import Config, Llama3Rope
-from label import DEMO_MODEL
-from mcts import edits
+from label import DEMO_LABEL, DEMO_MODEL, search_all
+from mcts import SearchConfig, edits
 from model_llama import (Llama, checkpoint_views, decode, fixed, generate, load_model,
                          load_tokenizer, prefill)
-from tasks import load_all
+from reuse import REUSE_BYTES, Prefixes
+from tasks import Question, load_all
 from train import DEMO_TEST, Recorder, TrainConfig, feature_store, train_routers
 
 try:
@@ -301,40 +302,74 @@ def routers(bench):
 # ---- 4. labels ----
 
 @torch.inference_mode()
-def without_cache(model, prompt, path, new):
+def without_cache(model, prompt, path, new, stop_ids=()):
     """The same greedy tokens the slow way: one question, everything computed again per token."""
     ids = list(prompt)
     for _ in range(new):
         tokens = torch.tensor([ids], device=model.embed_tokens.weight.device)
         ids.append(int(model(tokens, fixed(path))[0, -1].argmax()))
+        if ids[-1] in stop_ids:
+            break
     return ids[len(prompt):]
 
 
+class Numbers:
+    """A tokenizer's stand-in where weights are random: token ids as words."""
+    stop_ids = ()
+
+    def decode(self, ids):
+        return " ".join(f"t{i}" for i in ids)
+
+
+def questions_to_label(bench):
+    """(model, tokenizer, prompts): the demo's, or random ones with four tokens to answer, every
+    other one of which the default path answers."""
+    if bench.args.shape == "demo":
+        model, tokenizer = load_model(DEMO_MODEL, bench.device), load_tokenizer(DEMO_MODEL)
+        asked = load_all([DEMO_LABEL])[:bench.args.questions]
+        return model, tokenizer, prepare(asked, tokenizer, model)[0]
+    tokenizer = Numbers()
+    ids = random_prompts(bench, bench.args.questions, bench.args.question_tokens)
+    made = generate(bench.model, ids, None, 4).tokens
+    gold = [tokens if n % 2 else tokens[::-1] for n, tokens in enumerate(made)]
+    question = lambda n: Question(f"q{n}", "random", 0, "", tokenizer.decode(gold[n]), (), "?", 4)
+    return bench.model, tokenizer, [Prompt(question(n), tuple(ids[n]), tuple(gold[n]))
+                                    for n in range(len(ids))]
+
+
 def labels(bench):
-    """Paths tried per second: questions in lockstep with a path each, over one at a time."""
-    new, most = 4, bench.args.questions
-    prompts = random_prompts(bench, most, bench.args.question_tokens)
-    rng = random.Random(0)
-    paths = torch.tensor([random_path(bench.config, rng.choice((-0.125, 0.125)), rng)
-                          for _ in prompts])
+    """Paths tried per second by whole searches: in lockstep, with and without the states that paths
+    share and the guessed answer, over the same paths one at a time, all computed anew per token.
+    blocks: run on a prompt per path."""
+    model, tokenizer, prompts = questions_to_label(bench)
+    config = SearchConfig(stop_when_repaired=False)
+    found, work = [], {}
 
-    def lockstep(size):
-        for first in range(0, most, size):
-            rows = slice(first, first + size)
-            generate(bench.model, prompts[rows], fixed(paths[rows]), new)
+    def lockstep(size, limit):
+        prefixes = work[size, limit] = Prefixes(limit)
+        found[:] = search_all(model, tokenizer, prompts, config, 0, size, None, prefixes)
 
-    few = max(1, most // 16)
+    lockstep(len(prompts), REUSE_BYTES)
+    paths = [(prompt, path) for prompt, result, _ in found for path in result.rewards]
+    few = random.Random(0).sample(paths, min(len(paths), bench.args.slow_paths))
     sides = {"one at a time, no cache": lambda: [
-        without_cache(bench.model, *both, new) for both in zip(prompts[:few], paths)]}
-    sides |= {f"lockstep {size}": partial(lockstep, size)
-              for size in (1, 8, 64, 256) if size <= most}
+        without_cache(model, prompt.ids, path, prompt.question.budget, tokenizer.stop_ids)
+        for prompt, path in few]}
+    sizes = [size for size in (1, 16, 64, 256) if size <= len(prompts)]
+    sides |= {f"{size} together{', nothing shared' * (not limit)}": partial(lockstep, size, limit)
+              for size in sizes for limit in (0, REUSE_BYTES)}
     times = interleaved(sides, bench.args.repeats, bench.device, "labels")
-    slow = [took / few for took in times["one at a time, no cache"]]
+    slow = [took / len(few) for took in times["one at a time, no cache"]]
     rows = []
     for side, took in times.items():
-        each = [t / (few if side.startswith("one") else most) for t in took]
+        each = [t / (len(few) if side.startswith("one") else len(paths)) for t in took]
         rows.append({"what": side, "paths/s": 1 / median(each),
                      "times as fast": paired(slow, each)})
+    for row, prefixes in zip(rows[1:], [work[size, limit] for size in sizes
+                                        for limit in (0, REUSE_BYTES)]):
+        row["blocks"] = prefixes.computed / len(paths)
+        row["GB kept"] = prefixes.bytes / 1e9
+    rows[0]["blocks"] = sum(sum(path) for _, path in paths) / len(paths)
     return rows + (processes(bench) if bench.args.shape == "demo" else [])
 
 
@@ -524,6 +559,8 @@ def parse_args(argv=None):
     parser.add_argument("--new-tokens", type=int, default=128, help="decoded tokens per row")
     parser.add_argument("--long", type=int, default=1000, help="tokens of the routers' generation")
     parser.add_argument("--questions", type=int, default=64, help="questions of the labels section")
+    parser.add_argument("--slow-paths", type=int, default=64,
+                        help="paths timed one at a time in the labels section")
     parser.add_argument("--question-tokens", type=int, default=64, help="their length, tokens")
     parser.add_argument("--examples", type=int, default=4000, help="examples to extrapolate to")
     parser.add_argument("--train-examples", type=int, default=256, help="examples trained on")

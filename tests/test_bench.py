@@ -11,7 +11,7 @@ from mcts import is_legal
 from tiny import tiny_config
 
 SMALL = ("--prompt 6 --new-tokens 3 --long 3 --questions 4 --question-tokens 5 --repeats 1 "
-         "--train-examples 16 --steps 2 --examples 16").split()
+         "--slow-paths 3 --train-examples 16 --steps 2 --examples 16").split()
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ def confident(rows, price=0.001):
 
 
 def half_gain_price(right, share, paths):
-    """The largest price of a layer at which choosing paths by the neighbours alone, a question's own
-    answers unseen, still keeps half of what it can gain over the default path, paths[0].
+    """The largest price of a layer at which choosing paths by the neighbours alone, a question's
+    own answers unseen, still keeps half of what it can gain over the default path, paths[0].
 
     It is measured on the label questions, so that no test question has a say in it.
     """
@@ -46,7 +46,8 @@ def half_gain_price(right, share, paths):
     answered = {price: right.gather(1, (share - price * lengths).argmax(1)[:, None]).float().mean()
                 for price in PRICES_TRIED}
     half = (right[:, 0].float().mean() + max(answered.values())) / 2
-    return max((price for price in PRICES_TRIED if answered[price] >= half), default=PRICES_TRIED[0])
+    kept = [price for price in PRICES_TRIED if answered[price] >= half]
+    return max(kept, default=PRICES_TRIED[0])
 
 
 def consensus(right, share, paths, price):

@@ -9,7 +9,7 @@ Ours: a *gate* per layer executes the layer for prompts unlike any the routers w
 `tilt`, a constant added to the logits, moves finished routers along the accuracy-layers frontier;
 routers are a file of their own that names the model they belong to.
 
-    routers = Routers.load("runs/demo/routers.safetensors", model); generate(model, ids, routers.route)
+    generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
 import json
 

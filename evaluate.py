@@ -251,7 +251,8 @@ def parse_args(argv=None):
     parser.add_argument("--routes", default=",".join(ROUTES),
                         help=f"comma-separated, of {', '.join((*ROUTES[:3], *BASELINES))} "
                              "(default: %(default)s). vanilla is always asked, since gains are "
-                             "against it; static needs the paths.json that training leaves beside the routers")
+                             "against it; static needs the paths.json that training leaves "
+                             "beside the routers")
     parser.add_argument("--calibration", nargs="+", metavar="FILE",
                         help="question files that baselines are fitted on, e.g. those labelled")
     parser.add_argument("--limit", type=int, help="take only the first N questions")

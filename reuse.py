@@ -62,7 +62,7 @@ class Prefixes:
         return partial(self.prefill, names)
 
     def prefill(self, names, model, tokens, route, lengths, capacity):
-        """model_llama.prefill along fixed decisions (B, L), from every row's longest known prefix."""
+        """model_llama.prefill along decisions (B, L), each row from its longest known prefix."""
         decisions = route.decisions
         paths = [tuple(path) for path in decisions.tolist()]
         found = [self.longest(name, path) for name, path in zip(names, paths)]

@@ -13,6 +13,7 @@ paper's), and a gate leaves the model alone on prompts unlike the labelled ones 
 """
 import argparse
 import hashlib
+import json
 import math
 import os
 import sys
@@ -32,7 +33,8 @@ from choose import (CHOICES, along_each, cluster, confident, consensus, frontier
 from cli import InputError, read_json, write_json
 from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
 from evaluate import ROUTES, compare, report
-from label import DEMO, DEMO_LABEL, DEMO_MODEL, add_reuse_flag, header, label, summary
+from label import (DEMO, DEMO_LABEL, DEMO_MODEL, add_reuse_flag, content_hash, header, label,
+                   summary)
 from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from tasks import load_all
@@ -137,7 +139,7 @@ def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="
 # ---- the run ----
 
 def split(questions, share=0.2):
-    """(to label, to test): a question's id decides, so the split survives other files and limits."""
+    """(to label, to test): a question's id decides, whatever other files and limits there are."""
     is_test = lambda q: hashlib.sha256(q.id.encode()).digest()[0] < 256 * share
     return [q for q in questions if not is_test(q)], [q for q in questions if is_test(q)]
 
@@ -150,10 +152,15 @@ def load_data(args):
         to_label, test = (load_all(files, args.skip_bad_rows) for files in (args.data, args.test))
         both = {q.id for q in to_label} & {q.id for q in test}
         if both:
-            raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also stand "
-                             f"in --data, e.g. {min(both)}")
+            raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also "
+                             f"stand in --data, e.g. {min(both)}")
         return to_label, test
     return split(load_all(args.data, args.skip_bad_rows))
+
+
+def digest(values):
+    """A hash that names a list of plain values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def measured_paths(run, rows, prompts, space):
@@ -161,7 +168,7 @@ def measured_paths(run, rows, prompts, space):
     ones, each asked of all label questions; kept in paths.json, so it is done once."""
     file = run.out / "paths.json"
     key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
-           "questions": hashlib.sha256("".join(p.question.id for p in prompts).encode()).hexdigest()}
+           "questions": digest([content_hash(prompt) for prompt in prompts])}
     if file.exists() and read_json(file).get("key") == key:
         stored = read_json(file)
         right = torch.tensor([[mark == "1" for mark in line] for line in stored["right"]])
@@ -176,7 +183,8 @@ def measured_paths(run, rows, prompts, space):
         paths = good_paths(run.model, run.tokenizer, prompts, rows, groups, **how)
         right = along_each(run.model, run.tokenizer, prompts, paths, **how) > 0
     lines = ["".join("01"[mark] for mark in row) for row in right.long().tolist()]
-    write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)})
+    write_json(file, {"key": key, "paths": paths, "right": lines,
+                      "frontier": frontier(paths, right)})
     return paths, right
 
 
@@ -187,7 +195,7 @@ def fit(run, choice, prompts, labels, seeds):
     decisions = torch.tensor([labels[n] for n in kept])
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": sorted({p.question.task for p in chosen}), "labels": len(kept),
-             "label_hash": hashlib.sha256(str(decisions.tolist()).encode()).hexdigest()[:16]}
+             "label_hash": digest([content_hash(p) for p in chosen] + decisions.tolist())[:16]}
     files = [run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds]
     if all(file.exists() for file in files):
         found = [Routers.load(file, run.model) for file in files]
@@ -219,7 +227,8 @@ def parse_args(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--choose", choices=CHOICES, default="consensus",
                         help="which right path becomes the label; shortest is the paper's")
-    parser.add_argument("--price", type=float, help="reward a layer costs in the choice of label; default: 0.001 for "
+    parser.add_argument("--price", type=float,
+                        help="reward a layer costs in the choice of label; default: 0.001 for "
                              "confident, for consensus what keeps half of the gain")
     parser.add_argument("--simulations", type=int, default=search.simulations,
                         help="paths tried per question after the default (default: %(default)s)")
@@ -299,14 +308,14 @@ def main(argv=None):
     print(" ".join(f"{key}={value}" for key, value in settings.items()))
     rows = label(run.model, run.tokenizer, to_label[:args.limit], run.out / "labels.jsonl",
                  run.search, args.seed, args.batch_size, run.reuse_bytes)
-    write_json(run.out / "config.json", settings)  # after label: it refuses a folder of other labels
+    write_json(run.out / "config.json", settings)  # now that label has accepted the folder
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if not any(row["correct"] for row in rows):
         raise InputError(f"{run.out / 'labels.jsonl'}: the model answered none of {len(rows)} "
                          "questions right, along the default path or any of the "
-                         f"{run.args.simulations} others tried, so there is no label to learn from. "
-                         "Either the questions are beyond this model or it does not answer in the "
-                         "form asked for (a letter, or \\boxed{})")
+                         f"{run.args.simulations} others tried, so there is no label to learn "
+                         "from. Either the questions are beyond this model or it does not answer "
+                         "in the form asked for (a letter, or \\boxed{})")
     prompts, _ = prepare(to_label[:args.limit], run.tokenizer, run.model)
     labels, statics = labels_of(run, rows, prompts)
     seeds = range(args.seed, args.seed + args.seeds)

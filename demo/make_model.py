@@ -1,6 +1,6 @@
 """Trains the demo's base model: a 12-block Llama folder, from random weights.
 
-    python demo/make_model.py --seed 1     about 20 minutes on one core; see demo/model/training.json
+    python demo/make_model.py --seed 1     about 20 minutes on one core; see model/training.json
 
 Four things make such a small model answer like a large one, mixed and improvable:
 1. Stochastic depth: most steps run a random path (skips and repeats, the same for the batch,
@@ -117,7 +117,8 @@ class Muon:
     @torch.no_grad()
     def step(self, scale, decay=0.02):
         for group, momentum in zip(self.groups, self.momentum):
-            gradient = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in group])
+            gradient = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad
+                                    for p in group])
             momentum.mul_(0.95).add_(gradient)
             update = orthogonal(gradient + 0.95 * momentum)
             rows, columns = update.shape[1:]
@@ -208,7 +209,7 @@ def train(model, steps, seed, log, compile_blocks=True):
 
 @torch.no_grad()
 def accuracies(model, each=100):
-    """Share of fresh questions answered right by the plain model, by number of operations or task."""
+    """Share of fresh questions the plain model answers right, by number of operations or task."""
     rng, scores = random.Random(99), {}
     makers = {f"{n}ops": (lambda n=n: questions.math(rng, 0, n)) for n in (3, 6, 9, 11)}
     makers |= {kind: (lambda kind=kind: questions.multiple_choice(rng, kind, kind))
@@ -225,7 +226,7 @@ def accuracies(model, each=100):
 # ---- the folder ----
 
 def save_folder(model, folder, record):
-    """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and their like."""
+    """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     views = model_llama.checkpoint_views(model)
     tensors = {name: view.cpu().contiguous() for name, view in views.items()}

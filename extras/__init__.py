@@ -1,1 +1,1 @@
-"""Optional extras: each file needs a package that the rest of the project does without."""
+"""What one does with the project beyond training routers; run as python -m extras.NAME."""

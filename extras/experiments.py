@@ -316,7 +316,8 @@ def figure6(lab, steps=9):
     for p in np.linspace(-1, 1, steps).tolist():
         routes = lambda p=p: routes_of(lab, control=p, gate=False)[:1]
         rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
-    return {"title": "the control knob p (-0.5: the router itself), one seed, no gate", "rows": rows,
+    title = "the control knob p (-0.5: the router itself), one seed, no gate"
+    return {"title": title, "rows": rows,
             "knob": [[p, *(row[key] for key in ("accuracy", "layers", "skip", "execute", "repeat"))]
                      for p, row in zip(np.linspace(-1, 1, steps).tolist(), rows)],
             "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}

@@ -164,7 +164,7 @@ def bar_widths(shares, width=BAR):
 
 
 def layer_line(layer, record, paint):
-    """`7  repeat  ▪▪  ░░▒▒▒▒██████   10  30  60`, and what the gate did."""
+    """`7  repeat  ▪▪  ░░▒▒▒▒██████  10  30  60`, and what the gate did."""
     shares = record["percents"][layer]
     decision, said = int(record["decisions"][layer]), int(record["routers"][layer])
     bar = "".join(paint(fill * width, colour)

@@ -72,7 +72,8 @@ def bars(figure, result):
         axes.set_title(name, fontsize=8)
         axes.set_xticks(range(0, len(base), max(1, len(base) // 6)))
         plain(axes, "layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  fontsize=8)
 
 
 def curves(figure, result):
@@ -101,7 +102,8 @@ def knob(figure, result):
         right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
         base = [low + more for low, more in zip(base, share)]
     plain(right, "p", "share of decisions")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3,
+                  fontsize=8)
 
 
 def changes(figure, result):

@@ -294,8 +294,8 @@ def verdict(lab, rows):
               and low <= r["layers"] <= high]
     unsure = [r["name"] for r in inside if r["over interval"][0] <= 0]
     sure = len(inside) - len(unsure)
-    return (f"from {low:.1f} to {high:.1f} layers: {sure} of {len(inside)} points surely above static"
-            + (f"; not {', '.join(unsure)}" if unsure else ""))
+    return (f"from {low:.1f} to {high:.1f} layers: {sure} of {len(inside)} points surely above "
+            "static" + (f"; not {', '.join(unsure)}" if unsure else ""))
 
 
 def oracle(lab):

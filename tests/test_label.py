@@ -235,7 +235,8 @@ def test_label_is_the_papers_choice_among_right_paths(right, decisions):
     prompt = Prompt(Question("a", "t", 1, "q", "5"), (1,))
     row = row_of(prompt, result, dict.fromkeys(right, 0.25))
     assert row == {"id": "a", "task": "t", "level": 1, "content": row["content"],
-                   "default_correct": DEFAULT in right, "decisions": row["decisions"], "length": sum(decisions),
+                   "default_correct": DEFAULT in right, "decisions": row["decisions"],
+                   "length": sum(decisions),
                    "correct": [[list(path), 0.25] for path in right],
                    "wrong": [list(path) for path in asked if path not in right], "simulations": 4}
     assert list(row["decisions"]) == decisions

@@ -355,7 +355,7 @@ def labels(bench):
     sides = {"one at a time, no cache": lambda: [
         without_cache(model, prompt.ids, path, prompt.question.budget, tokenizer.stop_ids)
         for prompt, path in few]}
-    sizes = [size for size in (1, 16, 64, 256) if size <= len(prompts)]
+    sizes = [size for size in bench.args.together if size <= len(prompts)]
     sides |= {f"{size} together{', nothing shared' * (not limit)}": partial(lockstep, size, limit)
               for size in sizes for limit in (0, REUSE_BYTES)}
     times = interleaved(sides, bench.args.repeats, bench.device, "labels")
@@ -559,6 +559,8 @@ def parse_args(argv=None):
     parser.add_argument("--new-tokens", type=int, default=128, help="decoded tokens per row")
     parser.add_argument("--long", type=int, default=1000, help="tokens of the routers' generation")
     parser.add_argument("--questions", type=int, default=64, help="questions of the labels section")
+    parser.add_argument("--together", type=int, nargs="+", default=[1, 16, 64, 256],
+                        help="searches under way at once in the labels section")
     parser.add_argument("--slow-paths", type=int, default=64,
                         help="paths timed one at a time in the labels section")
     parser.add_argument("--question-tokens", type=int, default=64, help="their length, tokens")

@@ -180,12 +180,12 @@ def agreeing(ours, theirs):
 
 
 def decoder(bench):
-    """Prefill and decode, batch 1 and 8; decode is the time of all tokens less that of one."""
+    """Prefill and decode, by batch size; decode is the time of all tokens less that of one."""
     T, new = bench.args.prompt, bench.args.new_tokens
     model, rows = bench.model, []
     limit = bench.token_bytes() / read_bandwidth(bench.device)
     theirs = transformers_model(model) if transformers else None
-    for batch in (1, 8):
+    for batch in bench.args.batches:
         prompts = random_prompts(bench, batch, T)
         tokens = torch.tensor(prompts, device=bench.device)
         ours = lambda n: generate(model, prompts, max_new_tokens=n).tokens
@@ -556,6 +556,8 @@ def parse_args(argv=None):
     parser.add_argument("--dtype", choices=cli.DTYPES, default="float32", help="of the weights")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of every side")
     parser.add_argument("--prompt", type=int, default=512, help="prompt length, tokens")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8],
+                        help="batch sizes of the decoder section")
     parser.add_argument("--new-tokens", type=int, default=128, help="decoded tokens per row")
     parser.add_argument("--long", type=int, default=1000, help="tokens of the routers' generation")
     parser.add_argument("--questions", type=int, default=64, help="questions of the labels section")

@@ -388,8 +388,8 @@ def test_the_claims_of_the_result_hold_for_the_measured_run():
         "More right answers with fewer layers": main["interval"][0] > 0
         and main["layers"] < plain["layers"],
         "The paper's own labels do not work here": routes["dr.llm shortest"]["interval"][1] < 0,
-        "Most of the gain is not routing": 0 < own["interval"][0]
-        and own["over_static"] < main["gain"] / 2,
+        "Part of the gain is not routing": 0 < own["interval"][0]
+        and own["over_static"] < main["gain"],
         "Out of domain nothing breaks": outside > -0.005,
         "One or the other, not yet both": not any(g >= 0.06 and s >= 0.07 for g, s in gains)}
     section = README.split("\n## The result\n")[1].split("\n## ")[0]

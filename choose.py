@@ -133,14 +133,21 @@ def frontier(paths, right):
     """
     scores = right.float().mean(0).tolist()
     points = sorted((sum(path), -score, path) for path, score in zip(paths, scores))
+    return [(length, path) for length, _, path in
+            upper_hull([(length, -negative, path) for length, negative, path in points])]
+
+
+def upper_hull(points):
+    """The points (length, score, ...) that no mix of two others beats, shortest first; of points
+    with the same length and score the first."""
     hull = []
-    for length, score, path in points:
-        if hull and (length == hull[-1][0] or -score <= hull[-1][1]):
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if hull and point[1] <= hull[-1][1]:
             continue
-        hull.append((length, -score, path))
+        hull.append(point)
         while len(hull) > 2 and slope(hull[-3], hull[-2]) <= slope(hull[-2], hull[-1]):
             del hull[-2]
-    return [(length, path) for length, _, path in hull]
+    return hull
 
 
 def slope(a, b):

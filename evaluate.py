@@ -159,12 +159,12 @@ class Comparison:
 
 
 def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROUTES,
-            control=-0.5, tilt=0.0, batch_size=512, calibration=None, labels=None):
+            control=-0.5, tilt=0.0, batch_size=512, calibration=None):
     """The Comparison of the named routes, and of vanilla, which gains are measured against.
 
     routers: {name: Routers per seed}, the first name is the one controls take their depth from.
     statics: [(length, path)] of the label questions' frontier, or []. calibration: prompts that
-    baselines are fitted on, labels: a path (or None) for each.
+    baselines are fitted on.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size)
     table.add("vanilla", [None])
@@ -177,7 +177,7 @@ def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROU
         add_static(table, main, statics)
     outcome = table.outcomes[main]
     setting = Setting(model, tokenizer, prompts, routers[main], outcome.seeds[0].decisions,
-                      outcome.layers[table.counted].mean().item(), calibration, labels,
+                      outcome.layers[table.counted].mean().item(), calibration,
                       batch_size=batch_size)
     table.add_baselines([name for name in routes if name in BASELINES], setting)
     if "dr.llm" not in routes:  # it was asked for its depth and decisions only

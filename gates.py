@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from answers import batches
+from drllm import pool_windows
 from model_llama import pad, prefill
 
 # N rows   T tokens   D hidden size   L layers   G gates
@@ -56,9 +57,8 @@ def choose(score):
 
 
 def mean_of(states, lengths):
-    """Mean (N, D) over the first lengths (N,) tokens of states (N, T, D)."""
-    real = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
-    return (states * real[..., None]).sum(1) / lengths[:, None]
+    """Mean (N, D) over the first lengths (N,) tokens of states (N, T, D), float32: one window."""
+    return pool_windows(states, lengths, windows=1)[:, 0]
 
 
 # ---- one choice per prompt: training sees a weight, answering a route ----

@@ -12,6 +12,17 @@ def percent(value, sign=False):
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
+def aligned(rows, left=None):
+    """Lines of text: rows of {column: text} below a header; columns in the order in which they
+    first appear. left: those set flush left, the others are set flush right; None: all are."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [{column: column for column in columns}, *rows]
+    widths = {column: max(len(row.get(column, "")) for row in lines) for column in columns}
+    place = lambda row, column: format(row.get(column, ""), (
+        "<" if left is None or column in left else ">") + str(widths[column]))
+    return ["  ".join(place(row, column) for column in columns).rstrip() for row in lines]
+
+
 def row_text(name, figures, seconds):
     """A line of the main table."""
     low, high = figures["interval"]

@@ -34,6 +34,7 @@ from mcts import SearchConfig, edits
 from model_llama import (Llama, checkpoint_views, decode, fixed, generate, load_model,
                          load_tokenizer, prefill)
 from reuse import REUSE_BYTES, Prefixes
+from tables import aligned
 from tasks import Question, load_all
 from train import DEMO_TEST, Recorder, TrainConfig, feature_store, train_routers
 
@@ -535,15 +536,10 @@ class Bench:
 
 
 def print_table(title, rows):
-    """One line per row; columns in the order in which they first appear."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
     show = lambda value: "" if value is None else (
         f"{value:.4g}" if isinstance(value, float) else str(value))
-    cells = [columns, *([show(row.get(key)) for key in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    print(f"\n{title}")
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    cells = [{key: show(value) for key, value in row.items()} for row in rows]
+    print("\n".join([f"\n{title}", *aligned(cells)]))
 
 
 def parse_args(argv=None):

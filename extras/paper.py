@@ -13,7 +13,6 @@ computed again. figure10 and figure8 are part of figure4 and figure5.
     python -m extras.paper table3 --run runs/demo
 """
 import argparse
-import hashlib
 import json
 import platform
 import re
@@ -34,10 +33,10 @@ from cli import InputError, read_json, write_json
 from diagnostics import interval
 from drllm import fit_gate
 from evaluate import Comparison, static_at, summarise
-from label import DEMO_MODEL, read_rows
+from label import DEMO_MODEL, content_hash, read_rows
 from extras import pictures
 from extras.experiments import EXPERIMENTS
-from tables import percent
+from tables import aligned, percent
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_gate", "limit")  # of a run
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
@@ -97,11 +96,11 @@ class Lab:
     @property
     def key(self):
         """What must be the same for a stored result to stand for this one."""
-        ids = "".join(p.question.id for p in (*self.labelled, *self.inside, *self.outside))
+        asked = (*self.labelled, *self.inside, *self.outside)
         flags = self.run.args
         return {"model": self.fingerprint, "seeds": self.seeds, "depth": self.args.depth,
                 **{name: getattr(flags, name) for name in INHERITED},
-                "questions": hashlib.sha256(ids.encode()).hexdigest()[:16]}
+                "questions": train.digest([content_hash(p) for p in asked])[:16]}
 
     # ---- labels and routers ----
 
@@ -231,11 +230,7 @@ def print_result(name, result):
     """Title, rows in columns, and the notes of one experiment."""
     print(f"\n{name}: {result['title']}")
     rows = [cells(row) for row in result["rows"]]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    widths = {c: max(len(c), *(len(row.get(c, "")) for row in rows)) for c in columns}
-    line = lambda row: "  ".join(row.get(c, "").ljust(widths[c]) if c == "name" else
-                                 row.get(c, "").rjust(widths[c]) for c in columns).rstrip()
-    print("\n".join([line({c: c for c in columns}), *map(line, rows), *result.get("notes", [])]))
+    print("\n".join([*aligned(rows, left=("name",)), *result.get("notes", [])]))
 
 
 # ---- the commands ----

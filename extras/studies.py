@@ -11,7 +11,8 @@ import torch
 
 from answers import answer
 from baselines import BASELINES, Setting
-from choose import along_each, consensus, half_gain_price, neighbours, shortest, similarity_space
+from choose import (along_each, consensus, half_gain_price, neighbours, shortest,
+                    similarity_space, upper_hull)
 from diagnostics import agreement, class_report, interval, share_of_actions
 from drllm import RouterRoute, fit_gate
 from evaluate import static_at
@@ -227,19 +228,6 @@ def static_paths(lab):
     found = {n: lab.row(f"static path {n}", lambda: {"path": refined(lab, n, known)})["path"]
              for n in lengths}
     return {n: tuple(path) for n, path in found.items() if path}
-
-
-def upper_hull(points):
-    """The points (length, accuracy, ...) that no mix of two others beats, shortest first."""
-    hull = []
-    for point in sorted(points, key=lambda p: p[0]):
-        if hull and point[1] <= hull[-1][1]:
-            continue
-        while len(hull) > 1 and ((hull[-1][1] - hull[-2][1]) * (point[0] - hull[-2][0])
-                                 <= (point[1] - hull[-2][1]) * (hull[-1][0] - hull[-2][0])):
-            hull.pop()
-        hull.append(point)
-    return hull
 
 
 class Curve:

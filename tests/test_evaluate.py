@@ -15,6 +15,7 @@ from drllm import Routers
 from choose import frontier
 from diagnostics import interval
 from evaluate import Outcome, static_at, summarise
+from tables import aligned
 
 
 def answers(right, decisions, passes=2):
@@ -171,3 +172,10 @@ def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert any(text in said for text in ("teleport", "1.5", "expected at least"))
+
+
+def test_aligned_rows_by_hand():
+    """Catches a column lost where the first row lacks it, and figures that do not line up."""
+    rows = [{"name": "a", "right": "7.5"}, {"name": "long", "n": "12"}]
+    assert aligned(rows, left=("name",)) == ["name  right   n", "a       7.5", "long         12"]
+    assert aligned(rows) == ["name  right  n", "a     7.5", "long         12"]

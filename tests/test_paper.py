@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import train
 from cli import InputError
 from conftest import own_answers
-from extras import experiments, paper, pictures, studies
+from choose import upper_hull
+from extras import experiments, paper, pictures
 from tiny import save_tiny, tiny_model
 
 
@@ -131,7 +132,7 @@ def test_search_statistics_by_hand():
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=12,
                 unique_by=lambda p: p[0]))
 def test_upper_hull_lies_above_every_point(points):
-    hull = studies.upper_hull(points)
+    hull = upper_hull(points)
     xs, ys = [p[0] for p in hull], [p[1] for p in hull]
     assert ys == sorted(set(ys)) and ys[-1] == max(p[1] for p in points)
     for x, y in points:

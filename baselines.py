@@ -170,18 +170,9 @@ def block_influence(model, prompts, batch_size=256):
     return seen.total / seen.tokens
 
 
-def gold_ids(prompt, tokenizer):
-    """Token ids of the right answer, as it would follow the prompt."""
-    boxed = tokenizer.decode(prompt.ids).rstrip().endswith("{")  # the prompt opened \\boxed{
-    answer = prompt.question.answer
-    return tokenizer.encode(f"{answer} }}" if boxed else f" {answer}")
-
-
-def answer_loss(model, prompts, tokenizer):
+def answer_loss(model, prompts):
     """Mean cross-entropy, nats per token, of the right answers after their prompts."""
-    gold = [gold_ids(prompt, tokenizer) for prompt in prompts]
-    tokens, lengths = pad([[*p.ids, *ids] for p, ids in zip(prompts, gold)],
-                          model.embed_tokens.weight.device)
+    tokens, lengths = pad([[*p.ids, *p.gold] for p in prompts], model.embed_tokens.weight.device)
     logits = model(tokens, lengths=lengths)[:, :-1].float()  # (N, T - 1, V)
     positions = torch.arange(1, tokens.shape[1])
     ends = torch.tensor(lengths)[:, None]
@@ -190,7 +181,7 @@ def answer_loss(model, prompts, tokenizer):
     return F.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
 
 
-def block_scores(model, prompts, tokenizer, most=128):
+def block_scores(model, prompts, most=128):
     """(L,) LLM-Pruner's first-order importance, sum of |weight * gradient| over a whole block, the
     gradient being that of the answers' loss on up to `most` calibration prompts."""
     prompts = prompts[:most]
@@ -201,7 +192,7 @@ def block_scores(model, prompts, tokenizer, most=128):
     try:
         gradients = [torch.zeros_like(weight) for weight in flat]
         for rows in batches(prompts, 32):
-            loss = answer_loss(model, [prompts[n] for n in rows], tokenizer) * len(rows)
+            loss = answer_loss(model, [prompts[n] for n in rows]) * len(rows)
             for total, part in zip(gradients, torch.autograd.grad(loss, flat)):
                 total += part
     finally:
@@ -227,7 +218,7 @@ def shortgpt(setting):
 
 def pruner(setting):
     """LLM-Pruner (Ma 2023) at the grain of blocks; no LoRA recovery, the base stays frozen."""
-    scores = block_scores(setting.model, setting.need("calibration", "pruner"), setting.tokenizer)
+    scores = block_scores(setting.model, setting.need("calibration", "pruner"))
     return static(setting, scores.argsort().tolist())
 
 
@@ -438,7 +429,7 @@ def fit_prompt_gates(setting, layers, gate_of, penalty, bias, name):
     learned = gates.Gates(len(gate_of), model.config.hidden_size, bias)
     learned.to(model.embed_tokens.weight.device)
     gates.train_gates(view(model, gates.prompt_gated(layers, learned, gate_of)), learned,
-                      setting.need("calibration", name), setting.tokenizer, answer_loss, penalty,
+                      setting.need("calibration", name), answer_loss, penalty,
                       seed=setting.seed)
     return gates.GateRoute(learned, gate_of, len(layers))
 
@@ -472,8 +463,8 @@ def token_entrant(setting, adapters, share, bias, name):
     capacity = 1 - (L - setting.depth) / max(1, len(adapters))
     more = [p for adapter in adapters.values() if adapter for p in adapter.parameters()]
     gated = view(model, blocks)
-    gates.train_gates(gated, learned, setting.need("calibration", name), setting.tokenizer,
-                      answer_loss, gates.above(capacity), more, setting.seed)
+    gates.train_gates(gated, learned, setting.need("calibration", name), answer_loss,
+                      gates.above(capacity), more, setting.seed)
     layers = gates.token_layers(gated, learned, setting.prompts)
     return Entrant(gated, [None], lambda decisions: layers)
 

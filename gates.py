@@ -182,9 +182,9 @@ def token_layers(view, gates, prompts, batch_size=256):
 
 # ---- training ----
 
-def train_gates(view, gates, prompts, tokenizer, loss_of, penalty, more=(), seed=0):
-    """Fits the gates (and the parameters `more`) to loss_of(view, prompts, tokenizer) +
-    penalty(mean share used)."""
+def train_gates(view, gates, prompts, loss_of, penalty, more=(), seed=0):
+    """Fits the gates (and the parameters `more`) to loss_of(view, prompts) + penalty(mean share
+    used)."""
     parameters = [*gates.parameters(), *more]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     rng = torch.Generator().manual_seed(seed)
@@ -194,7 +194,7 @@ def train_gates(view, gates, prompts, tokenizer, loss_of, penalty, more=(), seed
         chosen = [prompts[n] for n in rows]
         lengths = torch.tensor([len(p.ids) for p in chosen], device=gates.weight.device)
         gates.watch(lengths, lengths)  # whole rows are the prompt and a few answer tokens
-        loss = loss_of(view, chosen, tokenizer)
+        loss = loss_of(view, chosen)
         loss = loss + penalty(torch.stack(gates.shares).mean()) + sum(gates.extra)
         optimizer.zero_grad()
         loss.backward()

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from model_llama import KVCache, Slot, fixed, run_blocks
+from model_llama import KVCache, Slot, fixed, prefill, run_blocks
 
 REUSE_BYTES = 2 ** 30  # what is kept of paths already run, unless told otherwise
 
@@ -64,6 +64,10 @@ class Prefixes:
     def prefill(self, names, model, tokens, route, lengths, capacity):
         """model_llama.prefill along decisions (B, L), each row from its longest known prefix."""
         decisions = route.decisions
+        if not self.limit:  # nothing would be found, nothing kept
+            self.asked += int(decisions.sum())
+            self.computed += int(decisions.sum())
+            return prefill(model, tokens, route, lengths, capacity)
         paths = [tuple(path) for path in decisions.tolist()]
         found = [self.longest(name, path) for name, path in zip(names, paths)]
         starts = torch.tensor([len(states) for states in found])

@@ -180,8 +180,32 @@ def agreeing(ours, theirs):
     return different[0] if different else len(ours)
 
 
+@torch.inference_mode()
+def kernels_run(bench, batch):
+    """A callable: one token's matrix products and attention, which no decoder in eager PyTorch can
+    do without, and nothing else."""
+    model, c = bench.model, bench.config
+    zeros = partial(torch.zeros, device=bench.device, dtype=bench.weight.dtype)
+    hidden, inner = zeros(batch, 1, c.hidden_size), zeros(batch, 1, c.intermediate_size)
+    mixed = zeros(batch, 1, c.num_heads * c.head_dim)
+    queries = zeros(batch, c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_dim)
+    keys = zeros(batch, c.num_kv_heads, bench.args.prompt, c.head_dim)
+
+    @torch.inference_mode()
+    def run():
+        for block in model.layers:
+            block.qkv_proj(hidden)
+            torch.nn.functional.scaled_dot_product_attention(queries, keys, keys)
+            block.o_proj(mixed)
+            block.gate_up_proj(hidden)
+            block.down_proj(inner)
+        model.lm_head(hidden)
+    return run
+
+
 def decoder(bench):
-    """Prefill and decode, by batch size; decode is the time of all tokens less that of one."""
+    """Prefill and decode, by batch size; decode is the time of all tokens less that of one. limit:
+    reading the weights once. kernels: the matrix products and the attention alone."""
     T, new = bench.args.prompt, bench.args.new_tokens
     model, rows = bench.model, []
     limit = bench.token_bytes() / read_bandwidth(bench.device)
@@ -207,6 +231,9 @@ def decoder(bench):
                 row |= {"transformers ms": 1e3 * median(ms["theirs"]),
                         "times as fast": paired(ms["theirs"], ms["ours"])}
             if what == "decode":
+                kernels = interleaved({"kernels": kernels_run(bench, batch)},
+                                      10 * bench.args.repeats, bench.device, "kernels")
+                row["kernels ms"] = 1e3 * median(kernels["kernels"])
                 row |= {"limit ms": 1e3 * limit, "of limit": limit / median(ms["ours"])}
                 if theirs:
                     row["same tokens"] = f"{agreeing(ours(new)[0], other(new)[0])}/{new}"
@@ -474,7 +501,8 @@ def draft(bench):
 # ---- 7. memory ----
 
 def memory(bench):
-    """Peak bytes of generating 8 tokens beyond the weights, and of the cache alone."""
+    """Peak bytes beyond the weights: of generating 8 tokens, plain, with routers and drafted, and
+    of searches in lockstep that share the states of their paths or not."""
     T, rows = bench.args.prompt, []
     small = replace(bench.config, num_layers=bench.config.num_layers // 2)
     half = Llama.__new__(Llama)  # the first half of the same layers
@@ -497,6 +525,28 @@ def memory(bench):
                      "cache MB": cache * bench.weight.element_size() / 1e6,
                      "weights MB": sum(p.numel() * p.element_size()
                                        for p in model.parameters()) / 1e6})
+    prompts, full = random_prompts(bench, 1, T), fixed((1,) * bench.config.num_layers)
+    for what, how in (("routers", {"route": random_routers(bench).route}),
+                      ("drafted", {"draft": full})):
+        run = partial(generate, bench.model, prompts, max_new_tokens=8, **how)
+        run()
+        peak = peak_memory(run, bench.device)
+        rows.append({"what": what, "tokens": f"1 x {T}", "peak MB": peak and peak / 1e6})
+    return rows + memory_of_searches(bench)
+
+
+def memory_of_searches(bench):
+    """Rows of a quarter and of all of the questions searched together."""
+    model, tokenizer, prompts = questions_to_label(bench)
+    longest, config, rows = max(len(p.ids) for p in prompts), SearchConfig(), []
+    for some in (prompts[:max(1, len(prompts) // 4)], prompts):
+        for limit in (0, REUSE_BYTES):
+            run = lambda: list(search_all(model, tokenizer, some, config, 0, len(some), None,
+                                          Prefixes(limit)))
+            peak = peak_memory(run, bench.device)
+            rows.append({"what": f"searches, states {'shared' if limit else 'not shared'}",
+                         "tokens": f"{len(some)} x {longest} at most",
+                         "peak MB": peak and peak / 1e6})
     return rows
 
 

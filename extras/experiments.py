@@ -12,18 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from baselines import BASELINES, Setting
+from baselines import BASELINES
 from choose import confident
 from diagnostics import share_of_actions
 from drllm import RouterRoute, Routers
 from evaluate import add_static, summarise
-from extras.studies import frontier, ood, router
+from extras.studies import frontier, ood, point, router
 from tables import heat, percent
 
 FORCED = ("executed-only", "no-skip", "no-repeat")
 CONTROLS = (*FORCED, "shuffled", "random", "swapped")
-METHODS = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod", "halting",
-           "recursions", "polar", "random", "shuffled", "cola")
+AT_DEPTH = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod")
+AS_THEY_ARE = ("halting", "recursions", "polar", "random", "shuffled", "cola")  # own depth
+SHALLOWER = (0.8, 0.9)  # of the model's layers: where figure1 asks the methods too
 PAPER = {  # what the paper claims, beside what is measured
     "table2": "search saved 1.82 of 28-32 layers on questions answered right",
     "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
@@ -95,10 +96,6 @@ def figure9(lab):
 
 # ---- accuracy in and out of domain ----
 
-def routes_of(lab, choice=None, **more):
-    return [RouterRoute(routers, **more) for routers in lab.routers(choice)]
-
-
 def per_task(table, name, title):
     """A row per task and the total of one asked outcome."""
     outcome, vanilla = table.outcomes[name], table.outcomes["vanilla"]
@@ -112,11 +109,11 @@ def per_task(table, name, title):
 def domain_table(lab, table):
     """Vanilla, Dr.LLM, the paper's recipe (no gate), the static paths and the forced variants."""
     main = lab.run.args.choose
-    table.add("dr.llm", routes_of(lab))
+    lab.own(table)
     if main != "shortest":
-        table.add("paper", routes_of(lab, "shortest", gate=False))
+        table.add("paper", lab.routes("shortest", gate=False))
     add_static(table, "dr.llm", lab.statics)
-    table.add_baselines(CONTROLS, setting_of(lab, table))
+    table.add_baselines(CONTROLS, lab.setting(table))
     titles = {"vanilla": "vanilla", "dr.llm": f"Dr.LLM, {main}", "paper": "the paper's recipe"}
     titles |= {name: BASELINES[name].title for name in FORCED}
     rows = [row for name, title in titles.items() if name in table.outcomes
@@ -126,13 +123,6 @@ def domain_table(lab, table):
     return rows + [{"name": table.outcomes[name].name,
                     **summarise(table.outcomes[name], table.outcomes["vanilla"], everything)}
                    for name in extra]
-
-
-def setting_of(lab, table, depth=None, labels=None):
-    outcome = table.outcomes["dr.llm"]
-    return Setting(lab.model, lab.tokenizer, table.prompts, lab.routers(),
-                   outcome.seeds[0].decisions, depth or outcome.layers.mean().item(),
-                   lab.labelled, labels, batch_size=lab.args.batch_size)
 
 
 def table3(lab):
@@ -149,31 +139,20 @@ def table4(lab):
 # ---- other methods ----
 
 def table5(lab):
-    """Every method at one mean depth: Dr.LLM's own, or --depth."""
-    if "dr.llm" not in lab.table.outcomes:
-        lab.table.add("dr.llm", routes_of(lab))
-    own = lab.table.outcomes["dr.llm"].layers.mean().item()
-    depth = lab.args.depth or own
+    """Every method that can be told a mean depth at one, Dr.LLM's own or --depth; the others as
+    they are."""
+    depth = lab.args.depth or lab.own(lab.table).layers.mean().item()
     rows = [lab.row("vanilla", lambda: lab.figures([None])),
-            lab.row("Dr.LLM", lambda: lab.figures(routes_of(lab)))]
+            lab.row("Dr.LLM", lambda: lab.figures())]
     if lab.args.depth:
         tilt = tilt_for(lab, depth)
         rows.append(lab.row(f"Dr.LLM, tilt {tilt:+.2f}",
-                            lambda: lab.figures(routes_of(lab, tilt=tilt))))
-    setting = setting_of(lab, lab.table, depth, lab.labels())
-    for name in METHODS:
-        rows.append(lab.row(f"{BASELINES[name].title} @{depth:.2f}",
-                            lambda name=name: method(lab, name, setting)))
+                            lambda: lab.figures(lab.routes(tilt=tilt))))
+    rows += [lab.method(name, depth) for name in AT_DEPTH]
+    rows += [lab.method(name) for name in AS_THEY_ARE]
     return {"title": f"methods at {depth:.2f} layers", "rows": rows,
             "notes": ["oracle: the gold answer chooses the path; frozen retrofit: the method's own "
                       "training of the base model is left out"]}
-
-
-def method(lab, name, setting):
-    baseline = BASELINES[name]
-    entrant = baseline.make(setting)
-    return {"note": baseline.note, **lab.figures(entrant.routes, name=name, model=entrant.model,
-                                                 layers_of=entrant.layers_of)}
 
 
 def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
@@ -230,12 +209,15 @@ class DeepRouters(Routers):
         return ((logits * in_use[..., None]).sum(2) / counts[:, None]).transpose(0, 1)
 
 
-def variant(lab, name, labels=None, kind=Routers, route=RouterRoute, **changes):
-    """The in-domain row of routers trained with other settings."""
+def variant(lab, name, labels=None, kind=Routers, **changes):
+    """The in-domain row of routers trained with other settings, or of the run's own."""
     def make():
         config = replace(lab.run.config, **changes)
+        if (labels, kind, config) == (None, Routers, lab.run.config):
+            return lab.figures()
         examples = lab.examples(labels or lab.labels(), config.windows)
-        return lab.figures([route(r) for r in lab.train(*examples, config, kind=kind)], name=name)
+        return lab.figures([RouterRoute(r) for r in lab.train(*examples, config, kind=kind)],
+                           name=name)
     return lab.row(name, make)
 
 
@@ -267,9 +249,8 @@ def figure7(lab):
     for share in (4, 2):
         labels = lab.labels()[:len(lab.labels()) // share]
         rows.append(variant(lab, f"{len(labels)} label questions", labels))
-    for choice, labels in {"shortest": lab.labels("shortest"),
-                           "confident": confident(lab.rows)}.items():
-        rows.append(variant(lab, f"{choice} labels", labels))
+    rows += [lab.row("shortest labels", lambda: lab.figures(lab.routes("shortest"))),
+             variant(lab, "confident labels", confident(lab.rows))]
     return {"title": "the loss and the labels (default: gamma 2, beta 0.999, "
                      f"{len(lab.labelled)} {lab.run.args.choose} labels)",
             "rows": rows, "notes": claim("figure7")}
@@ -278,15 +259,18 @@ def figure7(lab):
 # ---- pictures of decisions ----
 
 def figure1(lab):
-    """Accuracy against layers: the frontier's lines, and the other methods as points."""
-    found = frontier(lab)
-    methods = [row for row in table5(lab)["rows"] if row["name"] != "vanilla"]
-    points = {row["name"]: [[row["layers"], row["accuracy"]]] for row in methods}
-    return {"title": "accuracy against layers", "notes": found["notes"],
-            "rows": [{key: row[key] for key in ("name", "layers", "accuracy", "gain", "interval")}
-                     for row in (*found["rows"], *methods)],
-            "curves": {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
-            | points}
+    """Accuracy against layers: the frontier's lines and the other methods', those that can be told
+    a depth at three of them."""
+    found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
+    curves = {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
+    methods = []
+    for name in AT_DEPTH + AS_THEY_ARE:
+        depths = (*(share * lab.L for share in SHALLOWER), own) if name in AT_DEPTH else (None,)
+        rows = [lab.method(name, depth) for depth in depths]
+        curves[BASELINES[name].title] = [[row["layers"], row["accuracy"]] for row in rows]
+        methods += rows
+    return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],
+            "rows": found["rows"] + [point(row) for row in methods]}
 
 
 def figure4(lab):
@@ -295,7 +279,7 @@ def figure4(lab):
     for where, table in (("in", lab.table), ("out", lab.far_table if lab.outside else None)):
         if table is None:
             continue
-        decisions = table.ask("heat map", routes_of(lab)).decisions.float().mean(0)  # (N, L)
+        decisions = lab.own(table).decisions.float().mean(0)  # (N, L)
         tasks = np.array(table.tasks)
         for task in dict.fromkeys(table.tasks):
             here = decisions[torch.from_numpy(tasks == task)]
@@ -314,7 +298,7 @@ def figure6(lab, steps=9):
     what the knob skips."""
     rows = []
     for p in np.linspace(-1, 1, steps).tolist():
-        routes = lambda p=p: routes_of(lab, control=p, gate=False)[:1]
+        routes = lambda p=p: lab.routes(control=p, gate=False)[:1]
         rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
     title = "the control knob p (-0.5: the router itself), one seed, no gate"
     return {"title": title, "rows": rows,

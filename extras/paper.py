@@ -28,18 +28,21 @@ from tqdm import tqdm
 import cli
 import train
 from answers import prepare
-from choose import similarity_space
+from baselines import BASELINES, Setting
+from choose import similarity_space, upper_hull
 from cli import InputError, read_json, write_json
 from diagnostics import interval
-from drllm import fit_gate
+from drllm import RouterRoute, fit_gate
 from evaluate import Comparison, static_at, summarise
 from label import DEMO_MODEL, content_hash, read_rows
 from extras import pictures
 from extras.experiments import EXPERIMENTS
+from extras.studies import static_paths
 from tables import aligned, percent
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_gate", "limit")  # of a run
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
+PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "gate")
 GIVEN = ("model", "device", "dtype", "data", "test", "batch_size")  # on the command line
 
 
@@ -121,7 +124,8 @@ class Lab:
     def space(self):
         """(N, 3D) where the label questions lie to each other."""
         default = torch.ones(len(self.labelled), self.L, dtype=torch.long)
-        return similarity_space(*train.features(self.model, self.labelled, default))
+        return similarity_space(*train.features(self.model, self.labelled, default,
+                                                store=self.run.store))
 
     @cached_property
     def measured_paths(self):
@@ -138,7 +142,8 @@ class Lab:
         kept = [n for n, path in enumerate(labels) if path is not None]
         decisions = torch.tensor([labels[n] for n in kept])
         prompts = [self.labelled[n] for n in kept]
-        return *train.features(self.model, prompts, decisions, windows), decisions
+        return *train.features(self.model, prompts, decisions, windows,
+                               store=self.run.store), decisions
 
     def train(self, pooled, counts, decisions, config=None, gate_on=None, **more):
         """Routers of every seed. gate_on: how many of the first rows the gate is fitted on."""
@@ -152,6 +157,10 @@ class Lab:
         return trained
 
     # ---- answers ----
+
+    def routes(self, choice=None, **more):
+        """The run's own routers as routes, a seed each."""
+        return [RouterRoute(routers, **more) for routers in self.routers(choice)]
 
     def comparison(self, prompts):
         table = Comparison(self.model, self.tokenizer, prompts, self.tasks, self.args.batch_size)
@@ -171,18 +180,30 @@ class Lab:
                              "FILE adds some")
         return self.comparison(self.outside)
 
+    def own(self, table):
+        """The Outcome of the run's own routers on the questions of a table."""
+        return table.outcomes.get("dr.llm") or table.add("dr.llm", self.routes())
+
+    @cached_property
+    def static_paths(self):
+        """{length: (share of the label questions answered, path)}."""
+        return static_paths(self)
+
     @cached_property
     def static_points(self):
-        """[(length, right (N,))] in domain: what routing is to beat at its own depth."""
-        rows = len(self.inside)
-        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(rows, -1)])
-        return [(length, ask(path).right) for length, path in self.statics]
+        """[(length, right (N,))] in domain: what routing is to beat at its own depth. Those of the
+        static paths that no mix of two others beats, on the label questions."""
+        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(
+            len(self.inside), -1)])
+        points = [(length, share, path) for length, (share, path) in self.static_paths.items()]
+        return [(length, ask(path).right) for length, _, path in upper_hull(points)]
 
-    def figures(self, routes, table=None, name="", **more):
-        """The summary of routes on all questions of a table; in domain by default, and then also
-        what they gain over the mix of the run's static paths of the same depth."""
+    def figures(self, routes=None, table=None, name="", **more):
+        """The summary of routes, or of the run's own routers, on all questions of a table; in
+        domain by default, and then also what they gain over the mix of static paths of the same
+        depth."""
         inside, table = table is None, table or self.table
-        outcome = table.ask(name, routes, **more)
+        outcome = table.ask(name, routes, **more) if routes else self.own(table)
         rows = torch.ones(len(table.prompts), dtype=torch.bool)
         found = summarise(outcome, table.outcomes["vanilla"], rows)
         found["seconds"] = round(outcome.seconds, 2)
@@ -190,6 +211,22 @@ class Lab:
             over = outcome.right - static_at(found["layers"], self.static_points)
             found |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
         return found
+
+    def setting(self, table, depth=None, labels=None):
+        """What baselines may use to answer a table's questions."""
+        outcome = self.own(table)
+        return Setting(self.model, self.tokenizer, table.prompts, self.routers(),
+                       outcome.seeds[0].decisions, depth or outcome.layers.mean().item(),
+                       self.labelled, labels, batch_size=self.args.batch_size)
+
+    def method(self, name, depth=None):
+        """The in-domain row of one of BASELINES; depth: the mean layers it is to meet."""
+        def make():
+            baseline = BASELINES[name]
+            entrant = baseline.make(self.setting(self.table, depth, self.labels()))
+            return {"note": baseline.note, **self.figures(
+                entrant.routes, name=name, model=entrant.model, layers_of=entrant.layers_of)}
+        return self.row(BASELINES[name].title + (f" @{depth:.2f}" if depth else ""), make)
 
     def row(self, name, make):
         """make() once: the row is kept under the name beside the tables."""
@@ -213,9 +250,9 @@ def cells(row):
     """A row's figures as text, in the order of the columns."""
     shown = {}
     for key, value in row.items():
-        if key in ("accuracy", "gain", "over_static", "sd") and value is not None:
-            shown[key] = percent(value, key in ("gain", "over_static"))
-        elif key == "layers":
+        if key in PERCENT and value is not None:
+            shown[key] = percent(value, sign=key not in ("accuracy", "sd"))
+        elif key.endswith("layers"):
             shown[key] = f"{value:.2f}"
         elif key.endswith("interval"):
             shown[key] = f"[{percent(value[0], True)}, {percent(value[1], True)}]"
@@ -263,7 +300,7 @@ def parse_args(argv=None):
                         help="the question files that were labelled (default: the demo's)")
     parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
-    parser.add_argument("--seeds", type=int, default=3, help="routers trained per row")
+    parser.add_argument("--seeds", type=int, default=5, help="routers trained per row")
     parser.add_argument("--limit", type=int, default=1000,
                         help="test questions in domain, and out of it (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")

@@ -114,7 +114,7 @@ def changes(figure, result):
     for step, (domain, colour) in enumerate((("in", "#c9cdd2"), ("near", "#30638e"),
                                              ("far", "#d1495b"))):
         places = [n + 0.25 * (step - 1) for n in range(len(groups))]
-        axes.barh(places, [row.get(domain, 0.0) for row in groups.values()], 0.25,
+        axes.barh(places, [100 * row.get(domain, 0.0) for row in groups.values()], 0.25,
                   color=colour, label=domain)
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from answers import answer
-from baselines import BASELINES, Setting
+from baselines import BASELINES
 from choose import (along_each, consensus, half_gain_price, neighbours, shortest,
-                    similarity_space, upper_hull)
+                    similarity_space)
 from diagnostics import agreement, class_report, interval, share_of_actions
 from drllm import RouterRoute, fit_gate
-from evaluate import static_at
 from label import row_of, search_all
 from train import features
 
@@ -24,9 +23,10 @@ NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths,
 QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
 TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # of the knob; below -0.5 everything is skipped
-PRICES = (0.01, 0.03, 0.08)
+PRICES = (0.0, 0.01, 0.03, 0.08)  # of a layer, in reward
+PRICED_TILTS = (-0.5, 0.0, 1.0)
 SEARCHED = 250  # test questions of a domain that are searched for the sake of comparison
-SCREEN, FINAL = 100, 400  # label questions that static paths are screened and compared on
+SCREEN = 100    # label questions that candidates for static paths are screened on
 
 
 # ---- how good are the decisions? ----
@@ -50,7 +50,7 @@ def decision_quality(lab, where, choice, prompts, labels):
     """Rows of one domain and choice: per class, and agreement beside always executing."""
     kept = [n for n, path in enumerate(labels) if path is not None]
     wanted = torch.tensor([labels[n] for n in kept])
-    routes = [RouterRoute(r, gate=choice != "shortest") for r in lab.routers(choice)]
+    routes = lab.routes(choice, gate=choice != "shortest")
     seeds = [answer(lab.model, lab.tokenizer, [prompts[n] for n in kept], route,
                     lab.args.batch_size).decisions for route in routes]
     reports = [class_report(decided, wanted) for decided in seeds]
@@ -117,10 +117,10 @@ def domains(lab, routes):
     every = list(dict.fromkeys(table.tasks))
     near = [t for t in every if t in NEAR]
     far = [t for t in every if t not in NEAR]
-    row = {"in": 100 * inside["gain"], "in layers": inside["layers"]}
+    row = {"in": inside["gain"], "in layers": inside["layers"]}
     for name, members in (("near", near), ("far", far), ("out", every)):
         if members:
-            row |= {name: 100 * mean(gain, members), f"{name} layers": mean(layers, members)}
+            row |= {name: mean(gain, members), f"{name} layers": mean(layers, members)}
     low, high = interval(gain)
     return row | {"out interval": [low, high],
                   "tasks": {t: [float(gain[tasks == t].mean()), float(layers[tasks == t].mean())]
@@ -130,7 +130,7 @@ def domains(lab, routes):
 def protections(lab, choice):
     """Rows of neither, gate, anchors and both, for one choice of label."""
     for anchors in (False, True):
-        trained = lazily(lambda: anchored(lab, choice, anchors))
+        trained = functools.cache(lambda: anchored(lab, choice, anchors))
         for gate in (False, True):
             words = [word for word, on in (("gate", gate), ("anchors", anchors)) if on]
             yield lab.row(f"{choice}, {' and '.join(words) or 'bare'}", lambda: domains(
@@ -140,24 +140,18 @@ def protections(lab, choice):
 def anchored(lab, choice, anchors):
     """Routers of every seed, with anchors among their examples or without."""
     if not anchors:
-        return lab.train(*lab.examples(lab.labels(choice)))
+        return lab.routers(choice)
     data, own = with_anchors(lab, lab.labels(choice))
     return lab.train(*data, gate_on=own)
 
 
-def lazily(make):
-    """A function that calls make() at most once: finished rows need no routers."""
-    return functools.cache(make)
-
-
 def thresholds(lab):
     """Rows of the run's choice with gates that let more or less pass."""
-    examples = lazily(lambda: lab.examples(lab.labels()))
-    trained = lazily(lambda: lab.train(*examples()))
+    examples = functools.cache(lambda: lab.examples(lab.labels()))
     for quantile in QUANTILES:
         yield lab.row(f"gate at {quantile}", lambda: domains(
             lab, [regated(routers, examples(), seed, quantile)
-                  for seed, routers in zip(lab.seeds, trained())]))
+                  for seed, routers in zip(lab.seeds, lab.routers())]))
 
 
 def regated(routers, examples, seed, quantile):
@@ -174,8 +168,8 @@ def left_out(lab, family):
     table = lab.comparison([p for p in lab.inside if p.question.task == family])
     bare = lab.figures([RouterRoute(r, gate=False) for r in trained], table)
     gated = lab.figures([RouterRoute(r) for r in trained], table)
-    return {"bare": 100 * bare["gain"], "bare layers": bare["layers"],
-            "gate": 100 * gated["gain"], "gate layers": gated["layers"],
+    return {"bare": bare["gain"], "bare layers": bare["layers"],
+            "gate": gated["gain"], "gate layers": gated["layers"],
             "gate interval": gated["interval"]}
 
 
@@ -197,80 +191,64 @@ def ood(lab):
 
 # ---- the frontier ----
 
-def score_paths(lab, paths, prompts):
+def answered_by(lab, paths, prompts):
     """(K,) share of the prompts that each path answers."""
     right = along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size) > 0
-    return right.float().mean(0)
+    return right.float().mean(0).tolist()
 
 
-def refined(lab, length, known):
-    """The best static path of a length: the known ones and their one-edit neighbours are screened
-    on some label questions, the best of them compared on more."""
-    candidates = [path for path in known if sum(path) == length]
-    for path in [p for p in known if abs(sum(p) - length) == 1][:2]:
-        step = length - sum(path)
-        candidates += [path[:l] + (n + step,) + path[l + 1:] for l, n in enumerate(path)
-                       if 0 <= n + step <= 2]
-    candidates = list(dict.fromkeys(candidates))
-    if not candidates:
-        return None
-    order = score_paths(lab, candidates, lab.labelled[:SCREEN]).argsort(descending=True).tolist()
-    kept = list(dict.fromkeys([candidates[k] for k in order[:3]] + candidates[:1]))
-    return kept[score_paths(lab, kept, lab.labelled[:FINAL]).argmax()]
+def best_static(lab, length, known):
+    """(share of the label questions answered, path): the best static path of a length, or None.
+
+    known: [(share, path)] that training tried on all label questions, best first. Edits of the two
+    best that are a layer longer or shorter are screened on some questions, the best two asked of
+    all.
+    """
+    found = [pair for pair in known if sum(pair[1]) == length]
+    near = [path for _, path in known if abs(sum(path) - length) == 1][:2]
+    edited = {path[:l] + (n + length - sum(path),) + path[l + 1:]: None
+              for path in near for l, n in enumerate(path) if 0 <= n + length - sum(path) <= 2}
+    edited = [path for path in edited if path not in [known for _, known in found]]
+    if edited:
+        screened = sorted(zip(answered_by(lab, edited, lab.labelled[:SCREEN]), edited))[-2:]
+        best = [path for _, path in screened]
+        found += zip(answered_by(lab, best, lab.labelled), best)
+    return max(found, default=None)
 
 
 def static_paths(lab):
-    """{length: path} for every depth from 0.7 L to 1.4 L, chosen on label questions only."""
+    """{length: (share of the label questions answered, path)} for every depth from 0.7 L to
+    1.4 L."""
     paths, right = lab.measured_paths
-    share = right.float().mean(0).tolist()
-    known = [path for _, path in sorted(zip(share, map(tuple, paths)), reverse=True)]
+    known = sorted(zip(right.float().mean(0).tolist(), map(tuple, paths)), reverse=True)
     lengths = range(int(np.ceil(0.7 * lab.L)), int(1.4 * lab.L) + 1)
-    found = {n: lab.row(f"static path {n}", lambda: {"path": refined(lab, n, known)})["path"]
+    found = {n: lab.row(f"static path {n}", lambda: {"best": best_static(lab, n, known)})["best"]
              for n in lengths}
-    return {n: tuple(path) for n, path in found.items() if path}
+    return {n: (best[0], tuple(best[1])) for n, best in found.items() if best}
 
 
-class Curve:
-    """The static paths of a Lab, asked of the test questions when a row first needs them."""
+POINT = ("name", "layers", "accuracy", "sd", "gain", "interval", "over_static", "over interval")
 
-    def __init__(self, lab):
-        self.lab, self.paths = lab, static_paths(lab)
 
-    def route(self, length):
-        return [torch.tensor(self.paths[length]).expand(len(self.lab.inside), -1)]
-
-    @functools.cached_property
-    def hull(self):
-        """[(length, right (N,))] of the lengths that no mix beats, on label questions."""
-        chosen = score_paths(self.lab, list(self.paths.values()), self.lab.labelled[:FINAL])
-        return [(n, self.lab.table.ask(f"static {n}", self.route(n)).right)
-                for n, _ in upper_hull(list(zip(self.paths, chosen.tolist())))]
-
-    def over(self, routes, name=""):
-        """The row of routes, with the gain over the mix of static paths of the same mean depth."""
-        outcome = self.lab.table.ask(name, routes)
-        layers = outcome.layers.mean().item()
-        gain = outcome.right - self.lab.table.outcomes["vanilla"].right
-        over = outcome.right - static_at(layers, self.hull)
-        return {"layers": layers, "accuracy": outcome.right.mean().item(),
-                "gain": gain.mean().item(), "interval": list(interval(gain)),
-                "over_static": over.mean().item(), "over interval": list(interval(over))}
+def point(row):
+    """What the frontier shows of a row."""
+    return {key: row[key] for key in POINT if key in row}
 
 
 def frontier(lab):
     """Accuracy against mean layers: tilt, price per layer, the knob p, static paths, the oracle."""
-    curve, rows = Curve(lab), []
-    rows += [lab.row(f"static, {n} layers", lambda: curve.over(curve.route(n)))
-             for n in curve.paths]
-    rows += [lab.row(f"tilt {tilt:+.1f}", lambda: curve.over(
-        [RouterRoute(r, tilt) for r in lab.routers()])) for tilt in TILTS]
-    rows += [lab.row(f"control {p:+.2f}", lambda: curve.over(
-        [RouterRoute(r, 0.0, p, gate=False) for r in lab.routers()])) for p in CONTROLS]
-    rows += [lab.row(f"price {price}", lambda: curve.over(priced(lab, price))) for price in PRICES]
-    rows.append(lab.row("oracle", lambda: curve.over(oracle(lab))))
-    kinds = ("static", "tilt", "control", "price", "oracle")
+    static = lambda n: torch.tensor(lab.static_paths[n][1]).expand(len(lab.inside), -1)
+    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([static(n)]))
+            for n in lab.static_paths]
+    rows += [lab.row(f"tilt {tilt:+.1f}", lambda: lab.figures(lab.routes(tilt=tilt)))
+             for tilt in TILTS]
+    rows += [lab.row(f"control {p:+.2f}", lambda: lab.figures(lab.routes(control=p, gate=False)))
+             for p in CONTROLS]
+    rows += [row for price in PRICES for row in priced(lab, price)]
+    rows.append(lab.method("cola"))
+    kinds = ("static", "tilt", "control", "price", BASELINES["cola"].title)
     return {"title": "accuracy against mean layers, over the mix of static paths of the same depth",
-            "rows": rows, "notes": [verdict(lab, rows)],
+            "rows": [point(row) for row in rows], "notes": [verdict(lab, rows)],
             "curves": {kind: [[r["layers"], r["accuracy"]] for r in rows
                               if r["name"].startswith(kind)] for kind in kinds}}
 
@@ -286,14 +264,12 @@ def verdict(lab, rows):
             "static" + (f"; not {', '.join(unsure)}" if unsure else ""))
 
 
-def oracle(lab):
-    """The paths a search with the gold answers finds on the test questions."""
-    return BASELINES["cola"].make(Setting(lab.model, lab.tokenizer, lab.inside, [], None, 0.0,
-                                          batch_size=lab.args.batch_size)).routes
-
-
 def priced(lab, price):
-    """Routes of routers on consensus labels chosen at another price of a layer."""
-    paths, right = lab.measured_paths
-    labels = consensus(right, neighbours(lab.space, right), paths, price)
-    return [RouterRoute(r) for r in lab.train(*lab.examples(labels))]
+    """Rows of routers on consensus labels chosen at another price of a layer, by tilt."""
+    @functools.cache
+    def trained():
+        paths, right = lab.measured_paths
+        labels = consensus(right, neighbours(lab.space, right), paths, price)
+        return lab.train(*lab.examples(labels))
+    return [lab.row(f"price {price}, tilt {tilt:+.1f}", lambda: lab.figures(
+        [RouterRoute(routers, tilt) for routers in trained()])) for tilt in PRICED_TILTS]

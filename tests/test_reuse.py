@@ -85,6 +85,13 @@ def test_work_is_counted_and_only_what_differs_is_computed():
     assert counts == [(3, 3), (7, 5), (9, 7), (12, 10), (14, 10)]
 
 
+def test_without_memory_everything_is_computed_and_nothing_kept():
+    model, prefixes = tiny_model(0), Prefixes(0)
+    for _ in range(2):
+        generate(model, [[4, 5]], fixed([(1, 1, 1)]), 1, run_prompt=prefixes.of(["q"]))
+    assert prefixes.computed == prefixes.asked == 6 and not prefixes.known and not prefixes.pages
+
+
 def test_another_question_shares_nothing():
     """Catches states looked up by path alone."""
     model, prefixes = tiny_model(0), Prefixes(LARGE)

@@ -3,16 +3,19 @@
     python train.py 2>/dev/null | tee demo.log
     python assets/update_readme.py --run runs/demo --log demo.log     takes in the demo's run
     python assets/update_readme.py --base "seed 0" runs/seed0         a row of the base models
+    python assets/update_readme.py --paper "seed 1" runs/demo/paper   its experiments and pictures
     python assets/update_readme.py                                    writes the README again
 
-What is taken in stands in demo.json and bases.json beside this file; tests/test_readme.py checks
-that the README agrees with them. A table stands between `<!-- generated: NAME -->` and
+What is taken in stands in demo.json, bases.json and paper.json beside this file (of experiments
+all that is shown for the first base named, only the frontier of others); tests/test_readme.py
+checks that the README agrees with them. A table stands between `<!-- generated: NAME -->` and
 `<!-- end -->`. A sentence of FIGURES stands in the README once, each {name} there a number.
 """
 import argparse
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +23,9 @@ from pathlib import Path
 ASSETS = Path(__file__).resolve().parent
 README = ASSETS.parent / "README.md"
 DEMO, BASES, PICTURE = ASSETS / "demo.json", ASSETS / "bases.json", ASSETS / "paths.svg"
+PAPER = ASSETS / "paper.json"
+PICTURES = ("figure1.png", "figure4.png")  # of those experiments
+SHOWN = ("table5", "table6", "figure5", "figure7", "ood", "frontier")  # experiments with a block
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
 
 import choose  # noqa: E402
@@ -117,35 +123,97 @@ def brief(name, metrics):
             "outside": drop, "shortest": routes["dr.llm shortest"]["gain"]}
 
 
+def experiments(folder, names):
+    """{name: rows} of finished experiments of extras/paper.py."""
+    return {name: read_json(Path(folder) / f"{name}.json")["result"]["rows"] for name in names}
+
+
 # ---- writing the README ----
 
 def percent(value, sign=""):
     return f"{100 * value:{sign}.1f}"
 
 
+def signed(value, interval):
+    """'+1.2 [+0.1, +2.3]', percentage points."""
+    return f"{percent(value, '+')} [{percent(interval[0], '+')}, {percent(interval[1], '+')}]"
+
+
+def markdown(head, rows):
+    """A table of rows of cells."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
 def base_table(bases):
     """Markdown of the base models' table."""
-    pair = lambda interval: "[{}, {}]".format(*(percent(end, "+") for end in interval))
-    head = ("| base model | vanilla | Dr.LLM, 95% interval of the gain | layers | over static at "
-            "the same depth | out of domain | the paper's labels |\n" + "|---" * 7 + "|\n")
-    return head + "".join(
-        f"| {b['name']} | {percent(b['vanilla'])} | {percent(b['accuracy'])}, "
-        f"{percent(b['gain'], '+')} {pair(b['interval'])} | {b['layers']:.2f} | "
-        f"{percent(b['over_static'], '+')} {pair(b['over_interval'])} | "
-        f"{percent(b['outside'], '+')} | {percent(b['shortest'], '+')} |\n" for b in bases)
+    head = ["base model", "vanilla", "Dr.LLM, 95% interval of the gain", "layers",
+            "over static at the same depth", "out of domain", "the paper's labels"]
+    return markdown(head, [
+        [b["name"], percent(b["vanilla"]),
+         f"{percent(b['accuracy'])}, {signed(b['gain'], b['interval'])}", f"{b['layers']:.2f}",
+         signed(b["over_static"], b["over_interval"]), percent(b["outside"], "+"),
+         percent(b["shortest"], "+")] for b in bases])
+
+
+def methods_table(found):
+    """Table 5: the methods at one depth, or at their own."""
+    return markdown(["method", "right", "layers", "gain", "over static at the same depth"], [
+        [row["name"], percent(row["accuracy"]), f"{row['layers']:.2f}",
+         signed(row["gain"], row["interval"]), signed(row["over_static"], row["over interval"])]
+        for row in found["table5"]])
+
+
+def ablations_table(found):
+    """Table 6 and Figures 5 and 7: one thing changed at a time."""
+    rows = [row for name in ("figure5", "table6", "figure7") for row in found[name]]
+    return markdown(["routers", "right", "sd", "layers", "over static at the same depth"], [
+        [row["name"], percent(row["accuracy"]), percent(row["sd"]), f"{row['layers']:.2f}",
+         signed(row["over_static"], row["over interval"])] for row in rows])
+
+
+def domains_table(found):
+    """The study of unknown tasks: points gained, layers in brackets."""
+    cell = lambda row, where: f"{percent(row[where], '+')} ({row[where + ' layers']:.2f})"
+    head = ["labels and protection", "in domain", "near", "far", "mean out of domain"]
+    rows = [[row["name"], *(cell(row, where) for where in ("in", "near", "far")),
+             signed(row["out"], row["out interval"])] for row in found["ood"] if "in" in row]
+    return markdown(head, rows)
+
+
+def families_table(found):
+    """Labelled tasks that the routers never saw, asked about."""
+    cell = lambda row, which: f"{percent(row[which], '+')} ({row[which + ' layers']:.2f})"
+    return markdown(["labels of one task left out", "bare", "gate", "gate, interval"], [
+        [row["name"], cell(row, "bare"), cell(row, "gate"),
+         "[{}, {}]".format(*(percent(end, "+") for end in row["gate interval"]))]
+        for row in found["ood"] if "bare" in row])
+
+
+def frontier_table(paper):
+    """Gain over static paths of the same depth, for every routed point and base model."""
+    by_name = {base: {row["name"]: row for row in found["frontier"]}
+               for base, found in paper.items()}
+    names = [name for name in next(iter(by_name.values())) if not name.startswith("static")]
+    cell = lambda row: f"{signed(row['over_static'], row['over interval'])} @ {row['layers']:.2f}"
+    return markdown(["routing", *by_name],
+                    [[name, *(cell(rows[name]) for rows in by_name.values())] for name in names])
 
 
 def fenced(lines):
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
-def blocks(demo, bases):
+def blocks(demo, bases, paper):
     """{name: text} of the generated blocks."""
-    lines = demo["printed"]
+    lines, own = demo["printed"], next(iter(paper.values()))
     cut, end = (next(n for n, line in enumerate(lines) if line.startswith(words))
                 for words in ("right % (layers)", "How often "))
     return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:end]),
-            "explained": fenced(demo["explained"]), "bases": base_table(bases)}
+            "explained": fenced(demo["explained"]), "bases": base_table(bases),
+            "methods": methods_table(own), "ablations": ablations_table(own),
+            "domains": domains_table(own), "families": families_table(own),
+            "frontier": frontier_table(paper)}
 
 
 def figures(demo):
@@ -220,9 +288,10 @@ def with_blocks(text, made):
 
 
 def rewritten(text):
-    """The README's text as demo.json and bases.json say it should be."""
+    """The README's text as demo.json, bases.json and paper.json say it should be."""
     demo, bases = read_json(DEMO), read_json(BASES)["bases"]
-    return with_blocks(with_figures(text, figures(demo) | constants()), blocks(demo, bases))
+    made = blocks(demo, bases, read_json(PAPER))
+    return with_blocks(with_figures(text, figures(demo) | constants()), made)
 
 
 def main(argv=None):
@@ -231,6 +300,8 @@ def main(argv=None):
     parser.add_argument("--log", type=Path, help="what that run printed")
     parser.add_argument("--base", nargs=2, action="append", default=[], metavar=("NAME", "RUN"),
                         help="finished run of another base model, and its name in the table")
+    parser.add_argument("--paper", nargs=2, action="append", default=[], metavar=("NAME", "DIR"),
+                        help="finished experiments of extras/paper.py, and their base model's name")
     args = parser.parse_args(argv)
     if bool(args.run) != bool(args.log):
         parser.error("--run and --log are given together")
@@ -247,6 +318,13 @@ def main(argv=None):
     for name, run in runs + args.base:
         bases[name] = brief(name, read_json(Path(run) / "metrics.json"))
     write_json(BASES, {"bases": list(bases.values())})
+    paper = read_json(PAPER) if PAPER.exists() else {}
+    for name, folder in args.paper:
+        first = name == next(iter(paper), name)
+        paper[name] = experiments(folder, SHOWN if first else ("frontier",))
+        for picture in PICTURES if first else ():
+            shutil.copy(Path(folder) / picture, ASSETS / picture)
+    write_json(PAPER, paper)
     write_whole(PICTURE, lambda part: part.write_text(draw(read_json(DEMO)["picture"])))
     text = rewritten(README.read_text(encoding="utf-8"))
     write_whole(README, lambda part: part.write_text(text, encoding="utf-8"))

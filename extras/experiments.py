@@ -235,7 +235,8 @@ def figure5(lab):
     rows = [variant(lab, f"width {width}", width=width) for width in (16, 64, 128, 256)]
     rows += [variant(lab, "1 linear layer", kind=LinearRouters),
              variant(lab, "3 linear layers", kind=DeepRouters)]
-    rows += [variant(lab, f"{windows} windows", windows=windows) for windows in (1, 2, 4, 8, 16)]
+    rows += [variant(lab, f"{windows} window" + "s" * (windows > 1), windows=windows)
+             for windows in (1, 2, 4, 8, 16)]
     return {"title": "the routers' shape (default: width 128, 2 linear layers, 8 windows)",
             "rows": rows, "notes": claim("figure5")}
 
@@ -245,7 +246,7 @@ def figure7(lab):
     rows = [variant(lab, "focal loss"), variant(lab, "weighted cross-entropy", gamma=0.0),
             variant(lab, "cross-entropy", gamma=0.0, beta=0.0)]
     rows += [variant(lab, f"gamma {gamma:g}", gamma=gamma) for gamma in (1.0, 4.0)]
-    rows += [variant(lab, f"beta {beta:g}", beta=beta) for beta in (0.0, 0.9, 0.9999)]
+    rows += [variant(lab, f"beta {beta:g}", beta=beta) for beta in (0.0, 0.9999)]
     for share in (4, 2):
         labels = lab.labels()[:len(lab.labels()) // share]
         rows.append(variant(lab, f"{len(labels)} label questions", labels))
@@ -262,15 +263,15 @@ def figure1(lab):
     """Accuracy against layers: the frontier's lines and the other methods', those that can be told
     a depth at three of them."""
     found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
-    curves = {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
-    methods = []
+    methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
     for name in AT_DEPTH + AS_THEY_ARE:
         depths = (*(share * lab.L for share in SHALLOWER), own) if name in AT_DEPTH else (None,)
-        rows = [lab.method(name, depth) for depth in depths]
-        curves[BASELINES[name].title] = [[row["layers"], row["accuracy"]] for row in rows]
-        methods += rows
+        methods[BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
+    curves = {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
+    curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
+               for title, rows in methods.items()}
     return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],
-            "rows": found["rows"] + [point(row) for row in methods]}
+            "rows": found["rows"] + [point(row) for rows in methods.values() for row in rows]}
 
 
 def figure4(lab):

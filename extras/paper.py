@@ -300,7 +300,7 @@ def parse_args(argv=None):
                         help="the question files that were labelled (default: the demo's)")
     parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
-    parser.add_argument("--seeds", type=int, default=5, help="routers trained per row")
+    parser.add_argument("--seeds", type=int, default=3, help="routers trained per row")
     parser.add_argument("--limit", type=int, default=1000,
                         help="test questions in domain, and out of it (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")

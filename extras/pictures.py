@@ -4,6 +4,7 @@
 """
 import functools
 import importlib.util
+import itertools
 
 ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
 DRAWN = ("heat", "bars", "curves", "knob", "changes")  # the parts of a result that have a picture
@@ -70,6 +71,7 @@ def bars(figure, result):
             axes.bar(range(len(share)), share, bottom=base, color=colour, label=action)
             base = [low + more for low, more in zip(base, share)]
         axes.set_title(name, fontsize=8)
+        axes.set_ylim(0, 1)
         axes.set_xticks(range(0, len(base), max(1, len(base) // 6)))
         plain(axes, "layer")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3,
@@ -77,15 +79,17 @@ def bars(figure, result):
 
 
 def curves(figure, result):
-    """Accuracy against layers, a line per kind of route."""
-    figure.set_size_inches(6, 4)
+    """Accuracy against layers, a line per kind of route; static paths, the control, are black."""
+    figure.set_size_inches(8, 4)
     axes = figure.subplots()
+    shapes = itertools.cycle("os^vD<>*")
     for name, points in result["curves"].items():
         points = sorted(points)
         if points:
-            axes.plot([x for x, _ in points], [100 * y for _, y in points], "o-", ms=4, label=name)
+            axes.plot([x for x, _ in points], [100 * y for _, y in points], next(shapes) + "-",
+                      ms=4, lw=1, label=name, color="black" if name == "static" else None)
     plain(axes, "layers per forward pass", "right %")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
 
 
 def knob(figure, result):
@@ -93,10 +97,11 @@ def knob(figure, result):
     figure.set_size_inches(7.5, 3)
     left, right = figure.subplots(1, 2)
     p, accuracy, layers, *shares = zip(*result["knob"])
-    left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e", label="right %")
-    left.plot(p, layers, "s--", color="#d1495b", label="layers per forward pass")
-    left.legend(fontsize=7)
-    plain(left, "p")
+    left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e")
+    plain(left, "p", "right %, solid")
+    beside = left.twinx()
+    beside.plot(p, layers, "s--", color="#d1495b")
+    beside.set_ylabel("layers, dashed")
     base = [0.0] * len(p)
     for (action, colour), share in zip(ACTIONS, shares):
         right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
@@ -124,7 +129,7 @@ def changes(figure, result):
 
 
 def accuracies(figure, result):
-    """A horizontal bar per row, totals only; the line is the 95% interval of the gain."""
+    """A point per row, totals only; the line is the 95% interval of the gain."""
     rows = [row for row in result["rows"][::-1] if "accuracy" in row
             and (": " not in row["name"] or row["name"].endswith(": all"))]
     figure.set_size_inches(6.5, 1.2 + 0.25 * len(rows))
@@ -132,7 +137,8 @@ def accuracies(figure, result):
     values = [100 * row["accuracy"] for row in rows]
     spread = [[100 * (row["gain"] - row["interval"][0]) for row in rows],
               [100 * (row["interval"][1] - row["gain"]) for row in rows]]
-    axes.barh(range(len(rows)), values, xerr=spread, color="#9db4c0", ecolor="#253237")
+    axes.errorbar(values, range(len(rows)), xerr=spread, fmt="o", color="#30638e")
+    axes.grid(axis="x", alpha=0.3)
     names = [f"{row['name']} ({row['layers']:.2f})" for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     plain(axes, "right % (layers per forward pass in brackets)")

@@ -20,11 +20,11 @@ from train import features
 
 ANCHORS = 300       # random-token prompts labelled with the default path
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
-QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999)
+QUANTILES = (0.5, 0.8, 0.95, 0.99, 0.999)
 TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # of the knob; below -0.5 everything is skipped
 PRICES = (0.0, 0.01, 0.03, 0.08)  # of a layer, in reward
-PRICED_TILTS = (-0.5, 0.0, 1.0)
+PRICED_TILTS = (-0.5, 0.0, 1.0, 3.0)
 SEARCHED = 250  # test questions of a domain that are searched for the sake of comparison
 SCREEN = 100    # label questions that candidates for static paths are screened on
 
@@ -258,10 +258,10 @@ def verdict(lab, rows):
     low, high = 0.9 * lab.L, 1.3 * lab.L
     inside = [r for r in rows if r["name"].startswith(("tilt", "price"))
               and low <= r["layers"] <= high]
-    unsure = [r["name"] for r in inside if r["over interval"][0] <= 0]
+    unsure = [f"{r['name']} ({r['layers']:.2f})" for r in inside if r["over interval"][0] <= 0]
     sure = len(inside) - len(unsure)
     return (f"from {low:.1f} to {high:.1f} layers: {sure} of {len(inside)} points surely above "
-            "static" + (f"; not {', '.join(unsure)}" if unsure else ""))
+            "static" + (f"; not {'; '.join(unsure)}" if unsure else ""))
 
 
 def priced(lab, price):

@@ -11,7 +11,7 @@ import train
 from cli import InputError
 from conftest import own_answers
 from choose import upper_hull
-from extras import experiments, paper, pictures
+from extras import experiments, paper, pictures, studies
 from tiny import save_tiny, tiny_model
 
 
@@ -92,6 +92,30 @@ def test_tables_report_what_the_comparison_measured(everything):
     routed = rows["Dr.LLM, consensus: all"]["accuracy"]
     assert methods["Dr.LLM"]["accuracy"] == pytest.approx(routed)
     assert methods["CoLa (oracle)"]["accuracy"] >= methods["vanilla"]["accuracy"]
+
+
+def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
+    own = rows_of(everything, "table5")["Dr.LLM"]
+    for table, name in (("figure5", "width 128"), ("figure5", "8 windows"),
+                        ("figure7", "focal loss"), ("table6", "hidden states")):
+        row = rows_of(everything, table)[name]
+        assert all(row[key] == own[key] for key in ("accuracy", "layers", "over_static")), name
+    assert rows_of(everything, "frontier")["tilt +0.0"]["accuracy"] == own["accuracy"]
+
+
+def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):
+    """The control must not be weaker than it could be: best per length, on label questions."""
+    lab = paper.Lab(paper.parse_args(command(run, "frontier")))
+    paths, right = lab.measured_paths
+    tried = list(zip(right.float().mean(0).tolist(), map(tuple, paths)))
+    assert set(lab.static_paths) >= {sum(path) for _, path in tried if 3 <= sum(path) <= 4}
+    for length, (share, path) in lab.static_paths.items():
+        assert sum(path) == length and set(path) <= {0, 1, 2}
+        assert share == pytest.approx(studies.answered_by(lab, [path], lab.labelled)[0])
+        assert share >= max([s for s, p in tried if sum(p) == length], default=0)
+    found = rows_of(everything, "frontier")
+    lengths = [n for n, _ in lab.static_points]
+    assert all(found[f"static, {n} layers"]["over_static"] == 0 for n in lengths)
 
 
 def test_knob_ends_where_the_paper_says(everything):

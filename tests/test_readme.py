@@ -397,6 +397,32 @@ def test_the_claims_of_the_result_hold_for_the_measured_run():
     assert all(holds.values()), holds
 
 
+def test_the_claims_about_the_papers_experiments_hold_for_the_measured_ones():
+    paper = read_json(update_readme.PAPER)
+    own = {name: {row["name"]: row for row in rows}
+           for name, rows in next(iter(paper.values())).items()}
+    methods, shapes, ood = own["table5"], own["figure5"], own["ood"]
+    told = [row for name, row in methods.items() if "@" in name]
+    assert len(told) >= 6
+    assert max(row["interval"][1] for row in told) < methods["Dr.LLM"]["interval"][0]
+    assert methods["PoLar-like"]["interval"][1] > methods["Dr.LLM"]["interval"][0]  # not clearly
+    seen = own["table6"]
+    assert seen["embeddings only"]["accuracy"] > seen["hidden states"]["accuracy"]
+    small = [row["accuracy"] for name, row in shapes.items()
+             if name.startswith("width") or name in ("1 window", "2 windows", "4 windows")]
+    assert max(abs(value - shapes["8 windows"]["accuracy"]) for value in small) < 0.01
+    assert shapes["1 linear layer"]["accuracy"] > max(small)
+    assert ood["consensus, bare"]["out interval"][1] < 0 and ood["consensus, gate"]["out"] > -0.003
+    assert 12 - ood["consensus, gate"]["near layers"] > 2
+    assert ood["shortest, bare"]["out interval"][1] < 0 and ood["shortest, gate"]["near"] < -0.05
+    assert len(paper) == 4
+    for found in paper.values():
+        rows = {row["name"]: row for row in found["frontier"]}
+        for tilt in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
+            assert rows[f"tilt {tilt:+.1f}"]["over interval"][0] > 0
+        assert rows["control +0.00"]["over interval"][1] < 0
+
+
 def test_fences_are_of_known_kinds_and_text_is_generated_or_a_drawing():
     assert {fence.kind for fence in fences(README)} <= set(KINDS)
     loose = [f for f in fences(GENERATED.sub("", README)) if f.kind == "text"]

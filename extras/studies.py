@@ -107,7 +107,7 @@ def with_anchors(lab, labels):
 
 
 def domains(lab, routes):
-    """{in, near, far, worst: accuracy change; layers of each} of routes, a seed each."""
+    """{in, near, far, out: accuracy change; layers of each} of routes, a seed each."""
     inside = lab.figures(routes)
     table, tasks = lab.far_table, np.array(lab.far_table.tasks)
     outcome = table.ask("out of domain", routes)
@@ -208,7 +208,7 @@ def best_static(lab, length, known):
     near = [path for _, path in known if abs(sum(path) - length) == 1][:2]
     edited = {path[:l] + (n + length - sum(path),) + path[l + 1:]: None
               for path in near for l, n in enumerate(path) if 0 <= n + length - sum(path) <= 2}
-    edited = [path for path in edited if path not in [known for _, known in found]]
+    edited = [path for path in edited if path not in [tried for _, tried in found]]
     if edited:
         screened = sorted(zip(answered_by(lab, edited, lab.labelled[:SCREEN]), edited))[-2:]
         best = [path for _, path in screened]

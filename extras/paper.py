@@ -51,7 +51,10 @@ class Lab:
 
     def __init__(self, args):
         self.args, self.out = args, args.out or args.run / "paper"
-        stored = read_json(args.run / "config.json")
+        settings = args.run / "config.json"
+        if not settings.exists():
+            raise InputError(f"{settings}: no such file; --run is the folder of a finished train.py")
+        stored = read_json(settings)
         flags = train.parse_args([])
         for name in INHERITED:
             setattr(flags, name, stored.get(name, getattr(flags, name)))
@@ -62,9 +65,9 @@ class Lab:
         self.model, self.tokenizer = self.run.model, self.run.tokenizer
         self.fingerprint = self.model.fingerprint()
         if stored.get("fingerprint") != self.fingerprint:
-            raise InputError(f"{args.run / 'config.json'}: a run of model "
-                             f"{stored.get('fingerprint')}; {args.model} is {self.fingerprint}")
-        self.seeds = list(range(args.seeds))
+            raise InputError(f"{settings}: a run of model {stored.get('fingerprint')}; "
+                             f"{args.model} is {self.fingerprint}")
+        self.seeds = list(range(flags.seed, flags.seed + args.seeds))  # as train.py counts them
         self.L = self.model.config.num_layers
         self._read_questions(flags)
 

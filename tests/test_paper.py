@@ -1,5 +1,6 @@
 """The paper's experiments on a tiny run: all of them answer, resume and refuse."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -130,6 +131,27 @@ def test_a_run_of_another_model_is_refused(run, tmp_path):
     line = command(run, "table2")
     line[line.index("--model") + 1] = str(tmp_path / "other")
     with pytest.raises(InputError, match="a run of model"):
+        paper.main(line)
+
+
+def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_path, monkeypatch):
+    shutil.copytree(run / "run", tmp_path / "run")
+    for old, new in ((1, 2), (0, 1)):
+        for file in (tmp_path / "run" / "routers").glob(f"*-{old}.safetensors"):
+            file.rename(file.with_name(file.name.replace(f"-{old}.", f"-{new}.")))
+    settings = json.loads((run / "run" / "config.json").read_text()) | {"seed": 1}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    line = command(run, "table3")
+    line[line.index("--run") + 1] = str(tmp_path / "run")
+    lab = paper.Lab(paper.parse_args(line))
+    monkeypatch.setattr(train, "train_routers", lambda *a, **k: pytest.fail("trained again"))
+    assert lab.seeds == [1, 2] and len(lab.routers()) == 2
+
+
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
+    line = command(run, "table2")
+    line[line.index("--run") + 1] = str(tmp_path)
+    with pytest.raises(InputError, match="config.json: no such file; --run is the folder"):
         paper.main(line)
 
 

@@ -6,9 +6,9 @@
     python assets/update_readme.py --paper "seed 1" runs/demo/paper   its experiments and pictures
     python assets/update_readme.py                                    writes the README again
 
-What is taken in stands in demo.json, bases.json and paper.json beside this file (of experiments
-all that is shown for the first base named, only the frontier of others); tests/test_readme.py
-checks that the README agrees with them. A table stands between `<!-- generated: NAME -->` and
+What is taken in stands in demo.json, bases.json and paper.json beside this file (SHOWN of the
+first base model's experiments, OF_ALL of the others'); tests/test_readme.py checks that the README
+agrees with them. A table stands between `<!-- generated: NAME -->` and
 `<!-- end -->`. A sentence of FIGURES stands in the README once, each {name} there a number.
 """
 import argparse
@@ -25,7 +25,8 @@ README = ASSETS.parent / "README.md"
 DEMO, BASES, PICTURE = ASSETS / "demo.json", ASSETS / "bases.json", ASSETS / "paths.svg"
 PAPER = ASSETS / "paper.json"
 PICTURES = ("figure1.png", "figure4.png")  # of those experiments
-SHOWN = ("table5", "table6", "figure5", "figure7", "ood", "frontier")  # experiments with a block
+OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
+SHOWN = ("table5", "figure7", "ood", *OF_ALL)
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
 
 import choose  # noqa: E402
@@ -164,12 +165,11 @@ def methods_table(found):
         for row in found["table5"]])
 
 
-def ablations_table(found):
-    """Table 6 and Figures 5 and 7: one thing changed at a time."""
-    rows = [row for name in ("figure5", "table6", "figure7") for row in found[name]]
+def losses_table(found):
+    """Figure 7: one thing changed at a time in what the routers learn."""
     return markdown(["routers", "right", "sd", "layers", "over static at the same depth"], [
         [row["name"], percent(row["accuracy"]), percent(row["sd"]), f"{row['layers']:.2f}",
-         signed(row["over_static"], row["over interval"])] for row in rows])
+         signed(row["over_static"], row["over interval"])] for row in found["figure7"]])
 
 
 def domains_table(found):
@@ -190,9 +190,9 @@ def families_table(found):
         for row in found["ood"] if "bare" in row])
 
 
-def frontier_table(paper):
-    """Gain over static paths of the same depth, for every routed point and base model."""
-    by_name = {base: {row["name"]: row for row in found["frontier"]}
+def bases_table(paper, *experiments):
+    """Gain over static paths of the same depth, for every routed row and base model."""
+    by_name = {base: {row["name"]: row for name in experiments for row in found[name]}
                for base, found in paper.items()}
     names = [name for name in next(iter(by_name.values())) if not name.startswith("static")]
     cell = lambda row: f"{signed(row['over_static'], row['over interval'])} @ {row['layers']:.2f}"
@@ -211,9 +211,10 @@ def blocks(demo, bases, paper):
                 for words in ("right % (layers)", "How often "))
     return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:end]),
             "explained": fenced(demo["explained"]), "bases": base_table(bases),
-            "methods": methods_table(own), "ablations": ablations_table(own),
+            "methods": methods_table(own), "losses": losses_table(own),
             "domains": domains_table(own), "families": families_table(own),
-            "frontier": frontier_table(paper)}
+            "shapes": bases_table(paper, "figure5", "table6"),
+            "frontier": bases_table(paper, "frontier")}
 
 
 def figures(demo):
@@ -321,7 +322,7 @@ def main(argv=None):
     paper = read_json(PAPER) if PAPER.exists() else {}
     for name, folder in args.paper:
         first = name == next(iter(paper), name)
-        paper[name] = experiments(folder, SHOWN if first else ("frontier",))
+        paper[name] = experiments(folder, SHOWN if first else OF_ALL)
         for picture in PICTURES if first else ():
             shutil.copy(Path(folder) / picture, ASSETS / picture)
     write_json(PAPER, paper)

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from model_llama import KVCache, Slot, fixed, prefill, run_blocks
+from model_llama import KVCache, fixed, prefill, run_blocks
 
 REUSE_BYTES = 2 ** 30  # what is kept of paths already run, unless told otherwise
 

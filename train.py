@@ -189,31 +189,30 @@ def measured_paths(run, rows, prompts, space):
 
 
 def fit(run, choice, prompts, labels, seeds):
-    """Routers per seed for one choice of label, trained now or found in the run folder."""
+    """Routers per seed for one choice of label; those that the run folder lacks are trained."""
     kept = [n for n, path in enumerate(labels) if path is not None]
     chosen = [prompts[n] for n in kept]
     decisions = torch.tensor([labels[n] for n in kept])
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": sorted({p.question.task for p in chosen}), "labels": len(kept),
              "label_hash": digest([content_hash(p) for p in chosen] + decisions.tolist())[:16]}
-    files = [run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds]
-    if all(file.exists() for file in files):
-        found = [Routers.load(file, run.model) for file in files]
-        if all(routers.notes.items() >= notes.items() for routers in found):
-            return found
+    file_of = {s: run.out / "routers" / f"{choice}-{s}.safetensors" for s in seeds}
+    found = {s: Routers.load(file, run.model) for s, file in file_of.items() if file.exists()}
+    found = {s: routers for s, routers in found.items() if routers.notes.items() >= notes.items()}
+    missing = [seed for seed in seeds if seed not in found]
+    if not missing:
+        return [found[seed] for seed in seeds]
     pooled, counts = features(run.model, chosen, decisions, run.config.windows, store=run.store)
-    steps = run.config.epochs * math.ceil(len(pooled) / run.config.batch)
-    trained = []
-    with tqdm(total=steps * len(seeds), desc=f"routers on {choice} labels", unit="step") as bar:
-        for seed, file in zip(seeds, files):
-            routers = train_routers(pooled, counts, decisions, seed, run.config,
-                                    run.args.device, bar.update)
+    steps = len(missing) * run.config.epochs * math.ceil(len(pooled) / run.config.batch)
+    with tqdm(total=steps, desc=f"routers on {choice} labels", unit="step") as bar:
+        for seed in missing:
+            routers = found[seed] = train_routers(pooled, counts, decisions, seed, run.config,
+                                                  run.args.device, bar.update)
             if run.config.gate and len(chosen) >= SMALLEST_GROUP:
                 routers.set_gate(*fit_gate(pooled, counts, seed))
             routers.notes = notes | {"seed": seed}
-            routers.save(file)
-            trained.append(routers)
-    return trained
+            routers.save(file_of[seed])
+    return [found[seed] for seed in seeds]
 
 
 def parse_args(argv=None):

@@ -3,11 +3,11 @@
     python train.py 2>/dev/null | tee demo.log
     python assets/update_readme.py --run runs/demo --log demo.log     takes in the demo's run
     python assets/update_readme.py --base "seed 0" runs/seed0         a row of the base models
-    python assets/update_readme.py --paper "seed 1" runs/demo/paper   its experiments and pictures
+    python assets/update_readme.py --paper "the demo" runs/demo/paper its experiments and pictures
     python assets/update_readme.py                                    writes the README again
 
 What is taken in stands in demo.json, bases.json and paper.json beside this file (SHOWN of the
-first base model's experiments, OF_ALL of the others'); tests/test_readme.py checks that the README
+demo's experiments, OF_ALL of other base models'); tests/test_readme.py checks that the README
 agrees with them. A table stands between `<!-- generated: NAME -->` and
 `<!-- end -->`. A sentence of FIGURES stands in the README once, each {name} there a number.
 """
@@ -24,6 +24,7 @@ ASSETS = Path(__file__).resolve().parent
 README = ASSETS.parent / "README.md"
 DEMO, BASES, PICTURE = ASSETS / "demo.json", ASSETS / "bases.json", ASSETS / "paths.svg"
 PAPER = ASSETS / "paper.json"
+FIRST = "the demo"  # among the base models
 PICTURES = ("figure1.png", "figure4.png")  # of those experiments
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 SHOWN = ("table5", "figure7", "ood", *OF_ALL)
@@ -206,7 +207,7 @@ def fenced(lines):
 
 def blocks(demo, bases, paper):
     """{name: text} of the generated blocks."""
-    lines, own = demo["printed"], next(iter(paper.values()))
+    lines, own = demo["printed"], paper[FIRST]
     cut, end = (next(n for n, line in enumerate(lines) if line.startswith(words))
                 for words in ("right % (layers)", "How often "))
     return {"routes": fenced(lines[:cut]), "details": fenced(lines[cut:end]),
@@ -315,15 +316,14 @@ def main(argv=None):
                           "explained": explained(args.run, picture[1]["id"]),
                           "right_paths": right_paths(args.run),
                           "metrics": metrics})
-    runs = [("seed 1, `demo/model`", args.run)] if args.run else []
+    runs = [(FIRST, args.run)] if args.run else []
     for name, run in runs + args.base:
         bases[name] = brief(name, read_json(Path(run) / "metrics.json"))
     write_json(BASES, {"bases": list(bases.values())})
     paper = read_json(PAPER) if PAPER.exists() else {}
     for name, folder in args.paper:
-        first = name == next(iter(paper), name)
-        paper[name] = experiments(folder, SHOWN if first else OF_ALL)
-        for picture in PICTURES if first else ():
+        paper[name] = experiments(folder, SHOWN if name == FIRST else OF_ALL)
+        for picture in PICTURES if name == FIRST else ():
             shutil.copy(Path(folder) / picture, ASSETS / picture)
     write_json(PAPER, paper)
     write_whole(PICTURE, lambda part: part.write_text(draw(read_json(DEMO)["picture"])))

@@ -1,7 +1,7 @@
 """What each table and figure of the paper asks, as a function of a Lab (extras/paper.py).
 
-Every function returns {"title", "rows", "notes"} of plain numbers, and "heat", "curves" or "bars"
-where there is something to draw. Rows are computed once each (lab.row).
+Every function returns {"title", "rows"} of plain numbers, "notes" in words, and one of
+pictures.DRAWN where there is something to draw. Rows are computed once each (lab.row).
 
     python -m extras.paper all --run runs/demo
 """
@@ -264,10 +264,11 @@ def figure1(lab):
     a depth at three of them."""
     found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
     methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
-    for name in AT_DEPTH + AS_THEY_ARE:
+    for name in AT_DEPTH + AS_THEY_ARE[:-1]:  # the frontier has the oracle
         depths = (*(share * lab.L for share in SHALLOWER), own) if name in AT_DEPTH else (None,)
         methods[BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
-    curves = {kind: found["curves"][kind] for kind in ("static", "tilt", "control")}
+    shown = ("static", "tilt", "control", BASELINES["cola"].title)
+    curves = {kind: found["curves"][kind] for kind in shown}
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
                for title, rows in methods.items()}
     return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],

@@ -18,6 +18,7 @@ import platform
 import re
 import sys
 import time
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -105,7 +106,8 @@ class Lab:
         asked = (*self.labelled, *self.inside, *self.outside)
         flags = self.run.args
         return {"model": self.fingerprint, "seeds": self.seeds, "depth": self.args.depth,
-                **{name: getattr(flags, name) for name in INHERITED},
+                **{name: getattr(flags, name) for name in (*INHERITED, "dtype")},
+                "train": asdict(self.run.config), "labels": train.digest(self.rows)[:16],
                 "questions": train.digest([content_hash(p) for p in asked])[:16]}
 
     # ---- labels and routers ----
@@ -206,7 +208,7 @@ class Lab:
         domain by default, and then also what they gain over the mix of static paths of the same
         depth."""
         inside, table = table is None, table or self.table
-        outcome = table.ask(name, routes, **more) if routes else self.own(table)
+        outcome = table.ask(name, routes, **more) if routes is not None else self.own(table)
         rows = torch.ones(len(table.prompts), dtype=torch.bool)
         found = summarise(outcome, table.outcomes["vanilla"], rows)
         found["seconds"] = round(outcome.seconds, 2)

@@ -25,7 +25,7 @@ TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # of the knob; below -0.5 everything is skipped
 PRICES = (0.0, 0.01, 0.03, 0.08)  # of a layer, in reward
 PRICED_TILTS = (-0.5, 0.0, 1.0, 3.0)
-SEARCHED = 250  # test questions of a domain that are searched for the sake of comparison
+SEARCHED = 250  # test questions of a domain, about, that are searched for comparison
 SCREEN = 100    # label questions that candidates for static paths are screened on
 
 
@@ -42,7 +42,9 @@ def held_out_labels(lab, prompts):
     default = torch.ones(len(prompts), lab.L, dtype=torch.long)
     space = similarity_space(*features(lab.model, prompts, default))
     share = neighbours(space, right)
-    price = lab.run.args.price or half_gain_price(right, share, paths)
+    price = lab.run.args.price
+    if price is None:
+        price = half_gain_price(right, share, paths)
     return {"consensus": consensus(right, share, paths, price), "shortest": shortest(rows)}
 
 

@@ -148,6 +148,27 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
     assert lab.seeds == [1, 2] and len(lab.routers()) == 2
 
 
+def test_seeds_that_the_run_lacks_are_trained_beside_its_own(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "run")
+    line = command(run, "table3")
+    line[line.index("--run") + 1], line[line.index("--seeds") + 1] = str(tmp_path / "run"), "3"
+    folder = tmp_path / "run" / "routers"
+    before = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
+    lab = paper.Lab(paper.parse_args(line))
+    assert len(lab.routers()) == 3 and len(before) == 2
+    after = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
+    assert len(after) == 3 and after.items() >= before.items()
+
+
+def test_other_labels_settings_or_numbers_are_another_table(run):
+    lab = paper.Lab(paper.parse_args(command(run, "table3")))
+    key = lab.key
+    lab.rows = lab.rows[::-1]
+    assert lab.key != key
+    other = paper.Lab(paper.parse_args([*command(run, "table3"), "--dtype", "bfloat16"]))
+    assert other.key != key
+
+
 def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
     line = command(run, "table2")
     line[line.index("--run") + 1] = str(tmp_path)

@@ -402,9 +402,12 @@ def test_the_claims_about_the_papers_experiments_hold_for_the_measured_ones():
     own = {name: {row["name"]: row for row in rows}
            for name, rows in next(iter(paper.values())).items()}
     methods, shapes, ood = own["table5"], own["figure5"], own["ood"]
-    told = [row for name, row in methods.items() if "@" in name]
-    assert len(told) >= 6
-    assert max(row["interval"][1] for row in told) < methods["Dr.LLM"]["interval"][0]
+    above = [row for name, row in methods.items() if name.startswith(
+        ("ShortGPT", "LLM-Pruner", "LayerSkip", "MindSkip", "MoD", "MoR"))]
+    assert len(above) == 6
+    for row in above:
+        assert row["interval"][1] < methods["Dr.LLM"]["interval"][0]
+        assert row["over interval"][1] < methods["Dr.LLM"]["over_static"]
     assert methods["PoLar-like"]["interval"][1] > methods["Dr.LLM"]["interval"][0]  # not clearly
     small = [row["accuracy"] for name, row in shapes.items()
              if name.startswith("width") or name in ("1 window", "2 windows", "4 windows")]
@@ -418,9 +421,14 @@ def test_the_claims_about_the_papers_experiments_hold_for_the_measured_ones():
         for tilt in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
             assert rows[f"tilt {tilt:+.1f}"]["over interval"][0] > 0
         assert rows["control +0.00"]["over interval"][1] < 0
+        for name, row in rows.items():
+            if name.startswith(("tilt", "price")):
+                assert row["over interval"][0] > 0 or row["layers"] > 12.9
+                assert row["over interval"][0] <= 0 or row["layers"] < 14.4
         over = {row["name"]: row["over_static"] for row in found["figure5"] + found["table6"]}
         assert over["1 linear layer"] > over["8 windows"] > over["16 windows"]
-        assert round(over["embeddings only"], 3) >= round(over["hidden states"], 3)
+        assert over["8 windows"] > over["width 16"]
+        assert over["embeddings only"] > over["hidden states"] - 0.001
 
 
 def test_fences_are_of_known_kinds_and_text_is_generated_or_a_drawing():

@@ -27,6 +27,7 @@ PAPER = ASSETS / "paper.json"
 FIRST = "the demo"  # among the base models
 PICTURES = ("figure1.png", "figure4.png")  # of those experiments
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
+NOT_SHOWN = ("layers_executed", "n", "p", "skip", "execute", "repeat", "seconds", "note", "tasks")
 SHOWN = ("table5", "figure7", "ood", *OF_ALL)
 sys.path[:0] = [str(ASSETS.parent), str(ASSETS)]
 
@@ -126,8 +127,10 @@ def brief(name, metrics):
 
 
 def experiments(folder, names):
-    """{name: rows} of finished experiments of extras/paper.py."""
-    return {name: read_json(Path(folder) / f"{name}.json")["result"]["rows"] for name in names}
+    """{name: rows} of finished experiments of extras/paper.py, without what no table shows."""
+    shown = lambda row: {key: value for key, value in row.items() if key not in NOT_SHOWN}
+    return {name: [shown(row) for row in read_json(Path(folder) / f"{name}.json")["result"]["rows"]]
+            for name in names}
 
 
 # ---- writing the README ----

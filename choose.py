@@ -132,9 +132,8 @@ def frontier(paths, right):
     paths: K tuples; right: (N, K) rewards. The upper hull of reward over length, shortest first.
     """
     scores = right.float().mean(0).tolist()
-    points = sorted((sum(path), -score, path) for path, score in zip(paths, scores))
-    return [(length, path) for length, _, path in
-            upper_hull([(length, -negative, path) for length, negative, path in points])]
+    points = sorted((sum(path), score, path) for path, score in zip(paths, scores))
+    return [(length, path) for length, _, path in upper_hull(points)]
 
 
 def upper_hull(points):

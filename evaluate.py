@@ -28,7 +28,7 @@ from baselines import BASELINES, Setting
 from cli import InputError, read_json, write_json
 from diagnostics import ACTIONS, interval, wilcoxon
 from drllm import RouterRoute, Routers
-from model_llama import load_model, load_tokenizer
+from model_llama import fixed, load_model, load_tokenizer
 from tables import print_frontier, print_heat_map, print_tables
 from tasks import load_all
 
@@ -187,8 +187,7 @@ def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROU
 
 def add_static(table, main, statics):
     """Asks every static path of the frontier; the two around the routers' depth become routes."""
-    asked = [(length, table.ask(f"static {length}", [torch.tensor(path).expand(
-        len(table.prompts), -1)])) for length, path in statics]
+    asked = [(length, table.ask(f"static {length}", [fixed(path)])) for length, path in statics]
     table.statics = [(length, outcome.right) for length, outcome in asked]
     layers = table.outcomes[main].layers[table.counted].mean().item()
     below = max((pair for pair in asked if pair[0] <= layers), default=asked[0], key=lambda p: p[0])

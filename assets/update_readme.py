@@ -40,6 +40,7 @@ from cli import InputError, read_json, write_json, write_whole  # noqa: E402
 from draw import draw  # noqa: E402
 from label import DEMO_MODEL  # noqa: E402
 from model_llama import load_model, load_tokenizer  # noqa: E402
+from tables import percent  # noqa: E402
 from tasks import load_questions  # noqa: E402
 
 NUMBER = r"(?<![\w.+-])[-+]?\d+(?:,\d{3})*(?:\.\d+)?"
@@ -135,13 +136,19 @@ def experiments(folder, names):
 
 # ---- writing the README ----
 
-def percent(value, sign=""):
-    return f"{100 * value:{sign}.1f}"
+def ends(interval):
+    """'[+0.1, +2.3]', percentage points."""
+    return "[{}, {}]".format(*(percent(end, sign=True) for end in interval))
 
 
 def signed(value, interval):
     """'+1.2 [+0.1, +2.3]', percentage points."""
-    return f"{percent(value, '+')} [{percent(interval[0], '+')}, {percent(interval[1], '+')}]"
+    return f"{percent(value, sign=True)} {ends(interval)}"
+
+
+def with_layers(row, key):
+    """'+1.2 (11.50)': points gained, and the layers run for it."""
+    return f"{percent(row[key], sign=True)} ({row[key + ' layers']:.2f})"
 
 
 def markdown(head, rows):
@@ -157,8 +164,8 @@ def base_table(bases):
     return markdown(head, [
         [b["name"], percent(b["vanilla"]),
          f"{percent(b['accuracy'])}, {signed(b['gain'], b['interval'])}", f"{b['layers']:.2f}",
-         signed(b["over_static"], b["over_interval"]), percent(b["outside"], "+"),
-         percent(b["shortest"], "+")] for b in bases])
+         signed(b["over_static"], b["over_interval"]), percent(b["outside"], sign=True),
+         percent(b["shortest"], sign=True)] for b in bases])
 
 
 def methods_table(found):
@@ -178,19 +185,17 @@ def losses_table(found):
 
 def domains_table(found):
     """The study of unknown tasks: points gained, layers in brackets."""
-    cell = lambda row, where: f"{percent(row[where], '+')} ({row[where + ' layers']:.2f})"
     head = ["labels and protection", "in domain", "near", "far", "mean out of domain"]
-    rows = [[row["name"], *(cell(row, where) for where in ("in", "near", "far")),
+    rows = [[row["name"], *(with_layers(row, where) for where in ("in", "near", "far")),
              signed(row["out"], row["out interval"])] for row in found["ood"] if "in" in row]
     return markdown(head, rows)
 
 
 def families_table(found):
     """Labelled tasks that the routers never saw, asked about."""
-    cell = lambda row, which: f"{percent(row[which], '+')} ({row[which + ' layers']:.2f})"
     return markdown(["labels of one task left out", "bare", "gate", "gate, interval"], [
-        [row["name"], cell(row, "bare"), cell(row, "gate"),
-         "[{}, {}]".format(*(percent(end, "+") for end in row["gate interval"]))]
+        [row["name"], with_layers(row, "bare"), with_layers(row, "gate"),
+         ends(row["gate interval"])]
         for row in found["ood"] if "bare" in row])
 
 
@@ -231,16 +236,17 @@ def figures(demo):
     saved = lambda layers: percent(1 - layers / plain["layers"])
     return {"n": f"{plain['n']:,}", "right_paths": f"{demo['right_paths']:.0f}",
             "dr_llm": percent(main["accuracy"]), "vanilla": percent(plain["accuracy"]),
-            "gain": percent(main["gain"], "+"),
-            "low": percent(main["interval"][0], "+"), "high": percent(main["interval"][1], "+"),
+            "gain": percent(main["gain"], sign=True),
+            "low": percent(main["interval"][0], sign=True),
+            "high": percent(main["interval"][1], sign=True),
             "layers": f"{main['layers']:.2f}", "all_layers": f"{plain['layers']:.0f}",
             "saved": saved(main["layers"]), "static": percent(deepest["accuracy"]),
             "static_layers": str(deepest["layers"]),
             "shortest_loss": percent(-routes["dr.llm shortest"]["gain"]),
-            "over": percent(own["over_static"], "+"),
-            "over_low": percent(own["interval"][0], "+"),
-            "over_high": percent(own["interval"][1], "+"), "tilt": f"{fewest['tilt']:+.1f}",
-            "tilt_gain": percent(fewest["accuracy"] - plain["accuracy"], "+"),
+            "over": percent(own["over_static"], sign=True),
+            "over_low": percent(own["interval"][0], sign=True),
+            "over_high": percent(own["interval"][1], sign=True), "tilt": f"{fewest['tilt']:+.1f}",
+            "tilt_gain": percent(fewest["accuracy"] - plain["accuracy"], sign=True),
             "tilt_saved": saved(fewest["layers"])}
 
 

@@ -36,6 +36,7 @@ from diagnostics import interval
 from drllm import RouterRoute, fit_gate
 from evaluate import Comparison, static_at, summarise
 from label import DEMO_MODEL, content_hash, read_rows
+from model_llama import fixed
 from extras import pictures
 from extras.experiments import EXPERIMENTS
 from extras.studies import static_paths
@@ -54,7 +55,8 @@ class Lab:
         self.args, self.out = args, args.out or args.run / "paper"
         settings = args.run / "config.json"
         if not settings.exists():
-            raise InputError(f"{settings}: no such file; --run is the folder of a finished train.py")
+            raise InputError(f"{settings}: no such file; --run is the folder of a finished run "
+                             "of train.py")
         stored = read_json(settings)
         flags = train.parse_args([])
         for name in INHERITED:
@@ -198,10 +200,9 @@ class Lab:
     def static_points(self):
         """[(length, right (N,))] in domain: what routing is to beat at its own depth. Those of the
         static paths that no mix of two others beats, on the label questions."""
-        ask = lambda path: self.table.ask("static", [torch.tensor(path).expand(
-            len(self.inside), -1)])
         points = [(length, share, path) for length, (share, path) in self.static_paths.items()]
-        return [(length, ask(path).right) for length, _, path in upper_hull(points)]
+        return [(length, self.table.ask("static", [fixed(path)]).right)
+                for length, _, path in upper_hull(points)]
 
     def figures(self, routes=None, table=None, name="", **more):
         """The summary of routes, or of the run's own routers, on all questions of a table; in

@@ -16,6 +16,7 @@ from choose import (along_each, consensus, half_gain_price, neighbours, shortest
 from diagnostics import agreement, class_report, interval, share_of_actions
 from drllm import RouterRoute, fit_gate
 from label import row_of, search_all
+from model_llama import fixed
 from train import features
 
 ANCHORS = 300       # random-token prompts labelled with the default path
@@ -239,9 +240,8 @@ def point(row):
 
 def frontier(lab):
     """Accuracy against mean layers: tilt, price per layer, the knob p, static paths, the oracle."""
-    static = lambda n: torch.tensor(lab.static_paths[n][1]).expand(len(lab.inside), -1)
-    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([static(n)]))
-            for n in lab.static_paths]
+    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([fixed(path)]))
+            for n, (_, path) in lab.static_paths.items()]
     rows += [lab.row(f"tilt {tilt:+.1f}", lambda: lab.figures(lab.routes(tilt=tilt)))
              for tilt in TILTS]
     rows += [lab.row(f"control {p:+.2f}", lambda: lab.figures(lab.routes(control=p, gate=False)))

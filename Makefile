@@ -1,18 +1,25 @@
-# `make` sets up and trains routers on the embedded demo; `make test` sets up and runs all tests.
+# `make` sets up and trains routers on the embedded demo; `make test` sets up, checks and tests.
 PYTHON ?= python3
 BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test clean
+.PHONY: run check test clean
 run: .venv/ready
 	$(BIN)/python train.py
 
-test: .venv/ready
-	$(BIN)/python -m pytest -q tests
+check: .venv/ready
+	$(BIN)/ruff check --no-cache
 
-.venv/ready: requirements.txt
+test: check
+	$(BIN)/python -m pytest -q
+
+# PyTorch's CPU build where it can be had, else the one of the registry, with CUDA on Linux
+.venv/ready: requirements.lock requirements-cuda.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.lock || { \
+		echo "no CPU build of PyTorch to be had; taking the registry's own"; \
+		$(INSTALL) -r requirements-cuda.lock; }
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .hypothesis
+	rm -rf .venv runs .pytest_cache .hypothesis .ruff_cache

@@ -6,28 +6,29 @@ what holds across questions, so the choice decides whether routing pays:
     shortest    the paper's: the shortest right path; where the default was wrong, the first met
     confident   the right path the model is surest along, less a price per layer
     consensus   the right path that also works for similar questions, less a price per layer
+    safe        consensus where routing is expected to pay (train.expected), else the default path
 
-Consensus groups the questions by what the routers see of them. What a group's searches tried
-says how much each single edit helps there; the most helpful edits together make a few paths; the
-best of them on some of the group's questions, one per depth, are kept; every question is asked
-along every kept path; its label is the path that was right for it and for most of its neighbours.
-Questions that no path answers get no label; a default path that stays best is a label like any.
+Consensus needs a *menu*: a few paths, each asked of every question. It groups the questions by
+what the routers see of them. What a group's searches tried says how much each single edit helps
+there; the most helpful edits together make a few paths; those that are best at some depth on some
+of the group's questions join the menu. A question's label is the path of the menu that is right
+for it and for most of its neighbours. Questions that no path of the menu answers get no label.
 """
 import torch
 
-from answers import answer, batches
 from drllm import mean_state
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
-from reuse import REUSE_BYTES, Prefixes
+from tasks import batches, judge
 
-CHOICES = ("consensus", "confident", "shortest")
+CHOICES = ("safe", "consensus", "confident", "shortest")
 PRICES_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer
+SMALLEST_GROUP = 8  # questions
 SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13)  # of a layer, for a group's paths
 
 
 def shortest(rows):
     """The paper's label of each row, None where no path was right."""
-    return [tuple(row["decisions"]) if row["correct"] else None for row in rows]
+    return [row["decisions"] if row["correct"] else None for row in rows]
 
 
 def confident(rows, price=0.001):
@@ -39,9 +40,7 @@ def confident(rows, price=0.001):
 def half_gain_price(right, share, paths):
     """The largest price of a layer at which choosing paths by the neighbours alone, a question's
     own answers unseen, still keeps half of what it can gain over the default path, paths[0].
-
-    It is measured on the label questions, so that no test question has a say in it.
-    """
+    It is measured on the label questions: no test question has a say in it."""
     lengths = torch.tensor([float(sum(path)) for path in paths])
     answered = {price: right.gather(1, (share - price * lengths).argmax(1)[:, None]).float().mean()
                 for price in PRICES_TRIED}
@@ -52,14 +51,20 @@ def half_gain_price(right, share, paths):
 
 def consensus(right, share, paths, price):
     """argmax over the paths that are right for a question of share - price * |path|.
-
-    right (N, K) bool: path k answers question n. share (N, K): of its neighbours.
-    """
+    right (N, K) bool: path k answers question n. share (N, K): of its neighbours."""
     lengths = torch.tensor([float(sum(path)) for path in paths])
     worth = (share - price * lengths).masked_fill(~right, -torch.inf)
     best = worth.argmax(1)
     return [paths[k] if answered else None
             for k, answered in zip(best.tolist(), right.any(1).tolist())]
+
+
+def consensus_of_neighbours(space, right, paths, price=None):
+    """(labels, price): consensus among neighbours in space (N, S), at the half-gain price if none
+    is given."""
+    share = neighbours(space, right)
+    price = half_gain_price(right, share, paths) if price is None else price
+    return consensus(right, share, paths, price), price
 
 
 # ---- what works across similar questions ----
@@ -92,12 +97,10 @@ def neighbours(space, right, number=32):
 
 
 def edit_effects(rows, ridge=20.0):
-    """(L, 3): how much skipping, executing or repeating a layer changes the chance of a right
-    answer, from all that the searches of these rows tried. Executing is 0 by definition.
-
-    Least squares on the single edits of every path tried, each question's own mean taken out (its
-    difficulty says nothing about edits); the ridge is worth 20 tries of no effect.
-    """
+    """(L, 3): how much skipping, executing (0) or repeating a layer changes the chance of a right
+    answer, from all that the searches of these rows tried: least squares on the single edits of
+    every path, each question's own mean taken out (its difficulty says nothing about edits); the
+    ridge is worth 20 tries of no effect."""
     edits_tried, outcome = [], []
     for row in rows:
         paths = [path for path, _ in row["correct"]] + row["wrong"]
@@ -127,10 +130,8 @@ def strongest(effects, price, most=7):
 
 
 def frontier(paths, right):
-    """[(length, path)] that no mix of two others beats, by the share of questions answered.
-
-    paths: K tuples; right: (N, K) rewards. The upper hull of reward over length, shortest first.
-    """
+    """[(length, path)] that no mix of two others beats by the share of questions answered: the
+    upper hull of reward over length, shortest first. paths: K tuples; right: (N, K) rewards."""
     scores = right.float().mean(0).tolist()
     points = sorted((sum(path), score, path) for path, score in zip(paths, scores))
     return [(length, path) for length, _, path in upper_hull(points)]
@@ -139,6 +140,7 @@ def frontier(paths, right):
 def upper_hull(points):
     """The points (length, score, ...) that no mix of two others beats, shortest first; of points
     with the same length and score the first."""
+    slope = lambda a, b: (b[1] - a[1]) / (b[0] - a[0])
     hull = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if hull and point[1] <= hull[-1][1]:
@@ -149,12 +151,9 @@ def upper_hull(points):
     return hull
 
 
-def slope(a, b):
-    return (b[1] - a[1]) / (b[0] - a[0])
+# ---- the menu ----
 
-
-def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=256, progress=None,
-               reuse_bytes=REUSE_BYTES):
+def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=256, progress=None):
     """What the searches of each group (a list of question numbers) suggest, asked of up to `most`
     of its questions: the frontier of every group between 0.7 and 1.4 times the depth of the
     model, the default path first."""
@@ -165,24 +164,34 @@ def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=256,
         suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
         paths = list(dict.fromkeys([(EXECUTE,) * L] + suggested))
         sure = along_each(model, tokenizer, [prompts[n] for n in group[:most]], paths, batch_size,
-                          progress, reuse_bytes)
+                          progress)
         best = frontier(paths, sure)
         found |= {path: None for length, path in best if 0.7 * L <= length <= 1.4 * L}
     return list(found)
 
 
-def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None,
-               reuse_bytes=REUSE_BYTES):
+def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None):
     """(N, K) probability the model gives its answer to question n along path k; 0 if it is wrong.
-
-    Some questions at a time go along all paths, in an order in which neighbours share layers.
-    """
+    Paths are asked in an order in which neighbours share their first layers."""
     sure = torch.zeros(len(prompts), len(paths))
-    order = sorted(range(len(paths)), key=paths.__getitem__)
     for rows in batches(prompts, batch_size):
-        some, prefixes = [prompts[n] for n in rows], Prefixes(reuse_bytes)
-        for k in order:
+        some, known = [prompts[n] for n in rows], [{} for _ in rows]
+        for k in sorted(range(len(paths)), key=paths.__getitem__):
+            known = [{path: hidden for path, hidden in one.items()
+                      if path == paths[k][:len(path)]} for one in known]
             every = torch.tensor(paths[k]).expand(len(some), -1)
-            found = answer(model, tokenizer, some, every, batch_size, progress, prefixes)
-            sure[rows, k] = found.right * found.confidence.clamp(min=1e-9)
+            right, confidence = judge(model, tokenizer, some, every, batch_size, progress, known)
+            sure[rows, k] = right * confidence.clamp(min=1e-9)
     return sure
+
+
+def menu(model, tokenizer, prompts, rows, space, clusters, batch_size, progress=None):
+    """(paths, right (N, K)): good paths of all questions together and of every group of similar
+    ones, each asked of all questions. space (N, S): see similarity_space."""
+    everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+    member_of = cluster(space, clusters)
+    groups = [[n for n in everyone if member_of[n] == g] for g in range(clusters)]
+    groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
+    how = {"batch_size": batch_size, "progress": progress}
+    paths = good_paths(model, tokenizer, prompts, rows, groups, **how)
+    return paths, along_each(model, tokenizer, prompts, paths, **how) > 0

@@ -5,9 +5,9 @@ passes Linear - GELU - Linear; the windows' logits are averaged; the largest of 
 routers of all layers are stacked, so training them is one batched problem. Paper §3.3: focal
 loss with effective-number class weights. The base model is never touched.
 
-Ours: a *gate* per layer executes the layer for prompts unlike any the routers were trained on;
-`tilt`, a constant added to the logits, moves finished routers along the accuracy-layers frontier;
-routers are a file of their own that names the model they belong to.
+Ours: a *guard* per layer executes the layer for prompts unlike any the routers were trained on;
+a `tilt` of the logits moves finished routers along the accuracy-layers frontier; routers are a
+file of their own that names the model they belong to.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
@@ -21,11 +21,12 @@ from torch import nn
 from cli import InputError, open_tensors, write_whole
 
 # N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
-# M gate points   G gate dimensions
+# M guard points   G guard dimensions
 
 SETTINGS = ("num_layers", "hidden_size", "width", "windows")
-GATE = ("gate_projection", "gate_points", "gate_limits")
-NEAREST = 3  # the gate measures the distance to the third nearest point
+GUARD = ("guard_projection", "guard_points", "guard_limits")
+LARGEST = 2 ** 16  # width, windows, layers or hidden size of a router file
+NEAREST = 3  # the guard measures the distance to the third nearest point
 
 
 # ---- windowed pooling ----
@@ -50,10 +51,8 @@ def window_matrix(lengths, T, windows):
 
 
 def pool_windows(hidden, lengths, windows):
-    """Mean hidden state of every window: (N, T, D) and lengths (N,) give (N, min(W, T), D).
-
-    float32. Rows with fewer windows than the widest end in zeros.
-    """
+    """Mean hidden state of every window, float32: (N, T, D) and lengths (N,) give
+    (N, min(W, T), D). Rows with fewer windows than the widest end in zeros."""
     return window_matrix(lengths, hidden.shape[1], windows) @ hidden.float()
 
 
@@ -96,11 +95,10 @@ def interpolate(probabilities, control):
             return (1 - share) * below + share * above.expand_as(probabilities)
 
 
-# ---- the gate ----
+# ---- the guard ----
 
 def mean_state(pooled, counts):
-    """Mean over the windows in use: pooled (..., W, D) and counts (...), or what broadcasts to it,
-    give (..., D)."""
+    """Mean over the windows in use: pooled (..., W, D) and counts (...) give (..., D)."""
     return pooled.sum(-2) / counts[..., None]
 
 
@@ -109,11 +107,10 @@ def nearest_distance(states, points):
     return torch.cdist(states, points).topk(NEAREST, largest=False).values[..., -1]
 
 
-def fit_gate(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
-    """(projection (D, G), points (L, M, G), limits (L,)) of the prompts routers are trained on.
-
-    Half of the prompts, at most `points`, are kept as points; the limit of a layer is the distance
-    to them that 99% of the other half stay within. pooled (N, L, W, D), counts (N,), N >= 8.
+def fit_guard(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
+    """(projection (D, G), points (L, M, G), limits (L,)) of the prompts routers are trained on:
+    pooled (N, L, W, D), counts (N,), N >= 8. Half of the prompts, at most `points`, are kept as
+    points; the limit of a layer is the distance to them that 99% of the other half stay within.
     """
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
@@ -142,20 +139,20 @@ class Routers(nn.Module):
         self.b2 = nn.Parameter(torch.zeros(num_layers, 1, 3))
         for matrix in (*self.w1, *self.w2):
             nn.init.xavier_uniform_(matrix)
-        for name in GATE:
+        for name in GUARD:
             self.register_buffer(name, None)
 
-    def set_gate(self, projection, points, limits):
-        """Layers execute for prompts farther than the limits from the points (see fit_gate)."""
-        gate = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
-        self.gate_projection, self.gate_points, self.gate_limits = gate
+    def set_guard(self, projection, points, limits):
+        """Layers execute for prompts farther than the limits from the points (see fit_guard)."""
+        guard = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
+        self.guard_projection, self.guard_points, self.guard_limits = guard
 
     def is_strange(self, layer, pooled, counts):
         """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router learned from."""
-        if self.gate_points is None:
+        if self.guard_points is None:
             return torch.zeros_like(counts, dtype=torch.bool)
-        states = mean_state(pooled, counts) @ self.gate_projection  # (N, G)
-        return nearest_distance(states, self.gate_points[layer]) > self.gate_limits[layer]
+        states = mean_state(pooled, counts) @ self.guard_projection  # (N, G)
+        return nearest_distance(states, self.guard_points[layer]) > self.guard_limits[layer]
 
     def forward(self, pooled, counts, layers=slice(None)):
         """Logits (N, l, 3) of pooled windows (N, l, W, D), counts (N,) of them in use."""
@@ -173,77 +170,85 @@ class Routers(nn.Module):
     def save(self, file):
         """Writes the routers as safetensors; sizes and notes stand in the metadata."""
         notes = self.notes | {name: getattr(self, name) for name in SETTINGS}
-        metadata = {"drllm": json.dumps(notes)}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write_whole(file, lambda part: part.write_bytes(
-            safetensors.torch.save(tensors, metadata)))
+        data = safetensors.torch.save(tensors, {"drllm": json.dumps(notes)})
+        write_whole(file, lambda part: part.write_bytes(data))
 
     @classmethod
     def load(cls, file, model):
         """The routers of a file, on the model's device. InputError if they are another model's."""
         with open_tensors(file) as stored:
-            text = (stored.metadata() or {}).get("drllm", "{}")
+            notes = read_notes(file, (stored.metadata() or {}).get("drllm", "{}"), model)
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        try:
-            notes = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}: not a router file: {error}") from error
-        sizes = [notes.get(name) for name in SETTINGS] if isinstance(notes, dict) else [None]
-        if not all(type(size) is int and 0 < size < 2 ** 20 for size in sizes):
-            raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32")
-        if notes.get("model") != model.fingerprint():
-            raise InputError(f"{file}: these routers belong to model {notes.get('model')}; the "
-                             f"model given is {model.fingerprint()}")
-        with torch.device("meta"):
+        with torch.device("meta"):  # the shapes that the sizes ask for
             routers = cls(*(notes[name] for name in SETTINGS))
-        expected = {name: tuple(p.shape) for name, p in routers.state_dict().items()}
-        if GATE[1] in tensors and tensors[GATE[1]].dim() == 3:
-            M, G = tensors[GATE[1]].shape[1:]
-            if M < NEAREST:
-                raise InputError(f"{file}: a gate of {M} points; at least {NEAREST} are needed")
-            L, D = routers.num_layers, routers.hidden_size
-            expected |= dict(zip(GATE, ((D, G), (L, M, G), (L,))))
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != expected:
-            raise InputError(f"{file}: tensors {found} do not fit the sizes in its metadata, "
-                             f"{expected}")
-        gate = [tensors.pop(name) for name in GATE if name in tensors]
-        routers.load_state_dict(tensors, assign=True)
-        if gate:
-            routers.set_gate(*gate)
+            if GUARD[1] in tensors:
+                L, D = routers.num_layers, routers.hidden_size
+                M, G = (*tensors[GUARD[1]].shape, 0, 0)[1:3]
+                routers.set_guard(torch.empty(D, G), torch.empty(L, M, G), torch.empty(L))
+                if M < NEAREST:
+                    raise InputError(f"{file}: a guard of {M} points; {NEAREST} are the least")
+        try:
+            routers.load_state_dict(tensors, assign=True)
+        except RuntimeError as error:
+            raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: "
+                             f"{error}") from error
         routers.notes = notes
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
 
 
-class RouterRoute:
-    """Routers as a Route: tilt adds tilt * (0, 1, 2) to the logits, control is the paper's knob,
-    gate=False trusts the routers on any prompt, as the paper does."""
+def read_notes(file, text, model):
+    """What a router file's metadata says; InputError unless it is of routers for this model, which
+    is known before anything of the sizes that it names is made."""
+    try:
+        notes = json.loads(text)
+        sizes = [notes.get(name) for name in SETTINGS]
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise InputError(f"{file}: not a router file: {error}") from error
+    wanted = [model.config.num_layers, model.config.hidden_size]
+    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
+        raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
+    if notes.get("model") != model.fingerprint() or sizes[:2] != wanted:
+        raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
+                         f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
+                         f"{wanted[0]} layers of {wanted[1]}")
+    return notes
 
-    def __init__(self, routers, tilt=0.0, control=-0.5, gate=True):
-        self.routers, self.tilt, self.control, self.gate = routers, tilt, control, gate
+
+class RouterRoute:
+    """Routers as a Route. tilt * (0, 1, 2) is added to the logits of (skip, execute, repeat);
+    control is the paper's knob; allowed says which of the three may be chosen; guard=False trusts
+    the routers on any prompt, as the paper does."""
+
+    def __init__(self, routers, tilt=0.0, control=-0.5, guard=True, allowed=(True, True, True)):
+        self.routers, self.tilt, self.control, self.guard = routers, tilt, control, guard
+        self.forbidden = ~torch.tensor(allowed, device=routers.w1.device)
         self.num_layers = routers.num_layers
 
-    def logits(self, layer, hidden, lengths):
-        """(B, 3) of the hidden states (B, T, D) entering a layer, lengths (B,)."""
-        return self._logits(layer, *self._pool(hidden, lengths))
+    def pool(self, hidden, lengths):
+        """(pooled windows (B, W, D), counts of them in use (B,)) of hidden states (B, T, D)."""
+        counts = window_counts(lengths, self.routers.windows)
+        return pool_windows(hidden, lengths, self.routers.windows), counts
 
-    def _pool(self, hidden, lengths):
-        pooled = pool_windows(hidden, lengths, self.routers.windows)
-        return pooled, window_counts(lengths, self.routers.windows)
-
-    def _logits(self, layer, pooled, counts):
+    def logits(self, layer, pooled, counts):
+        """(B, 3) of skip, execute and repeat."""
         logits = self.routers(pooled[:, None], counts, slice(layer, layer + 1))[:, 0]
         return logits + self.tilt * torch.arange(3, device=logits.device)
 
     def __call__(self, layer, hidden, lengths):
-        pooled, counts = self._pool(hidden, lengths)
-        logits = self._logits(layer, pooled, counts)
+        """(B,) decisions from the hidden states (B, T, D) entering a layer, lengths (B,)."""
+        pooled, counts = self.pool(hidden, lengths)
+        logits = self.logits(layer, pooled, counts)
         if self.control != -0.5:
             logits = interpolate(logits.softmax(-1), self.control)
-        decisions = logits.argmax(-1)
-        if self.gate:
+        decisions = logits.masked_fill(self.forbidden, -torch.inf).argmax(-1)
+        if self.guard:
             decisions = decisions.masked_fill(self.routers.is_strange(layer, pooled, counts), 1)
         return decisions
+
+
+if __name__ == "__main__":
+    print(__doc__, "\nThis file is a library: train.py trains routers, evaluate.py measures them.")

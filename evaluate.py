@@ -2,20 +2,17 @@
 
 A route is worth its name only if it beats what needs no router, so two controls stand in every
 table: the best *static* path of the label questions at the same mean depth (two static paths may
-be mixed to meet it exactly), and the routers' own decisions shuffled over the layers. The other
-methods of the paper are in baselines.py. Gains are paired: the same questions, a bootstrap over
-them and a signed-rank test, the mean over router seeds.
+be mixed to meet it exactly), and the routers' own decisions *shuffled* over the layers. The other
+methods of the paper come in through one hook, add_methods. Gains are paired: the same questions,
+a bootstrap over them, the mean over router seeds.
 
 "in" are tasks the labels knew, "out" are tasks they never saw. layers: blocks per forward pass,
-as comparable to L; layers_executed: summed over all forward passes, as the paper counts.
+as comparable to L; layers_executed ("summed"): over all forward passes, as the paper counts.
 
-    python evaluate.py --model demo/model --routers runs/demo/routers.safetensors \\
-        --data demo/questions/test.jsonl demo/questions/ood.jsonl --out runs/again
+    python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
 """
-import argparse
-import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,82 +20,65 @@ import torch
 from tqdm import tqdm
 
 import cli
-from answers import answer, prepare
-from baselines import BASELINES, Setting
 from cli import InputError, read_json, write_json
-from diagnostics import ACTIONS, interval, wilcoxon
 from drllm import RouterRoute, Routers
 from model_llama import fixed, load_model, load_tokenizer
-from tables import print_frontier, print_heat_map, print_tables
-from tasks import load_all
+from tasks import answer, load_all, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
-TILTS = (-0.5, 2.0)
+ACTIONS = ("skip", "execute", "repeat")
+MOST_COLUMNS = 6  # of the table per task and level; metrics.json has all
 
+
+# ---- one route's answers ----
 
 @dataclass
 class Outcome:
-    """A route's answers: one Answers per router seed (one only for routes without seeds).
-
-    seconds: wall time of one seed. depth: (N,) layers per pass, where decisions don't say it.
-    """
+    """A route's answers: one Answers per router seed, a single one for routes without seeds.
+    depth: (N,) layers per pass, where decisions don't say it; seconds: wall time per seed."""
     name: str
     seeds: list
     seconds: float = 0.0
     depth: torch.Tensor = None
 
-    @property
-    def right(self):
-        """(N,) reward, mean over the seeds."""
-        return torch.stack([a.right for a in self.seeds]).mean(0)
-
-    @property
-    def decisions(self):
-        """(seeds, N, L)."""
-        return torch.stack([a.decisions for a in self.seeds])
-
-    @property
-    def layers(self):
-        """(N,) blocks per forward pass, mean over the seeds."""
-        return self.decisions.sum(2).float().mean(0) if self.depth is None else self.depth
-
-    @property
-    def layers_executed(self):
-        """(N,) blocks summed over all forward passes, mean over the seeds."""
+    def __post_init__(self):
+        self.right = torch.stack([a.right for a in self.seeds]).mean(0)  # (N,), mean over seeds
+        self.decisions = torch.stack([a.decisions for a in self.seeds])  # (seeds, N, L)
+        layers = self.decisions.sum(2).float() if self.depth is None else self.depth[None]
         passes = torch.stack([a.passes for a in self.seeds]).float()
-        if self.depth is not None:
-            return self.depth * passes.mean(0)
-        return (self.decisions.sum(2) * passes).mean(0)
+        self.layers = layers.mean(0)  # (N,) blocks per forward pass
+        self.layers_executed = (layers * passes).mean(0)  # (N,) summed over all forward passes
+
+
+def interval(difference, resamples=1000, seed=0):
+    """95% bootstrap interval (low, high) of the mean of paired differences (N,)."""
+    values = np.asarray(difference, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def summarise(outcome, vanilla, rows):
     """The figures of one route on some questions, rows (N,) bool. sd: over router seeds."""
     right, gain = outcome.right[rows], (outcome.right - vanilla.right)[rows]
     decisions = outcome.decisions[:, rows]
-    low, high = interval(gain)
     by_seed = [a.right[rows].mean().item() for a in outcome.seeds]
     return {"accuracy": right.mean().item(), "layers": outcome.layers[rows].mean().item(),
             "layers_executed": outcome.layers_executed[rows].mean().item(),
-            "n": int(rows.sum()), "gain": gain.mean().item(), "interval": [low, high],
-            "p": wilcoxon(gain), "sd": float(np.std(by_seed, ddof=1)) if by_seed[1:] else None,
+            "n": int(rows.sum()), "gain": gain.mean().item(), "interval": list(interval(gain)),
+            "sd": float(np.std(by_seed, ddof=1)) if by_seed[1:] else None,
             **{name: (decisions == count).float().mean().item()
                for count, name in enumerate(ACTIONS)}}
 
 
-# ---- the static control ----
+# ---- the controls ----
 
-def static_at(layers, statics):
-    """(N,) expected reward of a mix of static paths with this mean depth.
-
-    statics: [(length, right (N,))], shortest first. Beyond the ends the end is taken.
-    """
-    if layers <= statics[0][0]:
-        return statics[0][1]
-    for (low, below), (high, above) in zip(statics, statics[1:]):
-        if layers <= high:
-            share = (layers - low) / (high - low)
-            return (1 - share) * below + share * above
-    return statics[-1][1]
+def shuffled(decisions, seed=0):
+    """Decisions (N, L), each row's in a random order of layers: only the depth stays."""
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.rand(decisions.shape, generator=rng).argsort(1)
+    return decisions.gather(1, order)
 
 
 # ---- the comparison ----
@@ -114,30 +94,19 @@ class Comparison:
         self.counted = self.inside if self.inside.any() else ~self.inside  # what totals are over
         self.outcomes, self.statics = {}, []
 
-    def ask(self, name, routes, rows=None, model=None, layers_of=None):
-        """The Outcome of routes (one per seed); rows (N,) bool restricts the questions. model: a
-        view of the model that the routes go through, whose layers_of(decisions) are (N,)."""
-        prompts = self.prompts if rows is None else [p for p, r in zip(self.prompts, rows) if r]
-        began, model = time.time(), model or self.model
-        with tqdm(total=len(prompts) * len(routes), desc=name, unit="answer", leave=False) as bar:
-            seeds = [answer(model, self.tokenizer, prompts, route, self.batch_size, bar.update)
-                     for route in routes]
-        depth = None
-        if layers_of:
-            depth = torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
-        return Outcome(name, seeds, (time.time() - began) / len(routes), depth)
+    def ask(self, title, routes, model=None, layers_of=None):
+        """The Outcome of routes, one per seed. model: a view of the model that the routes go
+        through, whose layers_of(decisions) are (N,)."""
+        began, number = time.time(), len(self.prompts) * len(routes)
+        with tqdm(total=number, desc=title, unit="answer", leave=False) as bar:
+            seeds = [answer(model or self.model, self.tokenizer, self.prompts, route,
+                            self.batch_size, bar.update) for route in routes]
+        depth = layers_of and torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
+        return Outcome(title, seeds, (time.time() - began) / len(routes), depth)
 
-    def add(self, name, routes):
-        self.outcomes[name] = self.ask(name, routes)
+    def add(self, name, routes, title=None, **view):
+        self.outcomes[name] = self.ask(title or name, routes, **view)
         return self.outcomes[name]
-
-    def add_baselines(self, names, setting):
-        """Asks the named BASELINES; what they are fitted on stands in the setting."""
-        for name in names:
-            entrant = BASELINES[name].make(setting)
-            self.outcomes[name] = replace(
-                self.ask(name, entrant.routes, None, entrant.model, entrant.layers_of),
-                name=BASELINES[name].title)
 
     def summary(self, rows):
         vanilla = self.outcomes["vanilla"]
@@ -155,125 +124,143 @@ class Comparison:
             if len(levels) > 1:
                 at = lambda level: torch.tensor([p.question.level == level for p in self.prompts])
                 tasks[task]["levels"] = {level: self.summary(rows & at(level)) for level in levels}
-        return {"routes": self.summary(self.counted), "tasks": tasks}
+        return {"routes": self.summary(self.counted), "tasks": tasks,
+                "seconds": {name: outcome.seconds for name, outcome in self.outcomes.items()}}
 
 
-def compare(model, tokenizer, prompts, known_tasks, routers, statics, routes=ROUTES,
-            control=-0.5, tilt=0.0, batch_size=512, calibration=None):
+def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUTES,
+            batch_size=512, calibration=None, labels=None):
     """The Comparison of the named routes, and of vanilla, which gains are measured against.
 
-    routers: {name: Routers per seed}, the first name is the one controls take their depth from.
+    routed: {name: (title, a RouterRoute per seed)}; controls take their depth from the first.
     statics: [(length, path)] of the label questions' frontier, or []. calibration: prompts that
-    baselines are fitted on.
+    other methods are fitted on; labels: {id: path} for them.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size)
     table.add("vanilla", [None])
     if set(routes) == {"vanilla"}:
         return table
-    for name, seeds in routers.items():
-        table.add(name, [RouterRoute(one, tilt, control) for one in seeds])
-    main = next(iter(routers))
+    for name, (title, seeds) in routed.items():
+        table.add(name, seeds, title)
+    main = next(iter(routed))
     if "static" in routes and statics:
         add_static(table, main, statics)
-    outcome = table.outcomes[main]
-    setting = Setting(model, tokenizer, prompts, routers[main], outcome.seeds[0].decisions,
-                      outcome.layers[table.counted].mean().item(), calibration,
-                      batch_size=batch_size)
-    table.add_baselines([name for name in routes if name in BASELINES], setting)
+    if "shuffled" in routes:
+        table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
+    others = [name for name in routes if name not in ROUTES]
+    if others:
+        add_methods(table, others, routed[main][1], table.outcomes[main], calibration, labels)
     if "dr.llm" not in routes:  # it was asked for its depth and decisions only
         del table.outcomes[main]
     return table
 
 
+def add_methods(table, names, routes, outcome, calibration, labels):
+    """The hook for the other methods of the paper's tables: extras/baselines.py asks them at the
+    depth of the outcome of Dr.LLM's routes."""
+    from extras import baselines  # builds on this project; the core works without it
+    baselines.add(table, names, [route.routers for route in routes], outcome, calibration, labels)
+
+
 def add_static(table, main, statics):
     """Asks every static path of the frontier; the two around the routers' depth become routes."""
-    asked = [(length, table.ask(f"static {length}", [fixed(path)])) for length, path in statics]
+    asked = [(length, table.ask(f"static, {length} layers", [fixed(path)]))
+             for length, path in statics]
     table.statics = [(length, outcome.right) for length, outcome in asked]
     layers = table.outcomes[main].layers[table.counted].mean().item()
     below = max((pair for pair in asked if pair[0] <= layers), default=asked[0], key=lambda p: p[0])
-    above = min((pair for pair in asked if pair[0] > layers), default=asked[-1], key=lambda p: p[0])
-    table.outcomes["static below"] = replace(below[1], name=f"static, {below[0]} layers")
+    above = min((pair for pair in asked if pair[0] > layers), default=below, key=lambda p: p[0])
+    table.outcomes["static below"] = below[1]
     if above is not below:
-        table.outcomes["static above"] = replace(above[1], name=f"static, {above[0]} layers")
+        table.outcomes["static above"] = above[1]
 
 
-def tilted(table, main, seeds, tilts=TILTS):
-    """[{tilt, layers, accuracy, over_static, interval}]: the routers' frontier."""
-    rows, points = table.counted, []
-    for tilt in tilts:
-        if tilt:
-            routes = [RouterRoute(one, tilt) for one in seeds]
-            outcome = table.ask(f"tilt {tilt:+.1f}", routes, rows)
-            right, layers = outcome.right, outcome.layers.mean().item()
-        else:
-            outcome = table.outcomes[main]
-            right, layers = outcome.right[rows], outcome.layers[rows].mean().item()
-        over = right - static_at(layers, [(n, r[rows]) for n, r in table.statics])
-        points.append({"tilt": tilt, "layers": layers, "accuracy": right.mean().item(),
-                       "over_static": over.mean().item(), "interval": list(interval(over))})
-    return sorted(points, key=lambda point: point["layers"])
+# ---- what a person reads ----
+
+def percent(value, sign=False):
+    """percent(0.123, sign=True) is "+12.3"."""
+    return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
-# ---- the report ----
+def aligned(rows):
+    """A table as text: rows {column: text} below a header, the first column flush left."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [dict(zip(columns, columns)), *rows]
+    width = {column: max(len(line.get(column, "")) for line in lines) for column in columns}
+    side = lambda column: "<" if column == columns[0] else ">"
+    return "\n".join("  ".join(f"{line.get(column, ''):{side(column)}{width[column]}}"
+                               for column in columns).rstrip() for line in lines)
 
-def report(table, main, seeds, names, out, extra=None):
-    """Prints every table and writes metrics.json; returns the metrics."""
-    metrics = table.metrics()
-    if table.statics and seeds and main in table.outcomes:
-        metrics["frontier"] = tilted(table, main, seeds, (0.0, *TILTS))
-        metrics["static"] = [{"layers": n, "accuracy": r[table.counted].mean().item()}
-                             for n, r in table.statics]
-    rows = table.counted
-    metrics["seconds"] = {name: outcome.seconds for name, outcome in table.outcomes.items()}
+
+def total_row(name, figures):
+    """A line of the table over all questions of the tasks the labels knew."""
+    low, high = (percent(end, True) for end in figures["interval"])
+    return {"route": name, "right %": percent(figures["accuracy"]),
+            "gain": percent(figures["gain"], True), "95% interval": f"[{low}, {high}]",
+            "layers": f"{figures['layers']:.2f}", "summed": f"{figures['layers_executed']:.1f}"}
+
+
+def task_rows(metrics, names):
+    """A line per task and level: right % (layers) of each route."""
+    columns = [name for name in metrics["routes"] if name != "shuffled"][:MOST_COLUMNS]
+    for task, figures in sorted(metrics["tasks"].items(), key=lambda task: task[1]["domain"]):
+        for level, routes in (figures.get("levels") or {"": figures["routes"]}).items():
+            yield {"task": f"{figures['domain']} {task} {level}".rstrip(),
+                   "n": str(routes["vanilla"]["n"])} | {
+                names[c]: f"{percent(routes[c]['accuracy'])} ({routes[c]['layers']:.2f})"
+                for c in columns}
+
+
+def report(table, main, out, first_seed=0, extra=None):
+    """Prints the tables and writes metrics.json; returns the metrics. main: the route whose router
+    seeds are listed; first_seed: the number of the first of them."""
+    metrics, rows = table.metrics(), table.counted
     if main in table.outcomes:
         metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
                              "layers": a.decisions[rows].sum(1).float().mean().item()}
-                            for seed, a in enumerate(table.outcomes[main].seeds)]
+                            for seed, a in enumerate(table.outcomes[main].seeds, first_seed)]
+    metrics["static"] = [{"layers": layers, "accuracy": right[rows].mean().item()}
+                         for layers, right in table.statics]
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
-    print_tables(metrics, {key: o.name for key, o in table.outcomes.items()} | names)
-    if "frontier" in metrics:
-        print_frontier(metrics["frontier"], [(n, r[table.counted]) for n, r in table.statics])
-    if main in table.outcomes:
-        print_heat_map(table, main)
+    names = {key: outcome.name for key, outcome in table.outcomes.items()}
+    domain = "In" if table.inside.any() else "Out of"
+    print(f"\n{domain} domain, {int(rows.sum())} questions, none of them labelled or trained on")
+    print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
+    print("\nRight % (layers) by task and level, in domain and out of it")
+    print(aligned(list(task_rows(metrics, names))))
     return metrics
 
 
+# ---- the command ----
+
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_model_flags(parser, Path("demo/model"))
+    parser = cli.Parser(description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
     parser.add_argument("--routers", type=Path, nargs="+", default=[], metavar="FILE",
                         help="router files; several are taken as seeds of one recipe")
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE",
-                        help="question files, FILE or TASK=FILE")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
                         help="folder of metrics.json")
     parser.add_argument("--routes", default=",".join(ROUTES),
-                        help=f"comma-separated, of {', '.join((*ROUTES[:3], *BASELINES))} "
-                             "(default: %(default)s). vanilla is always asked, since gains are "
-                             "against it; static needs the paths.json that training leaves "
-                             "beside the routers")
+                        help="comma-separated: these, or a method of extras/baselines.py. vanilla "
+                             "is always asked, since gains are against it; static needs the "
+                             "paths.json that training leaves beside the routers")
     parser.add_argument("--calibration", nargs="+", metavar="FILE",
-                        help="question files that baselines are fitted on, e.g. those labelled")
-    parser.add_argument("--limit", type=int, help="take only the first N questions")
-    parser.add_argument("--control", type=float, default=-0.5, help="the paper's knob, -1 to 1")
-    parser.add_argument("--tilt", type=float, default=0.0,
+                        help="question files that other methods are fitted on, e.g. those labelled")
+    parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
+                        help="the paper's knob, -1 to 1; -0.5 is the routers themselves")
+    parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
-    parser.add_argument("--skip-bad-rows", action="store_true",
-                        help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=int, default=512, help="questions per batch")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
-    known = {*ROUTES, *BASELINES}
-    if set(args.routes) - known:
-        parser.error(f"unknown routes {', '.join(sorted(set(args.routes) - known))}; known are "
-                     f"{', '.join(sorted(known))}")
+    if set(args.routes) - set(ROUTES):
+        from extras.baselines import BASELINES
+        unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})
+        if unknown:
+            parser.error(f"unknown routes {', '.join(unknown)}; known are "
+                         f"{', '.join((*ROUTES, *BASELINES))}")
     if not args.routers and set(args.routes) != {"vanilla"}:
         parser.error("every route but vanilla needs --routers")
-    cli.check_counts(parser, args, "batch_size", "limit")
-    if not -1 <= args.control <= 1:
-        parser.error(f"--control must lie in [-1, 1], got {args.control}")
-    if not math.isfinite(args.tilt):
-        parser.error(f"--tilt must be finite, got {args.tilt}")
     return args
 
 
@@ -300,24 +287,18 @@ def read_statics(file, num_layers):
         raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
     for _, path in statics:
         if len(path) != num_layers or not set(path) <= {0, 1, 2}:
-            raise InputError(f"{file}: a path of {len(path)} layers, {path}; the model has "
-                             f"{num_layers}")
+            raise InputError(f"{file}: path {path} is not {num_layers} numbers in 0..2")
     return statics
 
 
 def read_prompts(files, args, model, tokenizer):
-    """Prompts of the questions in files; InputError if none fits the context."""
-    questions = load_all(files, args.skip_bad_rows)[:args.limit]
-    prompts, too_long = prepare(questions, tokenizer, model)
-    if not prompts:
-        raise InputError(f"{files[0]}: all {len(too_long)} questions exceed the context of "
-                         f"{model.config.max_positions} tokens")
-    return prompts
+    """Prompts of the first --limit questions in files."""
+    return prepare(load_all(files, args.skip_bad_rows)[:args.limit], tokenizer, model)[0]
 
 
 def main(argv=None):
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
+    cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds, known = load_seeds(args.routers, model)
@@ -327,16 +308,18 @@ def main(argv=None):
     if both:
         raise InputError(f"{args.data[0]}: {len(both)} of {len(prompts)} questions also stand in "
                          f"--calibration, e.g. {min(both)}")
-    statics = []
-    if "static" in args.routes and (stored := args.routers[0].parent / "paths.json").exists():
-        statics = read_statics(stored, model.config.num_layers)
+    beside = args.routers[0].parent if args.routers else args.out
+    menu, chosen, statics = beside / "paths.json", beside / "chosen.json", []
+    if "static" in args.routes and menu.exists():
+        statics = read_statics(menu, model.config.num_layers)
     elif "static" in args.routes:
-        print(f"no {stored}: the static paths are left out")
+        print(f"no {menu}: the static paths are left out")
+    labels = read_json(chosen) if chosen.exists() else {}
     known = known or {prompt.question.task for prompt in prompts}  # without routers: every task
-    table = compare(model, tokenizer, prompts, known, {"dr.llm": seeds}, statics, args.routes,
-                    args.control, args.tilt, args.batch_size, calibration)
-    report(table, "dr.llm", [] if args.tilt or args.control != -0.5 else seeds,
-           {"dr.llm": "Dr.LLM"}, args.out)
+    routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
+    table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
+                    args.routes, args.batch_size, calibration, labels)
+    report(table, "dr.llm", args.out)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,43 @@
-"""A Hugging Face model folder, read without Hugging Face code: config, tensors, tokenizer.
+"""A Hugging Face model folder, read without Hugging Face code: config, weights, tokenizer.
 
 The folder is somebody else's input. Every key that changes the computation is honoured or
-refused by name; nothing is guessed. Weights come from safetensors only, memory-mapped, never
-from pickle. Chat templates are programs: they run in jinja2's immutable sandbox, with a fixed
-date (so that labels made today hold tomorrow) and bounds on time and size.
+refused by name; nothing is guessed. Weights are read from safetensors files only: a pickle is
+a program. A chat template is one too, so it runs in jinja2's immutable sandbox in a process of
+its own, which the system bounds in time and memory, whatever the template finds to do.
 
 Left out: rope scalings other than llama3, sliding windows, quantised and remote-code folders.
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
+import contextlib
 import functools
+import inspect
 import json
 import math
-import re
+import os
+import subprocess
 import sys
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
-from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import Tokenizer as FastTokenizer, normalizers, pre_tokenizers
 
-from cli import DTYPES, InputError, open_tensors, read_json
+from cli import DTYPES, MOST_JSON, InputError, open_tensors, read_file, read_json
 
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-REFUSED = {  # keys that change the computation in ways this decoder does not follow
-    "quantization_config": "quantised weights", "auto_map": "remote code",
-    "text_config": "a multimodal model", "num_experts": "a mixture of experts",
-    "num_local_experts": "a mixture of experts",
-}
-MOST_LAYERS = 1000
+FOLLOWED = {  # keys that change the computation, and the only value this decoder follows
+    "hidden_act": "silu", "partial_rotary_factor": 1.0, "quantization_config": None,
+    "auto_map": None, "text_config": None, "num_experts": 0, "num_local_experts": 0}
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that weights may have
-FIXED_DATE = "26 Jul 2024"  # what the Llama 3 templates print when not given today's date
+HEAD = "lm_head.weight"
+TABLES = {HEAD, "model.embed_tokens.weight"}  # which some folders tie: one tensor for both
+MOST_LAYERS, MOST_TOKENIZER = 1000, 2 ** 28  # bytes of a tokenizer.json
+SECONDS, MEMORY, LARGEST = 2.0, 2 ** 29, 10 ** 6  # of work, bytes, characters: one rendering
+FIXED_DATE = "26 Jul 2024"  # of the Llama 3 templates: labels made today must hold tomorrow
+ALONE = threading.Lock()  # for one conversation at a time with the process that renders
+LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
 @dataclass(frozen=True)
@@ -68,42 +72,37 @@ class Config:
     dtype: torch.dtype = torch.float32
 
 
+def _require(holds, otherwise):
+    if not holds:
+        raise InputError(otherwise)
+
+
 def read_config(folder):
     """The Config of a folder. Raises InputError naming the key that cannot be honoured."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder")
     file = Path(folder) / "config.json"
     raw = read_json(file)
     try:
         _refuse(raw)
         config = _resolve(raw)
         _check_sizes(config)
-    except KeyError as error:
-        raise InputError(f"{file}: no key {error}") from error
-    except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
-        raise InputError(f"{file}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        missing = "no key " if isinstance(error, KeyError) else ""
+        raise InputError(f"{file}: {missing}{error}") from error
     return config
 
 
 def _refuse(raw):
-    family, architectures = raw.get("model_type"), raw.get("architectures") or [None]
-    if family not in FAMILIES or architectures[0] not in (None, FAMILIES[family]):
-        raise ValueError(f"model_type {family!r}, architecture {architectures[0]!r}: not "
-                         f"supported; supported are {', '.join(FAMILIES.values())}")
-    for key, what in REFUSED.items():
-        if raw.get(key):
-            raise ValueError(f"{key}: {what} is not supported")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act {raw['hidden_act']!r}: only 'silu' is supported")
-    share = raw.get("partial_rotary_factor")
-    if share not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor {share}: only 1.0 is supported")
-    full = set(raw.get("layer_types") or ()) <= {"full_attention"}
-    windowed = raw.get("sliding_window") and raw.get("use_sliding_window")
-    if raw.get("layer_types") is None and windowed:
-        full = raw.get("max_window_layers", 28) >= raw["num_hidden_layers"]
-    if not full:
-        raise ValueError("sliding_window: attention over a window is not supported")
+    family, architecture = raw.get("model_type"), (raw.get("architectures") or [None])[0]
+    _require(family in FAMILIES and architecture in (None, FAMILIES[family]),
+             f"model_type {family!r}, architecture {architecture!r}: not supported; supported are "
+             f"{', '.join(FAMILIES.values())}")
+    for key, value in FOLLOWED.items():
+        _require(raw.get(key) in (None, {}, value), f"{key} {raw.get(key)!r} is not supported")
+    windowed = set(raw.get("layer_types") or ()) - {"full_attention"}
+    if raw.get("layer_types") is None and raw.get("sliding_window"):
+        windowed = (raw.get("use_sliding_window")
+                    and raw.get("max_window_layers", 28) < raw["num_hidden_layers"])
+    _require(not windowed, "sliding_window: attention over a window is not supported")
 
 
 def _resolve(raw):
@@ -113,117 +112,115 @@ def _resolve(raw):
     head_dim = raw.get("head_dim", 128 if family == "qwen3" else None)
     bias = bool(raw.get("attention_bias", False))
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}: supported are {', '.join(DTYPES)}")
+    _require(dtype in DTYPES, f"dtype {dtype!r}: supported are {', '.join(DTYPES)}")
     theta, scaling = _rope(raw)
     return Config(
         model_type=family, vocab_size=raw["vocab_size"], hidden_size=hidden,
         intermediate_size=raw["intermediate_size"], num_layers=raw["num_hidden_layers"],
         num_heads=heads, num_kv_heads=kv_heads or heads,
         head_dim=head_dim or hidden // max(1, heads),
-        max_positions=raw.get("max_position_embeddings", 2048 if not qwen else 32768),
+        max_positions=raw.get("max_position_embeddings", 32768 if qwen else 2048),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=True if family == "qwen2" else bias, o_bias=False if family == "qwen2" else bias,
-        mlp_bias=family == "llama" and bool(raw.get("mlp_bias", False)), qk_norm=family == "qwen3",
+        qkv_bias=bias or family == "qwen2", o_bias=bias and family != "qwen2",
+        mlp_bias=bool(raw.get("mlp_bias", False)) and not qwen, qk_norm=family == "qwen3",
         dtype=DTYPES[dtype])
 
 
 def _rope(raw):
     """(theta, scaling) from the old spelling (rope_theta, rope_scaling) or rope_parameters."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    rope = raw.get(key) or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{key} must be an object, got {rope!r}")
+    rope, length = raw.get(key) or {}, "original_max_position_embeddings"
+    _require(isinstance(rope, dict), f"{key} must be an object, got {rope!r}")
     nested = [name for name, value in rope.items() if isinstance(value, dict)]
-    if nested:
-        raise ValueError(f"{key}: settings per kind of layer ({', '.join(nested)}) are not "
-                         "supported")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"{key}: rope type {kind!r} is not supported; 'default' and 'llama3' are")
+    kind = nested or rope.get("rope_type", rope.get("type", "default"))
+    _require(kind in ("default", "llama3"),
+             f"{key}: type {kind!r} is not supported; 'default' and 'llama3' are")
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    if kind == "default":
-        return theta, None
-    original = (raw.get("original_max_position_embeddings")
-                or rope.get("original_max_position_embeddings") or raw["max_position_embeddings"])
-    return theta, Llama3Rope(float(rope["factor"]), float(rope["low_freq_factor"]),
-                             float(rope["high_freq_factor"]), int(original))
+    return theta, None if kind == "default" else Llama3Rope(
+        *(float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")),
+        int(raw.get(length) or rope.get(length) or raw["max_position_embeddings"]))
 
 
 def _check_sizes(config):
-    if not 0 < config.rope_theta < math.inf:
-        raise ValueError(f"rope_theta must be positive, got {config.rope_theta}")
-    rope = config.rope_scaling
-    if rope and not (0 < rope.factor < math.inf and rope.original_max_position_embeddings > 0):
-        raise ValueError(f"rope factor must be positive, got {rope}")
-    if rope and not 0 < rope.low_freq_factor < rope.high_freq_factor < math.inf:
-        raise ValueError(f"low_freq_factor must be below high_freq_factor, got {rope}")
-    if not 0 <= config.rms_norm_eps < 1:
-        raise ValueError(f"rms_norm_eps must lie in [0, 1), got {config.rms_norm_eps}")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
                  "num_kv_heads", "head_dim", "max_positions"):
-        if type(getattr(config, name)) is not int or not 0 < getattr(config, name) < 2 ** 48:
-            raise ValueError(f"{name} must be a positive integer, got {getattr(config, name)!r}")
-    if config.num_layers > MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers {config.num_layers}; the limit is {MOST_LAYERS}")
-    if config.num_heads % config.num_kv_heads:
-        raise ValueError(f"{config.num_heads} query heads do not divide over "
-                         f"{config.num_kv_heads} key/value heads")
-    if config.head_dim % 2:
-        raise ValueError(f"head_dim must be even for RoPE, got {config.head_dim}")
+        value = getattr(config, name)
+        _require(type(value) is int and 0 < value < 2 ** 48,
+                 f"{name} must be a positive integer, got {value!r}")
+    _require(config.num_layers <= MOST_LAYERS,
+             f"num_hidden_layers {config.num_layers}; the limit is {MOST_LAYERS}")
+    _require(config.num_heads % config.num_kv_heads == 0, f"{config.num_heads} query heads do not "
+             f"divide over {config.num_kv_heads} key/value heads")
+    _require(config.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {config.head_dim}")
+    _require(0 <= config.rms_norm_eps < 1, f"rms_norm_eps {config.rms_norm_eps} is not in [0, 1)")
+    _require(0 < config.rope_theta < math.inf, f"rope_theta {config.rope_theta} is not positive")
+    if rope := config.rope_scaling:
+        _require(0 < rope.factor < math.inf and rope.original_max_position_embeddings > 0
+                 and 0 < rope.low_freq_factor < rope.high_freq_factor < math.inf,
+                 f"factors must be positive, low_freq_factor below high_freq_factor, got {rope}")
 
 
-# ---- tensors ----
+# ---- weights ----
 
 def tensor_files(folder):
     """The safetensors files of a folder, shards in order."""
-    folder = Path(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return [single]
-    if not index.exists():
-        raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+    _require(index.exists(), f"{folder}: no {single.name} and no {index.name}")
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise InputError(f"{index}: no weight_map")
+    _require(isinstance(shards, dict) and shards, f"{index}: no weight_map")
     for name in shards.values():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: shard {name!r} lies outside the folder")
+        _require(isinstance(name, str) and Path(name).name == name,
+                 f"{index}: shard {name!r} lies outside the folder")
     return [folder / name for name in sorted(set(shards.values()))]
 
 
-CHUNK = 2 ** 25  # bytes of a tensor mapped at a time
-
-
 def list_tensors(folder):
-    """[(file, name, shape)] of every tensor of a folder; only the files' headers are read."""
-    found, home = [], {}
-    for file in tensor_files(folder):
+    """{name: (file, shape)} of every tensor of a folder; only the files' headers are read."""
+    found = {}
+    for file in tensor_files(Path(folder)):
         with open_tensors(file) as tensors:
             for name in tensors.keys():
-                piece = tensors.get_slice(name)
                 if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
                     continue
-                if piece.get_dtype() not in FLOATS:
-                    raise InputError(f"{file}: {name} has dtype {piece.get_dtype()}; weights are "
-                                     f"one of {', '.join(FLOATS)}")
-                if home.setdefault(name, file) != file:
-                    raise InputError(f"{file}: {name} also stands in {home[name].name}")
-                found.append((file, name, tuple(piece.get_shape())))
+                piece = tensors.get_slice(name)
+                _require(piece.get_dtype() in FLOATS, f"{file}: {name} has dtype "
+                         f"{piece.get_dtype()}; weights are one of {', '.join(FLOATS)}")
+                _require(name not in found,
+                         f"{file}: {name} also stands in {found.get(name, [0])[0]}")
+                found[name] = file, tuple(piece.get_shape())
     return found
 
 
-def read_tensor(file, name, into):
-    """Copies a tensor into one of its shape, a piece at a time: each piece is mapped, converted and
-    unmapped, so that loading never holds a second copy of the weights."""
-    rows = max(1, CHUNK // max(1, into[:1].numel() * into.element_size()))
-    for start in range(0, len(into), rows):
-        with open_tensors(file) as tensors:
-            into[start:start + rows].copy_(tensors.get_slice(name)[start:start + rows])
+def read_weights(folder, config, shapes, device, dtype):
+    """The model's state dict from a folder: names as stored, without a leading "model.".
+
+    shapes: {name: shape} that the model wants. Raises InputError naming what is missing,
+    unexpected or mis-shaped, before a tensor is read, and then what is not finite. Where config
+    ties the two tables and one is absent, or both are equal, they are the same tensor.
+    """
+    wanted = {name if name == HEAD else f"model.{name}": tuple(shapes[name]) for name in shapes}
+    found, weights = list_tensors(folder), {}
+    spare = TABLES if config.tie_embeddings and found.keys() & TABLES else set()
+    missing, extra = sorted(wanted.keys() - found - spare), sorted(found.keys() - wanted)
+    _require(not missing and not extra, f"{folder}: {len(missing)} tensors missing {missing[:3]}, "
+             f"{len(extra)} unexpected {extra[:3]}")
+    for name, (file, shape) in found.items():
+        _require(shape == wanted[name],
+                 f"{file}: {name} has shape {shape}; config.json says {wanted[name]}")
+    for name, (file, _) in found.items():
+        with open_tensors(file) as tensors:  # one at a time: what is mapped counts as memory
+            weights[name] = tensors.get_tensor(name).to(device, dtype, copy=True)
+        _require(weights[name].isfinite().all(), f"{file}: {name} holds NaN or infinite values")
+    tables = [weights[name] for name in TABLES if name in weights]
+    if config.tie_embeddings and (len(tables) == 1 or torch.equal(*tables)):
+        weights |= dict.fromkeys(TABLES, tables[0])
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
-# ---- tokenizer and chat template ----
+# ---- tokenizer ----
 
 class Tokenizer:
     """Text to token ids and back, with the folder's own chat template.
@@ -232,13 +229,29 @@ class Tokenizer:
     `.has_template` says whether the folder has a template; `.stop_ids` end an answer.
     """
 
-    def __init__(self, folder, fast, template, special, stop_ids):
-        self.folder, self.fast, self.template, self.special = folder, fast, template, special
-        self.stop_ids = tuple(stop_ids)
-
-    @property
-    def has_template(self):
-        return self.template is not None
+    def __init__(self, folder):
+        self.folder, self.special = Path(folder), {}
+        file, side = self.folder / "tokenizer.json", self.folder / "tokenizer_config.json"
+        _require(self.folder.is_dir(), f"{folder}: no such folder")
+        _require(file.exists(), f"{file}: no such file; only the tokenizer.json format is read")
+        data, settings = read_file(file, MOST_TOKENIZER), _optional_json(side)
+        try:
+            self.fast = FastTokenizer.from_buffer(data)
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file}: {error}") from error
+        if (settings.get("legacy") is False and self.fast.pre_tokenizer is None
+                and str(self.fast.normalizer) == str(LLAMA2)):
+            self.fast.normalizer = None  # a word after a special token gets no blank before it
+            self.fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        for key in ("bos_token", "eos_token", "pad_token"):
+            token = settings.get(key)  # text, or an object with its content
+            token = token.get("content") if isinstance(token, dict) else token
+            _require(isinstance(token, str | None), f"{side}: {key} must be text, got {token!r}")
+            if token is not None:
+                self.special[key] = token
+        self.template = _template(self.folder, settings.get("chat_template"))
+        self.has_template = self.template is not None
+        self.stop_ids = _stop_ids(self.folder, self.fast, self.special)
 
     def encode(self, text, add_special_tokens=True):
         try:
@@ -252,72 +265,36 @@ class Tokenizer:
 
     def render(self, messages, add_generation_prompt=True):
         """The text of a conversation; it waits for an answer if add_generation_prompt."""
-        if self.template is None:
-            raise InputError(f"{self.folder}: no chat template; use encode")
-        try:
-            return render(self.template, messages=messages, date_string=FIXED_DATE,
-                          add_generation_prompt=add_generation_prompt, enable_thinking=False,
-                          **self.special)
-        except InputError as error:
-            raise InputError(f"{self.folder}: {error}") from error
+        _require(self.has_template, f"{self.folder}: no chat template; use encode")
+        return render(self.folder, self.template, messages=messages, date_string=FIXED_DATE,
+                      add_generation_prompt=add_generation_prompt, enable_thinking=False,
+                      **self.special)
 
     def chat(self, messages):
         # the template prints BOS itself
         return self.encode(self.render(messages), add_special_tokens=False)
 
 
-def load_tokenizer(folder):
-    """The Tokenizer of a folder; InputError if tokenizer.json is missing or malformed."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        raise InputError(f"{file}: no such file; only the tokenizer.json format is read")
-    try:
-        fast = FastTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{file}: {error}") from error
-    settings = _optional_json(folder / "tokenizer_config.json")
-    special = _special_tokens(folder / "tokenizer_config.json", settings)
-    return Tokenizer(folder, fast, _template(folder, settings), special,
-                     _stop_ids(folder, fast, special))
+load_tokenizer = Tokenizer  # of a folder, as load_model
 
 
 def _optional_json(file):
     return read_json(file) if file.exists() else {}
 
 
-def _special_tokens(file, settings):
-    """{name: text}; a token is written as text or as an object with its content."""
-    special = {}
-    for key in ("bos_token", "eos_token", "pad_token"):
-        token = settings.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(text, (str, type(None))):
-            raise InputError(f"{file}: {key} must be text, got {text!r}")
-        if text is not None:
-            special[key] = text
-    return special
-
-
-def _template(folder, settings):
-    file = folder / "chat_template.jinja"
+def _template(folder, template):
+    file, side = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.exists():  # overrides tokenizer_config.json
         try:
-            return file.read_text(encoding="utf-8")
+            return read_file(file, MOST_JSON).decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 ({error})") from error
-    template = settings.get("chat_template")
     if isinstance(template, list):
-        try:
-            named = {entry["name"]: entry["template"] for entry in template}
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is a list whose "
-                             f"entries lack {error}") from error
-        template = named.get("default", next(iter(named.values()), None))
-    if not isinstance(template, (str, type(None))):
-        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
+        _require(all(isinstance(one, dict) and {"name", "template"} <= one.keys() for one in
+                     template), f"{side}: chat_template lists what has no name or no template")
+        named = sorted(template, key=lambda one: one["name"] != "default")
+        template = named[0]["template"] if named else None
+    _require(isinstance(template, str | None), f"{side}: chat_template must be text")
     return template
 
 
@@ -325,106 +302,78 @@ def _stop_ids(folder, fast, special):
     """Ids that end an answer: generation_config.json's, else config.json's; and eos_token."""
     for file in (folder / "generation_config.json", folder / "config.json"):
         found = _optional_json(file).get("eos_token_id")
-        ids = list(found) if isinstance(found, list) else [found]
-        if any(type(i) not in (int, type(None)) for i in ids):
-            raise InputError(f"{file}: eos_token_id must be a number or a list, got {found!r}")
+        ids = found if isinstance(found, list) else [found]
+        _require(all(type(i) in (int, type(None)) for i in ids),
+                 f"{file}: eos_token_id must be a number or a list, got {found!r}")
         if found is not None:
             break
-    ids.append(fast.token_to_id(special.get("eos_token", "")))
-    return sorted({i for i in ids if i is not None})
+    return tuple(sorted({*ids, fast.token_to_id(special.get("eos_token", ""))} - {None}))
 
 
-LARGEST = 1_000_000  # characters or items of anything a template builds
+# ---- chat templates ----
 
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's immutable sandbox that also refuses to build huge values."""
-    intercepted_binops = frozenset(("*", "**", "%", "+"))
-
-    def call_binop(self, context, operator, left, right):
-        sized = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
-        if operator == "**" or (sized and operator != "+"):
-            raise SecurityError(f"operator {operator} is not allowed in a chat template")
-        if sum(map(len, sized)) > LARGEST:
-            raise SecurityError(f"a sum over {LARGEST} characters in a chat template")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context, function, *args, **kwargs):
-        method = getattr(function, "__wrapped__", function)  # str.format comes wrapped
-        owner = getattr(method, "__self__", None)
-        if isinstance(owner, str):
-            _check_size(getattr(method, "__name__", ""), owner, *args, *kwargs.values())
-        return super().call(context, function, *args, **kwargs)
-
-
-def _check_size(name, value, *args):
-    """Refuses a string method or filter, by name, whose result would be huge."""
-    size = max((n for n in args if type(n) is int), default=0)  # a width
-    if name == "format" and isinstance(value, str):
-        size = max(size, *(int(n[:9]) for n in re.findall(r"\d+", value)), 0)
-    elif name == "replace" and sum(isinstance(x, str) for x in (value, *args[:2])) == 3:
-        size = value.count(args[0]) * len(args[1])
-    elif name == "join":
-        items = value if isinstance(value, (list, tuple)) else args[0] if args else ()
-        size = sum(len(x) for x in items if isinstance(x, str))
-    if size > LARGEST:
-        raise SecurityError(f"{name} to {size}; the limit in a chat template is {LARGEST}")
-
-
-def _bounded(name, original):
-    """A filter that is checked first; wraps keeps jinja2's marks on it."""
-    takes_environment = hasattr(original, "jinja_pass_arg")
-
-    @functools.wraps(original)
-    def bounded(*args, **kwargs):
-        _check_size(name, *args[takes_environment:], *kwargs.values())
-        return original(*args, **kwargs)
-    return bounded
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(template):
-    """The template as a program of its own sandbox; compiling takes longer than rendering."""
-    def fail(message=""):
-        raise TemplateError(message)
-    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in ("center", "format", "indent", "join", "replace", "wordwrap"):
-        sandbox.filters[name] = _bounded(name, sandbox.filters[name])
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent)
-    sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: FIXED_DATE)
-    return sandbox.from_string(template)
-
-
-def render(template, seconds=2.0, size=LARGEST, **values):
-    """The text of a chat template; InputError if it fails, or runs over `seconds` or `size`."""
-    try:
-        text = _with_deadline(lambda: _compiled(template).render(**values), seconds, size)
-    except Exception as error:  # a stranger's program may fail in any way there is
-        raise InputError(f"chat template: {type(error).__name__}: {error}") from error
-    if len(text) > size:
-        raise InputError(f"chat template: renders {len(text)} characters; the limit is {size}")
+def render(where, template, **values):
+    """The text of a chat template; InputError if it fails or wants too much time or memory."""
+    with ALONE:
+        child, answer = _child(os.getpid()), ""
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps([template, values]), file=child.stdin, flush=True)
+                answer = child.stdout.readline()
+        finally:
+            if not answer:  # it died, or we stop here: its answer must not meet another question
+                child.kill()
+                child.wait()
+                _child.cache_clear()
+    text, reason = json.loads(answer or f'["", "ran over {SECONDS} s or out of memory"]')
+    _require(not reason, f"{where}: chat template: {reason}")
     return text
 
 
-def _with_deadline(call, seconds, size):
-    """call(), or TimeoutError: a trace function looks at the clock at every line it runs, and at
-    the length of every joined string.
+@functools.lru_cache(maxsize=1)
+def _child(parent):
+    """The process that renders for this one; it ends when its input does, that is, with us."""
+    program = (f"{inspect.getsource(_serve)}\n_serve({[*map(str, sys.path)]}, {SECONDS}, {MEMORY}, "
+               f"{LARGEST}, {FIXED_DATE!r})")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", program], text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
-    No signal and no thread, so it works in any thread and leaves nothing running behind.
+
+def _serve(path, seconds, memory, largest, date):
+    """Renders templates for ever: the whole program of a process of its own.
+
+    A line in is JSON, [template, values]; a line out is [text, ""] or ["", why not]. The system
+    ends the process after `seconds` of work on one line; waiting for a busy machine is no work.
     """
-    end = time.thread_time() + seconds  # work, not waiting: the machine may be busy
+    import functools
+    import json
+    import resource
+    import signal
+    import sys
+    sys.path[:] = path
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def watch(frame, event, argument):
-        if time.thread_time() > end:
-            raise TimeoutError(f"ran over {seconds} s")
-        if event == "call" and frame.f_code.co_name in ("str_join", "markup_join"):
-            if sum(len(x) for x in frame.f_locals["seq"] if isinstance(x, str)) > size:
-                raise MemoryError(f"joins over {size} characters")
-        return watch
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        return call()
-    finally:
-        sys.settrace(before)
+    def fail(message=""):
+        raise TemplateError(message)
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                            extensions=["jinja2.ext.loopcontrols"])
+    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent)
+    sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: date)
+    compiled = functools.lru_cache(maxsize=16)(sandbox.from_string)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            template, values = json.loads(line)
+            text, reason = compiled(template).render(values), ""
+            if len(text) > largest:
+                text, reason = "", f"renders {len(text)} characters; the limit is {largest}"
+        except MemoryError:
+            text, reason = "", f"takes over {memory} bytes"
+        except Exception as error:  # a stranger's program may fail in any way there is
+            text, reason = "", f"{type(error).__name__}: {error}"[:500]
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps([text, reason]), flush=True)

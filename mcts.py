@@ -62,27 +62,21 @@ def edits(decisions):
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Algorithm 1's constants, and three of ours.
-
-    widening: a node visited v times gets another child while fewer than max(1, v ** widening) of
-    its children are as good as itself, or when there is nowhere deeper to go. stacking: chance
-    that a new child is one edit further from its parent, and again; stacking_blind: the same
-    while no path was right, when there is nothing to build on but reach.
-    """
-    simulations: int = 50           # new paths asked after the default
-    exploration: float = 1.8        # c
-    length_penalty: float = 3.0     # lambda
-    random_child: float = 0.1       # probability of descending to a random child
+    """Algorithm 1's constants, and three of ours (the last ones)."""
+    simulations: int = 50            # new paths asked after the default
+    exploration: float = 1.8         # c
+    length_penalty: float = 3.0      # lambda
+    random_child: float = 0.1        # probability of descending to a random child
     stop_when_repaired: bool = True  # where the default is wrong, stop at the first right path
-    widening: float = 0.5
-    stacking: float = 0.3
-    stacking_blind: float = 0.7
+    widening: float = 0.5            # a node with v visits has about v ** widening good children
+    stacking: float = 0.3            # chance that a child is one edit further, and again
+    stacking_blind: float = 0.7      # the same while no path was right, and only reach can help
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """best: the shortest right path, the earliest of equals; None if no path was right.
-    Where the default was wrong and the search stops when repaired, that is the first right one.
+    """best: the paper's label, None if no path was right. Where the default path is right it is
+    the shortest right path, the earliest of equals; elsewhere the first right path met.
     rewards: {decisions: reward} of every path asked, in the order of asking."""
     best: tuple | None
     default_reward: float
@@ -95,16 +89,14 @@ class Node:
     def __init__(self, decisions, reward, parent):
         self.decisions, self.reward, self.parent = decisions, reward, parent
         self.children, self.visits, self.total_reward = [], 0, 0.0
-        self.untried = edits(decisions)
+        self.edits = edits(decisions)
         self.exhausted = False
 
 
 def score(child, config):
-    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2).
-
+    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2), where
     V is the parent's visits. Worked by hand: Q=1, v=2, V=4, |path|=11, L=12 gives
-    0.5 + 1.8 * 0.8326 - 3.0 * 0.9167 = -0.7514.
-    """
+    0.5 + 1.8 * 0.8326 - 3.0 * 0.9167 = -0.7514."""
     mean = child.total_reward / child.visits
     bonus = math.sqrt(math.log(child.parent.visits) / child.visits)
     length = sum(child.decisions) / len(child.decisions)
@@ -112,27 +104,31 @@ def score(child, config):
 
 
 def select(root, known, config, rng):
-    """The node to give a new child, or None when every legal path has been asked."""
+    """The node to give a new child, or None where every legal path has been asked.
+
+    Progressive widening: a node with v visits may have v ** widening children that do no worse
+    than it. From the root down, the first node that may have one more and has an edit nobody
+    tried is chosen; a node that is full hands on to one of its children.
+    """
+    node = root
     while not root.exhausted:
-        node = root
-        while True:
-            node.untried = [path for path in node.untried if path not in known]
-            live = [child for child in node.children if not child.exhausted]
-            good = sum(child.reward >= node.reward for child in node.children)
-            room = good < max(1, node.visits ** config.widening)
-            if node.untried and (room or not live):
-                return node
-            if not live:
-                node.exhausted = True
-                break
-            is_random = rng.random() < config.random_child
-            node = rng.choice(live) if is_random else max(live, key=lambda c: score(c, config))
+        live = [child for child in node.children if not child.exhausted]
+        good = sum(child.reward >= node.reward for child in node.children)
+        may_widen = good < max(1, node.visits ** config.widening) or not live
+        if may_widen and any(path not in known for path in node.edits):
+            return node
+        if not live:  # used up: begin again without it
+            node.exhausted, node = True, root
+        elif rng.random() < config.random_child:
+            node = rng.choice(live)
+        else:
+            node = max(live, key=lambda child: score(child, config))
     return None
 
 
 def grow(parent, known, config, rng):
     """The decisions of a new child, not asked yet: one edit further than the parent, or several."""
-    path = rng.choice(parent.untried)
+    path = rng.choice([edit for edit in parent.edits if edit not in known])
     stacking = config.stacking if any(known.values()) else config.stacking_blind
     while rng.random() < stacking:
         further = [edit for edit in edits(path) if edit not in known]
@@ -171,4 +167,5 @@ def search(num_layers, config, rng, select=select):
         if config.stop_when_repaired and not rewards[default] and rewards[path]:
             break
     right = [path for path, reward in rewards.items() if reward > 0]
-    return SearchResult(min(right, key=sum, default=None), rewards[default], rewards)
+    best = min(right, key=sum) if rewards[default] else next(iter(right), None)
+    return SearchResult(best, rewards[default], rewards)

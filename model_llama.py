@@ -1,9 +1,9 @@
 """A Llama / Qwen2.5 / Qwen3 decoder whose layers each run 0, 1 or 2 times, row by row.
 
-One loop, many routes (`run_blocks`): a *route* is asked, layer by layer, how often every row
-of the batch runs that layer, given the prompt's hidden states entering it (paper §3.1). It is
-asked on the prompt only; decoding replays what it said. The plain model, a searched path, the
-trained routers and every baseline are routes through this loop, and nothing else runs a block.
+One loop, many routes (`run_blocks`): a *route* is asked, layer by layer, how often every row of
+the batch runs that layer, given the prompt's hidden states entering it (paper §3.1). It is asked
+on the prompt only; decoding replays its decisions. The plain model, a searched path, the trained
+routers and every baseline are routes through this loop, and nothing else runs a block.
 
 Departures from the authors' code: keys and values have a slot per (layer, pass), so a repeated
 layer's second pass attends to second-pass keys; every row of a batch has its own path; the
@@ -14,18 +14,15 @@ Left out: training, sampling, sliding windows, tensor parallelism.
     model = load_model("demo/model"); model(torch.tensor([[1, 2, 3]])).shape
 """
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import InputError, check_device
-from hf_folder import Config, list_tensors, load_tokenizer, read_config, read_tensor
-
-__all__ = ["Config", "Generation", "KVCache", "Llama", "Route", "decode", "fixed", "generate",
-           "load_model", "load_tokenizer", "prefill"]
+from cli import check_device
+from hf_folder import load_tokenizer, read_config, read_weights  # noqa: F401 - for importers
 
 # B batch rows   T tokens in this call   S tokens visible (cache + T)   D hidden size
 # H query heads  K key/value heads       E head size   F MLP width   V vocabulary   L layers
@@ -37,8 +34,8 @@ Route = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden (B,T,D), lengt
 
 def inverse_frequencies(config, device=None):
     """RoPE's angle per position for each pair of channels, (E/2,), float32, radians."""
-    exponent = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
-    frequencies = config.rope_theta ** -exponent
+    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    frequencies = config.rope_theta ** -exponents
     rope = config.rope_scaling
     if rope is None:
         return frequencies
@@ -64,11 +61,14 @@ def rotate(heads, cos, sin):
 
 @dataclass
 class Span:
-    """Where the T new tokens of every row stand, worked out once per call."""
-    start: int | None  # the common number of tokens before them, None where rows differ
-    cos: Tensor        # (B, 1, T, E), or (T, E) where every row stands alike
-    sin: Tensor        # the same
-    mask: Tensor | None = None  # (B or 1, 1, T, S) True where visible; None: causal, or one token
+    """Positions, rotary angles and mask of T new tokens per row, made once per call for all layers.
+
+    start: how many tokens are cached before them, where all rows agree; None where rows differ.
+    """
+    start: int | None
+    cos: Tensor                      # (T, E), or (B, 1, T, E) where rows differ
+    sin: Tensor                      # the same
+    mask: Tensor | None = None       # (B or 1, 1, T, S) True where visible; None: see attention()
     positions: Tensor | None = None  # (B, T) where rows differ
 
     def take(self, rows):
@@ -81,11 +81,8 @@ class Span:
 # ---- keys and values ----
 
 class Slot:
-    """Keys and values of one (layer, pass), for exactly the rows that run it.
-
-    rows: (N,) row numbers, or None for every row. keys, values: (N, K, capacity, E), or None
-    where nothing is decoded afterwards.
-    """
+    """Keys and values (N, K, capacity, E) of one (layer, pass), for exactly the rows that run it:
+    (N,) row numbers, or None for every row. Nothing is stored where no decoding follows."""
 
     def __init__(self, rows, keys=None, values=None):
         self.rows, self.keys, self.values = rows, keys, values
@@ -105,20 +102,12 @@ class Slot:
             end = span.mask.shape[-1]
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def keep(self, alive, renumber):
-        """Drops the rows that are not alive (B,) bool."""
-        here = alive if self.rows is None else alive[self.rows]
-        if self.keys is not None:
-            self.keys, self.values = self.keys[here], self.values[here]
-        self.rows = None if self.rows is None else renumber[self.rows[here]]
-
 
 class KVCache:
     """What a batch remembers: its lengths, its decisions, and one Slot per (layer, pass).
 
     A layer that a row skips stores nothing for it; a layer that it repeats stores two sets.
-    capacity is in tokens per row, prompt included; 0 keeps no keys (a single full pass).
-    angles: the cosines and sines of every position it has room for, see angle_table.
+    capacity: tokens per row, prompt included; 0 keeps no keys. angles: see angle_table.
     """
 
     def __init__(self, lengths, num_layers, capacity=0, angles=None):
@@ -138,25 +127,12 @@ class KVCache:
             stored = empty(len(rows), self.capacity) if self.capacity else ()
             self.slots[layer].append(Slot(None if len(rows) == len(counts) else rows, *stored))
 
-    def keep(self, alive):
-        """Drops finished rows: alive (B,) bool, on the CPU."""
-        renumber = alive.long().cumsum(0) - 1
-        self.lengths = [length for length, stays in zip(self.lengths, alive.tolist()) if stays]
-        self.decisions = self.decisions[alive]
-        for slot in (slot for layer in self.slots for slot in layer):
-            device = alive.device if slot.keys is None else slot.keys.device
-            slot.keep(alive.to(device), renumber.to(device))
 
-    @property
-    def bytes(self):
-        """Memory of all keys and values, bytes."""
-        stored = (s.keys for layer in self.slots for s in layer if s.keys is not None)
-        return sum(2 * keys.numel() * keys.element_size() for keys in stored)
-
-
-# ---- the network; parameter layout fuses the products that read the same input ----
+# ---- the network; parameters carry the checkpoint's own names ----
 
 class RMSNorm(nn.Module):
+    """x / root mean square of x, times a weight per channel."""
+
     def __init__(self, size, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -166,20 +142,20 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-ONEDNN = torch.backends.mkldnn.is_available()
+# Kept for speed alone: torch sends float32 products on a CPU to MKL, which takes twice as long as
+# oneDNN on AMD processors. This operator is private; where it is absent, F.linear does the work.
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Linear(nn.Linear):
-    """nn.Linear; on a CPU, frozen float32 products of some size go to oneDNN, as torch's own
-    bfloat16 ones do, and not to MKL, which took twice the time on the CPU we measured."""
+    """nn.Linear, whose large frozen float32 products on a CPU are computed by oneDNN."""
 
     def forward(self, x):
-        weight = self.weight
         large = x.is_cpu and x.numel() * self.out_features >= 2 ** 20
-        frozen = not (x.requires_grad or weight.requires_grad)
-        if large and frozen and x.dtype == torch.float32 and ONEDNN:
-            return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
-        return F.linear(x, weight, self.bias)
+        frozen = not (x.requires_grad or self.weight.requires_grad)
+        if ONEDNN_LINEAR and large and frozen and x.dtype == torch.float32:
+            return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
 
 
 def attention(queries, keys, values, mask):
@@ -196,21 +172,56 @@ def attention(queries, keys, values, mask):
                                           enable_gqa=True)
 
 
+class Attention(nn.Module):
+    """Self-attention over what a slot has stored. Qwen3 norms each head's queries and keys."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+        self.head_dim = E
+        self.q_proj = Linear(D, H * E, bias=config.qkv_bias)
+        self.k_proj = Linear(D, K * E, bias=config.qkv_bias)
+        self.v_proj = Linear(D, K * E, bias=config.qkv_bias)
+        self.o_proj = Linear(H * E, D, bias=config.o_bias)
+        self.q_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x, span, slot):
+        """(N, T, D) of normed hidden states (N, T, D); keys and values are kept in slot."""
+        heads = [product(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+                 for product in (self.q_proj, self.k_proj, self.v_proj)]
+        queries, keys, values = heads  # (N, H, T, E), twice (N, K, T, E)
+        if self.q_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = rotate(queries, span.cos, span.sin), rotate(keys, span.cos, span.sin)
+        keys, values = slot.write(keys, values, span)  # (N, K, S, E)
+        mixed = attention(queries, keys, values, span.mask)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config):
+        super().__init__()
+        D, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(D, inner, bias=config.mlp_bias)
+        self.up_proj = Linear(D, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, D, bias=config.mlp_bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
 class Block(nn.Module):
     """One decoder block: hidden + attention, then + gated MLP, each on a normed input."""
 
     def __init__(self, config):
         super().__init__()
-        D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
-        self.heads = (H, K)
-        self.input_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.qkv_proj = Linear(D, (H + 2 * K) * E, bias=config.qkv_bias)
-        self.q_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
-        self.o_proj = Linear(H * E, D, bias=config.o_bias)
-        self.post_attention_layernorm = RMSNorm(D, config.rms_norm_eps)
-        self.gate_up_proj = Linear(D, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = Linear(config.intermediate_size, D, bias=config.mlp_bias)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
 
     def forward(self, hidden, span, slot):
         """hidden (N, T, D) after this block; its keys and values are kept in slot."""
@@ -218,27 +229,15 @@ class Block(nn.Module):
 
     def attend(self, hidden, span, slot):
         """hidden (N, T, D) plus attention, the block's first half."""
-        N, T, D = hidden.shape
-        H, K = self.heads
-        heads = self.qkv_proj(self.input_layernorm(hidden)).view(N, T, H + 2 * K, -1)
-        heads = heads.transpose(1, 2)  # (N, H + K + K, T, E)
-        values = heads[:, H + K:]
-        heads = heads[:, :H + K]
-        if self.q_norm is not None:
-            heads = torch.cat((self.q_norm(heads[:, :H]), self.k_norm(heads[:, H:])), dim=1)
-        queries, keys = rotate(heads, span.cos, span.sin).split((H, K), dim=1)
-        keys, values = slot.write(keys, values, span)  # (N, K, S, E)
-        mixed = attention(queries, keys, values, span.mask)
-        return hidden + self.o_proj(mixed.transpose(1, 2).reshape(N, T, -1))
+        return hidden + self.self_attn(self.input_layernorm(hidden), span, slot)
 
     def feed(self, hidden):
-        """hidden (N, T, D) plus the gated MLP, the block's second half."""
-        gate, up = self.gate_up_proj(self.post_attention_layernorm(hidden)).chunk(2, dim=-1)
-        return hidden + self.down_proj(F.silu(gate) * up)
+        """hidden (N, T, D) plus the MLP, the block's second half."""
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Llama(nn.Module):
-    """The decoder of a Config. `model(tokens, route)` gives logits; see also generate."""
+    """The decoder of a Config. model(tokens, route) gives logits; see also generate()."""
 
     def __init__(self, config):
         super().__init__()
@@ -259,25 +258,30 @@ class Llama(nn.Module):
         return self.lm_head(self.norm(hidden))
 
     def span(self, cache, start, T):
-        """The Span of T new tokens after `start` others in every row, None: as many as the cache
-        holds of each row; start 0 means an empty cache."""
+        """The Span of T new tokens that stand after `start` cached ones; None: after each row's
+        own length. start 0 means that the cache is empty."""
         cos, sin = cache.angles
         if start == 0 or (T == 1 and start is not None):  # nothing to hide but what is causal
             here = slice(start, start + T)
             return Span(start, cos[here], sin[here])
         first = torch.tensor(cache.lengths if start is None else [start], device=cos.device)
         positions = first[:, None] + torch.arange(T, device=cos.device)  # (B or 1, T)
-        seen = torch.arange(max(cache.lengths) + T, device=cos.device)
+        seen = torch.arange(int(first.max()) + T, device=cos.device)
         mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
         return Span(start, cos[positions][:, None], sin[positions][:, None], mask, positions)
+
+    def named_weights(self):
+        """{name in a checkpoint: parameter}; a tied lm_head is not named twice."""
+        return {name if name == "lm_head.weight" else f"model.{name}": parameter.data
+                for name, parameter in self.named_parameters()}
 
     def fingerprint(self):
         """16 hex digits that name these weights: a hash over a sample of every tensor."""
         digest = hashlib.sha256()
-        for name, view in sorted(checkpoint_views(self).items()):
-            flat = view.reshape(-1)
+        for name, weight in sorted(self.named_weights().items()):
+            flat = weight.reshape(-1)
             sample = flat[::max(1, len(flat) // 1000)].to("cpu", torch.bfloat16).float()
-            digest.update(f"{name} {tuple(view.shape)}".encode() + sample.numpy().tobytes())
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def empty_cache(self, lengths, T, capacity=0):
@@ -286,20 +290,16 @@ class Llama(nn.Module):
         return KVCache(lengths, self.config.num_layers, capacity, angles)
 
     def empty_slot(self, rows, capacity):
-        """Zeroed keys and values (rows, K, capacity, E)."""
-        like, config = self.embed_tokens.weight, self.config
-        size = (rows, config.num_kv_heads, capacity, config.head_dim)
-        return like.new_zeros(size), like.new_zeros(size)
+        """Zeroed keys and values, twice (rows, K, capacity, E)."""
+        return self.embed_tokens.weight.new_zeros(
+            2, rows, self.config.num_kv_heads, capacity, self.config.head_dim).unbind()
 
 
 # ---- the one loop, and its two regimes ----
 
 def run_blocks(model, hidden, span, cache, route=None):
-    """hidden (B, T, D) after every layer ran 0, 1 or 2 times per row.
-
-    With a route this is the prompt: the route is asked at every layer and the cache remembers.
-    Without, the cache's decisions are replayed.
-    """
+    """hidden (B, T, D) after every layer ran 0, 1 or 2 times per row. With a route this is the
+    prompt: the route is asked at every layer. Without, the cache's decisions are replayed."""
     lengths = None if route is None else torch.tensor(cache.lengths, device=hidden.device)
     for layer, block in enumerate(model.layers):
         if route is not None:
@@ -314,10 +314,8 @@ def run_blocks(model, hidden, span, cache, route=None):
 
 
 def prefill(model, tokens, route=None, lengths=None, capacity=0):
-    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so.
-
-    The route decides here, once per row. capacity: tokens per row the cache has room for.
-    """
+    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so. The route
+    decides here, once per row. capacity: tokens per row the cache has room for."""
     B, T = tokens.shape
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:
@@ -362,151 +360,53 @@ class fixed:  # noqa: N801 - used like a function
 
 @dataclass
 class Generation:
-    """What generate() answers.
-
-    tokens: B id lists, stop id excluded. decisions: (B, L). layers_executed: (B,), the active
-    layers summed over every forward pass of the row (the prompt once, then each decoded token).
-    passes: (B,), how many those were. logprobs: (B,), natural log of the probability of the row's
-    tokens, stop id included. drafted, accepted: (B,), tokens that a draft proposed, and those of
-    them that the model agreed with; None without a draft.
-    """
-    tokens: list
-    decisions: Tensor
-    layers_executed: Tensor
-    passes: Tensor
-    logprobs: Tensor
-    drafted: Tensor | None = None
-    accepted: Tensor | None = None
+    """What generate() answers for B prompts."""
+    tokens: list             # B id lists, stop id excluded
+    decisions: Tensor        # (B, L)
+    layers_executed: Tensor  # (B,) summed over the passes: the prompt once, each decoded token once
+    passes: Tensor           # (B,) forward passes
+    logprobs: Tensor         # (B,) ln of the probability of the tokens, stop id included
 
 
 def pad(prompts, device=None):
     """(tokens (B, T), lengths) of id lists, right-padded with 0, which no real token sees."""
-    lengths = [len(prompt) for prompt in prompts]
-    tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-    for row, prompt in zip(tokens, prompts):
-        row[:len(prompt)] = torch.tensor(prompt)
-    return tokens.to(device), lengths
-
-
-class Transcript:
-    """What every row has said so far, and which rows go on."""
-
-    def __init__(self, room, stop_ids):
-        self.room, self.stop_ids = room, stop_ids
-        self.tokens, self.going = [[] for _ in room], [tokens > 0 for tokens in room]
-        self.passes = torch.zeros(len(room), dtype=torch.long)
-        self.logprobs = torch.zeros(len(room))
-
-    def add(self, rows, logits):
-        """The likeliest next tokens (N,) of some rows, written down; logits (N, V)."""
-        best, chosen = logits.float().log_softmax(-1).max(-1)
-        for row, token, logprob in zip(rows, chosen.tolist(), best.tolist()):
-            self.say(row, token, logprob)
-        return chosen
-
-    def say(self, row, token, logprob):
-        """One more token of a row that is going on."""
-        self.passes[row] += 1
-        self.logprobs[row] += logprob
-        self.going[row] = token not in self.stop_ids
-        if self.going[row]:
-            self.tokens[row].append(token)
-            self.going[row] = len(self.tokens[row]) < self.room[row]
-
-
-def room_of(model, prompts, max_new_tokens):
-    """How many tokens may follow each prompt; ValueError if the context has no room for one."""
-    if not prompts:
-        raise ValueError("no prompts: generate() wants at least one list of token ids")
-    longest, limit = max(map(len, prompts)), model.config.max_positions
-    if longest >= limit:
-        raise ValueError(f"a prompt of {longest} tokens; the model's context is {limit}")
-    return [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), [len(row) for row in rows]
 
 
 @torch.inference_mode()
-def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=(), guesses=None,
-             run_prompt=prefill, draft=None, draft_tokens=4):
+def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
     """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
 
-    guesses: B id lists that the answers may begin with. They change nothing but the time: a guess
-    goes through the layers together with its prompt, and what it has right is not decoded again.
-    run_prompt: what stands in for prefill, e.g. one that knows parts of the work (reuse.py).
-    draft: a Route that proposes draft_tokens at a time for the model to confirm (draft.py, which
-    leaves out the two above); it changes nothing but the time either.
-    """
-    if draft is not None:
-        from draft import generate_drafted  # which builds on this file
-        return generate_drafted(model, prompts, route, draft, draft_tokens, max_new_tokens,
-                                stop_ids)
-    room = room_of(model, prompts, max_new_tokens)
-    guesses = [()] * len(prompts) if guesses is None else guesses
-    tokens, _ = pad([[*prompt, *guess] for prompt, guess in zip(prompts, guesses)],
-                    model.embed_tokens.weight.device)
-    capacity = tokens.shape[1] + max(room)
-    hidden, cache = run_prompt(model, tokens, route, [len(p) for p in prompts], capacity)
-    decisions = cache.decisions
-    answers = Transcript(room, set(stop_ids))
-    last = follow_guesses(model, hidden, cache, guesses, answers)
-    rows = list(range(len(prompts)))  # row of the cache -> prompt
-    while any(answers.going):
-        going = [answers.going[row] for row in rows]
-        if 2 * sum(going) <= len(rows):  # finished rows cost time: let go of them
-            alive = torch.tensor(going)
-            cache.keep(alive)
-            last = last[alive.to(last.device)]
-            rows = [row for row, on in zip(rows, going) if on]
-            going = [True] * len(rows)
-        hidden = decode(model, last[:, None], cache)[:, 0]
-        on = torch.tensor(going, device=last.device)
-        last = last.masked_scatter(on, answers.add([r for r, g in zip(rows, going) if g],
-                                                   model.head(hidden[on])))
-    layers = answers.passes * decisions.sum(1)
-    return Generation(answers.tokens, decisions, layers, answers.passes, answers.logprobs)
+    An answer ends with a stop id, after max_new_tokens, or where the model's context ends. Rows
+    that have ended run on, unheard, until the last one has."""
+    if not prompts:
+        raise ValueError("no prompts: generate() wants at least one list of token ids")
+    tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
+    (B, T), context = tokens.shape, model.config.max_positions
+    if T >= context:
+        raise ValueError(f"a prompt of {T} tokens; the model's context is {context}")
+    room = [min(max_new_tokens, context - length) for length in lengths]
+    hidden, cache = prefill(model, tokens, route, lengths, T + max(room))
+    hidden = hidden[torch.arange(B), torch.tensor(lengths) - 1]  # (B, D), of the last tokens
+    answers = [[] for _ in prompts]
+    passes, logprobs = torch.zeros(B, dtype=torch.long), torch.zeros(B)
+    going = [row for row in range(B) if room[row] > 0]
+    while going:
+        best, chosen = model.head(hidden).float().log_softmax(-1).max(-1)  # (B,)
+        passes[going] += 1
+        logprobs[going] += best.cpu()[going]
+        said = chosen.tolist()
+        going = [row for row in going if said[row] not in stop_ids]
+        for row in going:
+            answers[row].append(said[row])
+        going = [row for row in going if len(answers[row]) < room[row]]
+        if going:
+            hidden = decode(model, chosen[:, None], cache)[:, 0]
+    return Generation(answers, cache.decisions, passes * cache.decisions.sum(1), passes, logprobs)
 
 
-def follow_guesses(model, hidden, cache, guesses, answers):
-    """The first token (B,) of every row that the prompt's hidden states (B, T, D) do not answer:
-    each row follows its guess while that is what it says, and the cache's lengths with it."""
-    last = torch.zeros(len(guesses), dtype=torch.long, device=hidden.device)
-    rows, place = [row for row, on in enumerate(answers.going) if on], 0
-    while rows:
-        ends = torch.tensor([cache.lengths[row] - 1 for row in rows])
-        last[rows] = answers.add(rows, model.head(hidden[rows, ends]))
-        said = last.tolist()
-        rows = [row for row in rows if answers.going[row] and place < len(guesses[row])
-                and said[row] == guesses[row][place]]
-        for row in rows:
-            cache.lengths[row] += 1
-        place += 1
-    return last
-
-
-# ---- weights ----
-
-def checkpoint_views(model):
-    """{name in a Hugging Face checkpoint: view of the parameter that holds it}."""
-    config, views = model.config, {}
-    sizes = {"qkv_proj": {"self_attn.q_proj": config.num_heads * config.head_dim,
-                          "self_attn.k_proj": config.num_kv_heads * config.head_dim,
-                          "self_attn.v_proj": config.num_kv_heads * config.head_dim},
-             "gate_up_proj": {"mlp.gate_proj": config.intermediate_size,
-                              "mlp.up_proj": config.intermediate_size}}
-    homes = {"o_proj": "self_attn.o_proj", "q_norm": "self_attn.q_norm",
-             "k_norm": "self_attn.k_norm", "down_proj": "mlp.down_proj"}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        *prefix, module, kind = name.split(".")
-        if module in sizes:
-            parts = parameter.data.split(list(sizes[module].values()))
-            views.update({".".join(["model", *prefix, part, kind]): view
-                          for part, view in zip(sizes[module], parts)})
-        else:
-            top = [] if module == "lm_head" else ["model"]
-            views[".".join([*top, *prefix, homes.get(module, module), kind])] = parameter.data
-    if model.lm_head.weight is model.embed_tokens.weight:
-        del views["lm_head.weight"]
-    return views
-
+# ---- loading ----
 
 def load_model(folder, device="cpu", dtype=None):
     """The Llama of a Hugging Face folder, frozen. dtype None: the checkpoint's, float32 on a CPU.
@@ -518,50 +418,10 @@ def load_model(folder, device="cpu", dtype=None):
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else config.dtype
     with torch.device("meta"):  # shapes only: nothing is allocated before the files agree
-        model = Llama(config).to(dtype)
-    stored = _check_tensors(model, folder)
-    model.to_empty(device=device)
-    if config.tie_embeddings:
+        model = Llama(config)
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    weights = read_weights(folder, config, shapes, device, dtype)
+    model.load_state_dict(weights, strict=True, assign=True)
+    if weights["lm_head.weight"] is weights["embed_tokens.weight"]:  # one table for both
         model.lm_head.weight = model.embed_tokens.weight
-    _fill(model, stored)
     return model.eval().requires_grad_(False)
-
-
-def _homes(model, names):
-    """checkpoint_views of the model, fitted to how a tied folder stores its one or two tables."""
-    views = checkpoint_views(model)
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if model.config.tie_embeddings and head in names:
-        if embedding in names:  # declared tied, yet stored twice: the head may be its own
-            model.lm_head.weight = nn.Parameter(torch.empty_like(model.embed_tokens.weight))
-            views[head] = model.lm_head.weight.data
-        else:  # some tied folders store only the head
-            views[head] = views.pop(embedding)
-    return views
-
-
-def _check_tensors(model, folder):
-    """[(file, name)] of a folder whose names and shapes are the model's; InputError otherwise."""
-    stored = list_tensors(folder)
-    names = {name for _, name, _ in stored}
-    views = _homes(model, names)
-    missing, extra = sorted(set(views) - names), sorted(names - set(views))
-    if missing or extra:
-        raise InputError(f"{folder}: {len(missing)} tensors missing {missing[:3]}, "
-                         f"{len(extra)} unexpected {extra[:3]}")
-    for file, name, shape in stored:
-        if shape != tuple(views[name].shape):
-            raise InputError(f"{file}: {name} has shape {shape}; config.json says "
-                             f"{tuple(views[name].shape)}")
-    return [(file, name) for file, name, _ in stored]
-
-
-def _fill(model, stored):
-    """Reads every tensor into its place."""
-    views = _homes(model, {name for _, name in stored})
-    for file, name in stored:
-        read_tensor(file, name, views[name])
-        if not views[name].isfinite().all():
-            raise InputError(f"{file}: {name} holds NaN or infinite values")
-    if model.config.tie_embeddings and torch.equal(model.lm_head.weight, model.embed_tokens.weight):
-        model.lm_head.weight = model.embed_tokens.weight

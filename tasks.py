@@ -1,38 +1,32 @@
-"""Questions in, reward out: readers for the usual files, prompts, answer extraction, grading.
+"""Questions in, reward out: question files, prompts, answers along a route, and their grades.
 
-A file's schema is known by its fields, never by its name:
-
-    ARC (AI2)    id, question: {stem, choices: [{text, label}]}, answerKey
-    ARC (HF)     id, question, choices: {text: [...], label: [...]}, answerKey
-    MATH         problem, level "Level 3", answer or solution with \\boxed{}
-    DART-Math    query, gt_ans, query_metadata: {level}
-    GSM8K        question, answer ending in "#### 72"
-    MMLU         CSV without a header: question, four choices, letter
-    ours         question or prompt, answer; optional id, task, level, choices, max_new_tokens
-
-JSON lines, a JSON list, CSV with a header, or parquet where pyarrow is installed. In ours
-`prompt` is given to the model as it stands, `question` is wrapped in the paper's prompt.
-Prompts are the paper's (Appendix A): through the chat template if the folder has one, else the
-base prompt with the answer already begun. Multiple choice is answered by a letter, anything
-else inside \\boxed{}. Model output is text to compare, never to run.
+Every file format and every schema of rows, ours and the usual benchmarks', is described in
+extras/schemas.py; a schema is known by its fields, never by its file's name. Prompts are the
+paper's (Appendix A): through the chat template if the folder has one, else the base prompt with
+the answer already begun. Multiple choice is answered by a letter, anything else inside \\boxed{}.
+Model output is text to compare, never to run.
 
     load_questions("demo/questions/test.jsonl")[0].prompt
 """
-import csv
-import hashlib
-import io
+import functools
 import json
 import re
+import string
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cli import InputError
-from grading import answers_equal, extract_boxed
+import torch
 
-LETTERS = "ABCDEFGHIJ"
+from cli import InputError
+from extras.schemas import LETTERS, fields_of, rows_of
+from grading import answers_equal, extract_boxed
+from model_llama import fixed, generate, pad, prefill, run_blocks
+
 OPENED = "\\boxed{"
 LETTER_TOKENS, BOXED_TOKENS = 10, 15  # the authors' limits on a new answer
+NO_ANSWER = ("unanswerable", "not answerable", "no answer", "na")  # "N/A" without its mark
 
 CHAT_LETTER = """Question: {question}
 {choices}
@@ -59,7 +53,9 @@ Answer: \\boxed{{"""
 @dataclass(frozen=True)
 class Question:
     """One question. `choices` are the texts of its options, () if it is not multiple choice;
-    `answer` is then the right letter, A for the first. `prompt` is used verbatim if given."""
+    `answer` is then the right letter. `prompt` is used verbatim if given. `stop` is a text that
+    ends an answer. `answers`: every right answer where there are several, else (). `continuation`:
+    the text that follows each of the choices when they are scored by likelihood."""
     id: str
     task: str
     level: int
@@ -68,6 +64,15 @@ class Question:
     choices: tuple = ()
     prompt: str | None = None
     max_new_tokens: int | None = None
+    stop: str | None = None
+    answers: tuple = ()
+    metric: str = "exact"
+    continuation: str = ""
+
+    @property
+    def asks_for_box(self):
+        """Whether the answer is to stand in a box, rather than to be the whole text."""
+        return self.prompt is None or OPENED in self.prompt
 
     @property
     def budget(self):
@@ -78,29 +83,33 @@ class Question:
 # ---- reading files ----
 
 def load_questions(file, task=None, skip_bad_rows=False):
-    """The questions of a file in any of the schemas, in order, repeats dropped.
+    """The questions of a file in any of the schemas, in order; repeats are dropped and counted.
 
     task: their task's name, instead of the schema's. A row that cannot be used raises InputError
     naming file and row, before any question is returned; with skip_bad_rows it is counted instead.
     """
-    file, questions, bad = Path(file), {}, []
-    for number, raw in _rows(file):
+    file, questions, bad, notes = Path(file), {}, [], []
+    rows = rows_of(file)
+    for number, raw, label in rows:
         try:
-            question = read_row(json.loads(raw) if isinstance(raw, str) else raw)
+            row = json.loads(raw) if isinstance(raw, str) else raw
+            question = read_row(label | row if label else row)
             question = replace(question, task=task or question.task)
             if questions.setdefault(question.id, question) != question:
                 raise ValueError(f"id {question.id!r} stands for two questions")
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError,
-                RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             if not skip_bad_rows:
                 raise InputError(f"{file}:{number}: {reason}") from error
             bad.append(f"{number} ({reason})")
-    skipped = f"{len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300]
-    if not questions:
-        raise InputError(f"{file}: no questions in it" + (f"; {skipped}" if bad else ""))
     if bad:
-        print(f"{file}: {skipped}", file=sys.stderr)
+        notes.append(f"{len(bad)} bad rows skipped: {'; '.join(bad[:3])}"[:300])
+    if repeats := len(rows) - len(bad) - len(questions):
+        notes.append(f"{repeats} of {len(rows)} rows dropped as repeats")
+    if not questions:
+        raise InputError("; ".join([f"{file}: no questions in it", *notes]))
+    if notes:
+        print(f"{file}: {'; '.join(notes)}", file=sys.stderr)
     return list(questions.values())
 
 
@@ -115,139 +124,9 @@ def load_all(files, skip_bad_rows=False):
     return list(questions.values())
 
 
-def _rows(file):
-    """(row number, object or JSON text) of a file: a JSON list, JSON lines, CSV or parquet."""
-    if file.suffix == ".parquet":
-        return enumerate(_parquet(file), 1)
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 ({error})") from error
-    if file.suffix == ".csv":
-        return _csv(file, text)
-    if text.lstrip().startswith("["):
-        try:
-            return enumerate(json.loads(text), 1)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}: not valid JSON ({error})") from error
-    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _csv(file, text):
-    """Rows of a CSV with a header, or of MMLU's six columns without one."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except csv.Error as error:
-        raise InputError(f"{file}: not valid CSV ({error})") from error
-    if rows and all(len(row) == 6 and row[5].strip() in "ABCD" for row in rows):
-        return ((n, {"question": row[0], "choices": row[1:5], "answer": row[5].strip(),
-                     "task": "mmlu"}) for n, row in enumerate(rows, 1))
-    return ((n, dict(zip(rows[0], row))) for n, row in enumerate(rows[1:], 2))
-
-
-def _parquet(file):
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{file}: reading parquet needs pyarrow (pip install pyarrow)") from error
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file}: unreadable parquet: {error}") from error
-
-
 def read_row(row):
-    """The Question of one row; raises KeyError or ValueError saying what is wrong with it."""
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, got {type(row).__name__}")
-    for is_mine, read in SCHEMAS:
-        if is_mine(row):
-            question = read(row)
-            break
-    else:
-        raise ValueError(f"no known schema has the fields {', '.join(sorted(row)[:8])}")
-    if not question.answer.strip():
-        raise ValueError("no answer")
-    "".join([question.question, question.prompt or "", *question.choices]).encode()  # is it text?
-    if not (question.question or question.prompt or "").strip():
-        raise ValueError("the question is empty")
-    return question
-
-
-def _new(row, task, question, answer, level=0, **more):
-    words = "\0".join([question, *more.get("choices", ()), more.get("prompt") or "", answer])
-    name = _text(row.get("id")) or hashlib.sha256(words.encode()).hexdigest()[:12]
-    return Question(name, task, level, question, answer, **more)
-
-
-def _arc(row):
-    inner, choices = row["question"], row.get("choices")
-    if isinstance(inner, dict):
-        choices = {key: [option[key] for option in inner["choices"]] for key in ("text", "label")}
-        inner = inner["stem"]
-    labels, key = [str(label) for label in choices["label"]], str(row["answerKey"])
-    if len(labels) != len(choices["text"]):
-        raise ValueError(f"{len(choices['text'])} texts for {len(labels)} labels")
-    if key not in labels:
-        raise ValueError(f"answerKey {key!r} is not among the labels {', '.join(labels)}")
-    return _new(row, "arc", inner, LETTERS[labels.index(key)], choices=_texts(choices["text"]))
-
-
-def _text(value):
-    """A field as text; absent is empty, and 0 is an answer like any."""
-    return "" if value is None else str(value)
-
-
-def _texts(texts):
-    if not isinstance(texts, list):
-        raise ValueError(f"choices must be a list, got {texts!r}"[:80])
-    if not 2 <= len(texts) <= len(LETTERS):
-        raise ValueError(f"{len(texts)} choices; 2 to {len(LETTERS)} are supported")
-    return tuple(str(text) for text in texts)
-
-
-def _level(text):
-    """The number in "Level 3"; 0 where there is none ("Level ?")."""
-    found = re.search(r"\d+", str(text))
-    return int(found.group()) if found else 0
-
-
-def _math(row):
-    answer = _text(row.get("answer")) or extract_boxed(row.get("solution") or "") or ""
-    return _new(row, "math", row["problem"], answer, _level(row.get("level")))
-
-
-def _dart(row):
-    level = _level((row.get("query_metadata") or {}).get("level"))
-    return _new(row, "dart", row["query"], _text(row["gt_ans"]), level)
-
-
-def _gsm8k(row):
-    answer = row["answer"].rpartition("####")[2].strip().replace(",", "")
-    return _new(row, "gsm8k", row["question"], answer)
-
-
-def _ours(row):
-    choices = _texts(row["choices"]) if row.get("choices") else ()
-    answer, budget = _text(row["answer"]), _text(row.get("max_new_tokens"))
-    if choices and answer not in list(LETTERS[:len(choices)]):
-        raise ValueError(f"answer {answer!r} is not a letter of its {len(choices)} choices")
-    if budget and int(budget) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {budget}")
-    return _new(row, str(row.get("task", "questions")), row.get("question") or "", answer,
-                int(row.get("level") or 0), choices=choices, prompt=row.get("prompt") or None,
-                max_new_tokens=int(budget) if budget else None)
-
-
-SCHEMAS = (
-    (lambda row: "answerKey" in row, _arc),
-    (lambda row: "problem" in row, _math),
-    (lambda row: "query" in row and "gt_ans" in row, _dart),
-    (lambda row: "question" in row and "####" in str(row.get("answer")), _gsm8k),
-    (lambda row: "answer" in row and ("question" in row or "prompt" in row), _ours),
-)
+    """The Question of one row in any schema; KeyError or ValueError say what is wrong with it."""
+    return Question(**fields_of(row))
 
 
 # ---- prompts ----
@@ -263,17 +142,17 @@ def prompt_ids(question, tokenizer):
 
 
 def gold_ids(question, tokenizer):
-    """The right answer's token ids as a model would most likely go on, cut to its budget.
-
-    A guess: it saves time where it is what the model says, and is never taken for its answer.
-    """
+    """The right answer's token ids as a model would most likely go on, cut to its budget: a guess,
+    which is compared with what the model says and never taken for it."""
     is_chat = question.prompt is None and tokenizer.has_template
-    opened = question.prompt is None or question.prompt.rstrip().endswith(OPENED)
+    space = " " if question.prompt and not question.prompt[-1].isspace() else ""
     if question.choices:
         forms = (question.answer if is_chat else f" {question.answer}",)
+    elif question.stop:
+        forms = (space + question.answer + question.stop,)
     elif is_chat:
         forms = (OPENED + question.answer + "}",)
-    elif opened:
+    elif question.prompt is None or question.prompt.rstrip().endswith(OPENED):
         forms = (question.answer + "}", question.answer + " }")  # some tokenizers split at spaces
     else:
         forms = (question.answer,)
@@ -306,13 +185,13 @@ def extract_answer(text, question):
     """What a model's answer text says: a letter, or the expression in its box; else None.
 
     A box that the prompt opened is the answer; else the last box of the text. A verbatim prompt
-    that asks for no box takes the whole text.
+    that asks for no box takes the whole text, too, and only that where a `stop` ends it.
     """
     if question.choices:
         found = _LETTER.match(text)
         return (found.group(1) or found.group(2)).upper() if found else None
-    if question.prompt is not None and OPENED not in question.prompt:
-        return extract_boxed(text) or text.strip() or None
+    if not question.asks_for_box:
+        return (not question.stop and extract_boxed(text)) or text.strip() or None
     begun = _closed_by_text(text)
     return extract_boxed(text) if begun is None else extract_boxed(begun) or begun
 
@@ -328,13 +207,237 @@ def _closed_by_text(text):
     return None
 
 
+def f1(text, golds):
+    """SQuAD's score of a text, in [0, 1], by the gold answer that is nearest to it: the harmonic
+    mean of the share of its words that are gold and of the share of the gold words that it has.
+    Articles, case and punctuation do not count; two that say "no answer" agree."""
+    said, best = _plain_words(text), 0.0
+    for gold in map(_plain_words, golds):
+        common = sum((Counter(said) & Counter(gold)).values())
+        either = len(said) + len(gold)
+        best = max(best, 2 * common / either if either else 1.0)
+    return best
+
+
+def _plain_words(text):
+    """The words that SQuAD compares; none where the text says that there is no answer."""
+    letters = "".join(c for c in text.lower() if c not in string.punctuation)
+    words = re.sub(r"\b(a|an|the)\b", " ", letters).split()
+    return [] if " ".join(words) in NO_ANSWER else words
+
+
 def grade(text, question):
-    """1.0 if a model's answer text is right, else 0.0. Never raises, never hangs, never
-    evaluates the text as code."""
-    found = extract_answer(text[:4000], question)
-    if found is None:
-        return 0.0
-    gold = question.answer.strip()
-    if question.choices or _WORDS.fullmatch(gold):  # "c a b" is no product
-        return float(found.split() == gold.split())
-    return float(found.strip() == gold or answers_equal(found, gold))
+    """The reward of a model's answer text in [0, 1]: 1 where it is right, SQuAD's f1 where that is
+    the question's metric. Never raises, never hangs, never evaluates the text as code.
+
+    An answer that a `stop` ends is compared as it is spelled, like words and letters; any other
+    by what it means (grading.py)."""
+    text = text[:4000]
+    if question.stop:
+        text = text.partition(question.stop)[0]
+    golds = question.answers or (question.answer,)
+    found = extract_answer(text, question)
+    if question.metric == "f1":
+        return f1(text if found is None else found, golds)
+    return float(found is not None and any(_same(found.strip(), gold.strip(), question)
+                                           for gold in golds))
+
+
+def _same(found, gold, question):
+    if question.choices or question.stop or _WORDS.fullmatch(gold):  # "c a b" is no product
+        return found.split() == gold.split()
+    return found == gold or answers_equal(found, gold)
+
+
+# ---- answers: one model, many prompts, any route ----
+
+BATCH_TOKENS = 16384  # prompt tokens in one call, whatever the number of rows
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as one model's token ids. gold: the right answer as the model may write it.
+    stop_ids end an answer."""
+    question: Question
+    ids: tuple
+    gold: tuple = ()
+    stop_ids: tuple = ()
+
+
+@dataclass
+class Answers:
+    """Row n belongs to prompt n. right: (N,) reward in [0, 1]. confidence: (N,) probability
+    the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over all forward
+    passes. passes: (N,) forward passes. texts: N strings."""
+    right: torch.Tensor
+    confidence: torch.Tensor
+    decisions: torch.Tensor
+    layers: torch.Tensor
+    passes: torch.Tensor
+    texts: list
+
+
+def prepare(questions, tokenizer, model):
+    """(prompts, too long): questions whose prompt and answer exceed the context are set apart.
+    InputError if that is all of them."""
+    prompts = [Prompt(q, tuple(prompt_ids(q, tokenizer)), tuple(gold_ids(q, tokenizer)),
+                      stop_ids(q.stop, tokenizer)) for q in questions]
+    for prompt in prompts:
+        check_ids(prompt, tokenizer, model.config.vocab_size)
+    limit = model.config.max_positions
+    fits = [len(p.ids) + p.question.budget <= limit for p in prompts]
+    if not any(fits):
+        raise InputError(f"{tokenizer.folder}: 0 of {len(questions)} questions fit into the "
+                         f"model's context of {limit} tokens, so there is nothing to do")
+    return ([p for p, fit in zip(prompts, fits) if fit],
+            [p.question for p, fit in zip(prompts, fits) if not fit])
+
+
+@functools.lru_cache
+def stop_ids(stop, tokenizer):
+    """The ids that end an answer: the tokenizer's, and those whose text begins with `stop`."""
+    size = tokenizer.fast.get_vocab_size() if stop else 0
+    return tuple(tokenizer.stop_ids) + tuple(i for i in range(size)
+                                             if tokenizer.decode([i]).startswith(stop))
+
+
+def check_ids(prompt, tokenizer, vocab_size):
+    """InputError where a tokenizer of another model gives ids that this one lacks, or none."""
+    largest = max(prompt.ids + prompt.gold, default=-1)
+    if not prompt.ids or largest >= vocab_size:
+        raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {prompt.question.id} "
+                         f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
+                         f"{vocab_size - 1}")
+
+
+def batches(prompts, batch_size):
+    """Lists of prompt indices of the same answer budget and stop, of like length, longest first."""
+    kind = lambda i: (prompts[i].question.budget, prompts[i].question.stop or "")
+    order = sorted(range(len(prompts)), reverse=True, key=lambda i: (kind(i), len(prompts[i].ids)))
+    current = []
+    for i in order:
+        if current:
+            full = len(current) == batch_size or \
+                (len(current) + 1) * len(prompts[current[0]].ids) > BATCH_TOKENS
+            if full or kind(i) != kind(current[0]):
+                yield current
+                current = []
+        current.append(i)
+    if current:
+        yield current
+
+
+def answer(model, tokenizer, prompts, route, batch_size=512, progress=None):
+    """The Answers of every prompt. route: a Route, None, or decisions (N, L), a path per prompt.
+
+    progress: called with the number of prompts answered by each batch.
+    """
+    N, L = len(prompts), model.config.num_layers
+    result = Answers(torch.zeros(N), torch.zeros(N), torch.ones(N, L, dtype=torch.long),
+                     torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.long), [""] * N)
+    for rows in batches(prompts, batch_size):
+        here = fixed(route[rows]) if isinstance(route, torch.Tensor) else route
+        first = prompts[rows[0]]
+        made = generate(model, [prompts[i].ids for i in rows], here, first.question.budget,
+                        first.stop_ids)
+        result.decisions[rows], result.layers[rows] = made.decisions, made.layers_executed
+        result.passes[rows] = made.passes
+        result.confidence[rows] = made.logprobs.exp()
+        for i, ids in zip(rows, made.tokens):
+            result.texts[i] = tokenizer.decode(ids)
+            result.right[i] = grade(result.texts[i], prompts[i].question)
+        if progress:
+            progress(len(rows))
+    return result
+
+
+# ---- is the answer right along a path? ----
+
+@torch.inference_mode()
+def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known=None):
+    """(right (N,), confidence (N,)) of the answers along paths (N, L): what answer() says, sooner.
+
+    Prompt and gold answer go through the layers together, so one pass shows what the model says
+    for as long as that is the gold answer, and what it says instead. Only where this does not
+    settle the grade is the answer generated. known: see through_layers().
+    """
+    right, confidence, unsettled = torch.zeros(len(prompts)), torch.zeros(len(prompts)), []
+    for rows in batches(prompts, batch_size):
+        some = [prompts[i] for i in rows]
+        hidden = through_layers(model, [p.ids + p.gold for p in some], [len(p.ids) for p in some],
+                                paths[rows], known and [known[i] for i in rows])
+        asked = [states[len(p.ids) - 1:len(p.ids) + len(p.gold)] for p, states in zip(some, hidden)]
+        best, ids = model.head(torch.cat(asked)).float().log_softmax(-1).max(-1)
+        sizes = [len(states) for states in asked]
+        for i, logprobs, here in zip(rows, best.split(sizes), ids.split(sizes)):
+            said = said_first(here.tolist(), prompts[i])
+            settled = settled_grade(said, prompts[i], tokenizer)
+            if settled is None:
+                unsettled.append(i)
+            else:
+                right[i], confidence[i] = settled, logprobs[:len(said)].sum().exp()
+        if progress:
+            progress(len(rows))
+    if unsettled:
+        made = answer(model, tokenizer, [prompts[i] for i in unsettled], paths[unsettled],
+                      batch_size)
+        right[unsettled], confidence[unsettled] = made.right, made.confidence
+    return right, confidence
+
+
+def said_first(ids, prompt):
+    """How an answer begins that says ids[k] after the first k gold tokens: the gold tokens while it
+    agrees with them, and the first that differs or follows; no more than the answer may have."""
+    for k, (mine, gold) in enumerate(zip(ids, prompt.gold)):
+        if mine != gold or mine in prompt.stop_ids:
+            return ids[:k + 1]
+    return ids[:prompt.question.budget]
+
+
+def settled_grade(said, prompt, tokenizer):
+    """The grade of an answer that begins with these ids; None while what follows may change it."""
+    question, ended = prompt.question, said[-1] in prompt.stop_ids
+    text = tokenizer.decode(said[:-1] if ended else said)
+    if ended or len(said) == question.budget or question.stop and question.stop in text:
+        return grade(text, question)
+    if question.choices:
+        letter = extract_answer(text + "\n", question)
+        return 0.0 if letter not in (None, question.answer, "A") else None  # "A" begins "Answer:"
+    if question.asks_for_box:
+        closed = not question.stop and _closed_by_text(text) is not None
+        return grade(text, question) if closed else None
+    squeezed = lambda text: "".join(text.split()).rstrip("\ufffd")  # half of a character is none
+    may_be_right = not question.stop or question.metric == "f1" or any(
+        squeezed(gold + question.stop).startswith(squeezed(text))
+        for gold in question.answers or (question.answer,))
+    return None if may_be_right else 0.0
+
+
+# Kept for speed alone: paths of a question are edits of one another, and all that lies before the
+# first difference is the same for both. Measured in docs/results.md.
+
+def through_layers(model, sequences, lengths, paths, known=None):
+    """hidden (B, T, D) of B id lists after the paths (B, L); routes see the first `lengths` tokens.
+
+    known: per row a dict {decisions of the first l layers: hidden (T, D) entering layer l}. A row
+    goes on from the longest beginning of its path that is known, and adds what it computes.
+    """
+    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
+    if known is None:
+        return prefill(model, tokens, fixed(paths), lengths)[0]
+    T, L = tokens.shape[1], paths.shape[1]
+    decisions, hidden = [tuple(path) for path in paths.tolist()], model.embed_tokens(tokens)
+    starts = [max((l for l in range(1, L) if path[:l] in found), default=0)
+              for path, found in zip(decisions, known)]
+    for row, start in enumerate(starts):
+        if start:
+            hidden[row, :ends[row]] = known[row][decisions[row][:start]]
+    remaining = (paths * (torch.arange(L) >= torch.tensor(starts)[:, None])).to(tokens.device)
+
+    def remember(layer, entering, lengths):
+        for row, start in enumerate(starts):
+            if layer > start:
+                known[row][decisions[row][:layer]] = entering[row, :ends[row]].clone()
+        return remaining[:, layer]
+    cache = model.empty_cache(lengths, T)
+    return run_blocks(model, hidden, model.span(cache, 0, T), cache, remember)

@@ -6,12 +6,11 @@ computed once; the 25 epochs are then a small MLP problem over all layers at onc
 weights are trained.
 
 Ours: which right path becomes the label is a choice (--choose, see choose.py; `shortest` is the
-paper's), and a gate leaves the model alone on prompts unlike the labelled ones (--no-gate).
+paper's), and a guard leaves the model alone on prompts unlike the labelled ones (--no-guard).
 
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --data questions.jsonl --out runs/mine
 """
-import argparse
 import hashlib
 import json
 import math
@@ -27,26 +26,21 @@ import torch
 from tqdm import tqdm
 
 import cli
-from answers import batches, prepare
-from choose import (CHOICES, along_each, cluster, confident, consensus, frontier, good_paths,
-                    half_gain_price, neighbours, shortest, similarity_space)
+from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
+                    shortest, similarity_space)
 from cli import InputError, read_json, write_json
-from drllm import Routers, class_weights, fit_gate, focal_loss, pool_windows, window_counts
-from evaluate import ROUTES, compare, report
-from label import (DEMO, DEMO_LABEL, DEMO_MODEL, add_reuse_flag, content_hash, header, label,
-                   summary)
-from mcts import SearchConfig
+from drllm import (RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows,
+                   window_counts)
+from evaluate import compare, interval, report
+from label import add_search_flags, content_hash, digest, header, label, summary
+from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from tasks import load_all
-
-
-DEMO_TEST = [DEMO / "questions" / "test.jsonl", DEMO / "questions" / "ood.jsonl"]
-SMALLEST_GROUP = 8  # questions
+from tasks import answer, batches, load_all, prepare
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Paper §3.3 and §4.1. The gate is ours."""
+    """Paper §3.3 and §4.1. The guard is ours."""
     epochs: int = 25
     batch: int = 16
     learning_rate: float = 1e-3
@@ -56,13 +50,13 @@ class TrainConfig:
     beta: float = 0.999       # of the class weights
     width: int = 128
     windows: int = 8
-    gate: bool = True         # execute on prompts unlike the labelled ones
+    guard: bool = True        # execute on prompts unlike the labelled ones
 
 
 # ---- features ----
 
-class Recorder:
-    """A Route along given decisions that keeps what the routers would see at every layer."""
+class FeatureRoute:
+    """A Route along given decisions that writes down what the routers would see at every layer."""
 
     def __init__(self, decisions, windows, out):
         self.path, self.windows, self.out = fixed(decisions), windows, out
@@ -81,9 +75,9 @@ def feature_store(size, folder, gigabytes):
     if 4 * numbers <= gigabytes * 1e9:
         return torch.zeros(size)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="features-") as file:
+    with tempfile.TemporaryFile(dir=folder) as file:  # without a name, so a kill leaves nothing
         os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # a full disk is met here, not later
-        return torch.from_file(file.name, shared=True, size=numbers).view(size)
+        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=numbers).view(size)
 
 
 @torch.inference_mode()
@@ -95,7 +89,7 @@ def features(model, prompts, decisions, windows=8, batch_size=256, store=torch.z
     for rows in batches(prompts, batch_size):
         tokens, here = pad([prompts[i].ids for i in rows], model.embed_tokens.weight.device)
         out = torch.zeros(len(rows), *pooled.shape[1:])
-        prefill(model, tokens, Recorder(decisions[rows], windows, out), here)
+        prefill(model, tokens, FeatureRoute(decisions[rows], windows, out), here)
         pooled[rows] = out
     return pooled, window_counts(lengths, windows)
 
@@ -145,47 +139,112 @@ def split(questions, share=0.2):
 
 
 def load_data(args):
-    """(questions to label, held-out questions); with files of their own, or a split of --data."""
-    if args.data is None:
-        return load_all([DEMO_LABEL]), load_all(DEMO_TEST)
-    if args.test:
-        to_label, test = (load_all(files, args.skip_bad_rows) for files in (args.data, args.test))
-        both = {q.id for q in to_label} & {q.id for q in test}
-        if both:
-            raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also "
-                             f"stand in --data, e.g. {min(both)}")
-        return to_label, test
-    return split(load_all(args.data, args.skip_bad_rows))
+    """(questions to label, held-out questions): of files of their own, or a split of --data."""
+    if args.data == [cli.DEMO_LABEL] and not args.test:
+        args.test = cli.DEMO_TEST
+    if not args.test:
+        return split(load_all(args.data, args.skip_bad_rows))
+    to_label, test = (load_all(files, args.skip_bad_rows) for files in (args.data, args.test))
+    both = {q.id for q in to_label} & {q.id for q in test}
+    if both:
+        raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also "
+                         f"stand in --data, e.g. {min(both)}")
+    return to_label, test
 
 
-def digest(values):
-    """A hash that names a list of plain values."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+class Run:
+    """The model, the folder and the settings of one training run."""
+
+    def __init__(self, args):
+        self.args, self.out = args, args.out
+        self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
+        self.config = TrainConfig(guard=not args.no_guard)
+        self.store = partial(feature_store, folder=args.out, gigabytes=args.feature_memory)
+        self.tokenizer = load_tokenizer(args.model)
+        self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+        settings = {**vars(args), "search": asdict(self.search), "train": asdict(self.config),
+                    "fingerprint": self.model.fingerprint(), "torch": torch.__version__}
+        self.settings = json.loads(json.dumps(settings, default=str))
 
 
-def measured_paths(run, rows, prompts, space):
-    """(paths, right (N, K)): good paths of all questions together and of every group of similar
-    ones, each asked of all label questions; kept in paths.json, so it is done once."""
+def measured_menu(run, rows, prompts, space):
+    """(paths, right (N, K)), see choose.menu; kept in paths.json, so it is made once."""
     file = run.out / "paths.json"
     key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
-           "questions": digest([content_hash(prompt) for prompt in prompts])}
-    if file.exists() and read_json(file).get("key") == key:
-        stored = read_json(file)
+           "questions": digest(*map(content_hash, prompts))}
+    if file.exists() and (stored := read_json(file)).get("key") == key:
         right = torch.tensor([[mark == "1" for mark in line] for line in stored["right"]])
         return [tuple(path) for path in stored["paths"]], right
-    everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    member_of = cluster(space, run.args.clusters)
-    groups = [[n for n in everyone if member_of[n] == g] for g in range(run.args.clusters)]
-    groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
-    with tqdm(desc="paths for groups of similar questions", unit="path") as bar:
-        how = {"batch_size": run.args.batch_size, "progress": bar.update,
-               "reuse_bytes": run.reuse_bytes}
-        paths = good_paths(run.model, run.tokenizer, prompts, rows, groups, **how)
-        right = along_each(run.model, run.tokenizer, prompts, paths, **how) > 0
+    with tqdm(desc="a menu of paths for groups of similar questions", unit="path") as bar:
+        paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
+                            run.args.batch_size, bar.update)
     lines = ["".join("01"[mark] for mark in row) for row in right.long().tolist()]
     write_json(file, {"key": key, "paths": paths, "right": lines,
                       "frontier": frontier(paths, right)})
     return paths, right
+
+
+def labels_of(run, rows, prompts):
+    """({choice: label per question}, static frontier): first --choose, then the paper's choice."""
+    chosen, price, statics = run.args.choose, run.args.price, []
+    default = (EXECUTE,) * run.model.config.num_layers
+    labels = {"confident": lambda: confident(rows, 0.001 if price is None else price),
+              "shortest": lambda: shortest(rows)}
+    if chosen in ("safe", "consensus"):
+        along_default = torch.tensor(default).expand(len(prompts), -1)
+        space = similarity_space(*features(run.model, prompts, along_default, run.config.windows,
+                                           store=run.store))
+        paths, right = measured_menu(run, rows, prompts, space)
+        statics = frontier(paths, right)
+        agreed, price_used = consensus_of_neighbours(space, right, paths, price)
+        print(f"{len(paths)} paths tried on every question; price of a layer: {price_used}")
+        pays = chosen == "consensus" or expect(run, *expected(run, prompts, space, paths, right))
+        labels[chosen] = lambda: agreed if pays else [default] * len(prompts)
+    return {choice: labels[choice]() for choice in dict.fromkeys((chosen, "shortest"))}, statics
+
+
+def expected(run, prompts, space, paths, right, folds=4):
+    """(gain (N,), layers (N,)) of routers on questions that they have not seen: the questions of
+    each fold are answered by routers that learned from the others. The default path is paths[0].
+
+    The menu was chosen on all of them, so this errs, a little, on the hopeful side.
+    """
+    fold_of = torch.tensor([int(digest(p.question.id, "fold"), 16) % folds for p in prompts])
+    gain, layers = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    for fold in tqdm(range(folds), desc="is routing expected to pay?", unit="fold"):
+        rest, held = (fold_of != fold).nonzero().flatten(), (fold_of == fold).nonzero().flatten()
+        labels, _ = consensus_of_neighbours(space[rest], right[rest], paths, run.args.price)
+        kept = [n for n, path in zip(rest.tolist(), labels) if path]
+        decisions = torch.tensor([path for path in labels if path])
+        pooled, counts = features(run.model, [prompts[n] for n in kept], decisions,
+                                  run.config.windows, store=run.store)
+        routers = learn(run, pooled, counts, decisions, run.args.seed)
+        made = answer(run.model, run.tokenizer, [prompts[n] for n in held], routers.route,
+                      run.args.batch_size)
+        gain[held] = made.right - right[held, 0].float()
+        layers[held] = made.decisions.sum(1).float()
+    return gain, layers
+
+
+def expect(run, gain, layers):
+    """Says what gain is to be expected, (N,) per question; True if routing is expected to pay:
+    more right answers for sure, or fewer layers and surely not half a point lost."""
+    (low, high), L = interval(gain), run.model.config.num_layers
+    pays = low > 0 or (low > -0.005 and layers.mean() < 0.97 * L)
+    print(f"expected on fresh questions, cross-validated on {len(gain)} label questions: "
+          f"{100 * gain.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] at "
+          f"{layers.mean():.2f} of {L} layers: routing is {'' if pays else 'not '}expected to pay "
+          "on this model" + ("" if pays else ", so the routers execute every layer "
+                             "(--choose consensus trains others all the same)"))
+    return pays
+
+
+def learn(run, pooled, counts, decisions, seed, progress=None):
+    """Routers of one seed, with their guard."""
+    routers = train_routers(pooled, counts, decisions, seed, run.config, run.args.device, progress)
+    if run.config.guard and len(pooled) >= SMALLEST_GROUP:
+        routers.set_guard(*fit_guard(pooled, counts, seed))
+    return routers
 
 
 def fit(run, choice, prompts, labels, seeds):
@@ -195,7 +254,7 @@ def fit(run, choice, prompts, labels, seeds):
     decisions = torch.tensor([labels[n] for n in kept])
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": sorted({p.question.task for p in chosen}), "labels": len(kept),
-             "label_hash": digest([content_hash(p) for p in chosen] + decisions.tolist())[:16]}
+             "label_hash": digest(*map(content_hash, chosen), decisions.tolist())}
     file_of = {s: run.out / "routers" / f"{choice}-{s}.safetensors" for s in seeds}
     found = {s: Routers.load(file, run.model) for s, file in file_of.items() if file.exists()}
     found = {s: routers for s, routers in found.items() if routers.notes.items() >= notes.items()}
@@ -206,130 +265,79 @@ def fit(run, choice, prompts, labels, seeds):
     steps = len(missing) * run.config.epochs * math.ceil(len(pooled) / run.config.batch)
     with tqdm(total=steps, desc=f"routers on {choice} labels", unit="step") as bar:
         for seed in missing:
-            routers = found[seed] = train_routers(pooled, counts, decisions, seed, run.config,
-                                                  run.args.device, bar.update)
-            if run.config.gate and len(chosen) >= SMALLEST_GROUP:
-                routers.set_gate(*fit_gate(pooled, counts, seed))
+            routers = found[seed] = learn(run, pooled, counts, decisions, seed, bar.update)
             routers.notes = notes | {"seed": seed}
             routers.save(file_of[seed])
     return [found[seed] for seed in seeds]
 
 
 def parse_args(argv=None):
-    search = SearchConfig()
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_model_flags(parser, DEMO_MODEL)
-    parser.add_argument("--data", nargs="+", metavar="FILE",
-                        help="questions to label, FILE or TASK=FILE (default: the demo's)")
+    parser = cli.Parser(description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
+    add_search_flags(parser)
     parser.add_argument("--test", nargs="+", metavar="FILE",
-                        help="held-out questions; default: a fifth of --data, by question id")
+                        help="held-out questions; without it a fifth of --data, by question id")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--choose", choices=CHOICES, default="consensus",
+    parser.add_argument("--choose", choices=CHOICES, default="safe",
                         help="which right path becomes the label; shortest is the paper's")
-    parser.add_argument("--price", type=float,
-                        help="reward a layer costs in the choice of label; default: 0.001 for "
-                             "confident, for consensus what keeps half of the gain")
-    parser.add_argument("--simulations", type=int, default=search.simulations,
-                        help="paths tried per question after the default (default: %(default)s)")
-    parser.add_argument("--clusters", type=int, default=16, help="groups of similar questions")
-    parser.add_argument("--no-gate", action="store_true",
+    parser.add_argument("--price", type=cli.number(-1e6, 1e6),
+                        help="reward a layer costs in the choice of label; without it 0.001 for "
+                             "confident, and for consensus what keeps half of the gain")
+    parser.add_argument("--clusters", type=cli.count, default=16,
+                        help="groups of similar questions")
+    parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
-    parser.add_argument("--seeds", type=int, default=5, help="routers trained per choice of label")
-    parser.add_argument("--limit", type=int, help="label and test only the first N questions")
-    parser.add_argument("--seed", type=int, default=0, help="of the searches and the first routers")
-    parser.add_argument("--skip-bad-rows", action="store_true",
-                        help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=int, default=256, help="questions answered at once")
-    parser.add_argument("--feature-memory", type=float, default=4.0, metavar="GB",
-                        help="features beyond this lie in a file of --out while routers are "
-                             "trained (default: %(default)s)")
-    add_reuse_flag(parser)
-    args = parser.parse_args(argv)
-    cli.check_counts(parser, args, "simulations", "clusters", "seeds", "batch_size", "limit")
-    if args.test and not args.data:
-        parser.error("--test needs --data; without both, the demo's questions are taken")
-    if not math.isfinite(args.price or 0):
-        parser.error(f"--price must be finite, got {args.price}")
-    return args
-
-
-def prepare_tests(run, to_label, held_out):
-    """The prompts of the held-out questions; InputError, before hours of labelling, if none."""
-    tests, _ = prepare(held_out[:run.args.limit], run.tokenizer, run.model)
-    if not to_label or not tests:
-        file = (run.args.test or run.args.data or [DEMO_LABEL])[0]
-        raise InputError(f"{file}: {len(to_label)} questions to label and {len(held_out)} to test, "
-                         f"{len(tests)} of these within the context of "
-                         f"{run.model.config.max_positions} tokens; both need one at least")
-    return tests
-
-
-class Run:
-    """The model, the folder and the settings of one training run."""
-
-    def __init__(self, args):
-        self.args, self.out = args, args.out
-        self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-        self.config = TrainConfig(gate=not args.no_gate)
-        self.store = partial(feature_store, folder=args.out, gigabytes=args.feature_memory)
-        self.reuse_bytes = int(args.reuse_memory * 2 ** 30)
-        self.tokenizer = load_tokenizer(args.model)
-        self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-
-
-def labels_of(run, rows, prompts):
-    """({choice: label per question}, static frontier), for --choose and for the paper's choice."""
-    default = torch.ones(len(prompts), run.model.config.num_layers, dtype=torch.long)
-    space = similarity_space(*features(run.model, prompts, default, run.config.windows,
-                                       store=run.store))
-    paths, right = measured_paths(run, rows, prompts, space)
-    chosen, price, share = run.args.choose, run.args.price, neighbours(space, right)
-    if price is None:
-        price = half_gain_price(right, share, paths) if chosen == "consensus" else 0.001
-    print(f"{len(paths)} paths tried on every question; price of a layer: {price}")
-    labels = {"consensus": lambda: consensus(right, share, paths, price),
-              "confident": lambda: confident(rows, price),
-              "shortest": lambda: shortest(rows)}
-    return {choice: labels[choice]() for choice in dict.fromkeys((chosen, "shortest"))}, \
-        frontier(paths, right)
+    parser.add_argument("--seeds", type=cli.count, default=5,
+                        help="routers trained per choice of label")
+    parser.add_argument("--feature-memory", type=cli.number(0, 2 ** 20), default=4.0, metavar="GB",
+                        help="features beyond this lie in a file of --out while routers train")
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    began = time.time()
-    to_label, held_out = load_data(args)
+    cli.use_device(args)
+    began, (to_label, held_out) = time.time(), load_data(args)
+    if not to_label or not held_out:  # rather now than after hours of labelling
+        raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
+                         f"{len(held_out)} to test; both need one at least")
     run = Run(args)
-    tests = prepare_tests(run, to_label, held_out)
-    settings = {**vars(args), "search": asdict(run.search), "train": asdict(run.config),
-                "fingerprint": run.model.fingerprint(), "torch": torch.__version__}
-    settings = {key: value if isinstance(value, (int, float, dict, type(None))) else str(value)
-                for key, value in settings.items()}
-    print(" ".join(f"{key}={value}" for key, value in settings.items()))
-    rows = label(run.model, run.tokenizer, to_label[:args.limit], run.out / "labels.jsonl",
-                 run.search, args.seed, args.batch_size, run.reuse_bytes)
-    write_json(run.out / "config.json", settings)  # now that label has accepted the folder
+    tests, _ = prepare(held_out[:args.limit], run.tokenizer, run.model)
+    with cli.locked(args.out):
+        train(run, to_label[:args.limit], tests)
+    print(f"\n{args.out}: config.json labels.jsonl routers.safetensors metrics.json "
+          f"({time.time() - began:.0f} s)")
+
+
+def train(run, to_label, tests):
+    """Labels, routers and their evaluation, in the run's folder."""
+    args, out = run.args, run.out
+    print(f"{args.model}: {len(to_label)} questions to label along {args.simulations + 1} paths "
+          f"each, {len(tests)} to test, into {out}")
+    rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
+                 args.batch_size, args.reuse_memory)
+    write_json(out / "config.json", run.settings)  # now that label has accepted the folder
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if not any(row["correct"] for row in rows):
-        raise InputError(f"{run.out / 'labels.jsonl'}: the model answered none of {len(rows)} "
+        raise InputError(f"{out / 'labels.jsonl'}: the model answered none of {len(rows)} "
                          "questions right, along the default path or any of the "
-                         f"{run.args.simulations} others tried, so there is no label to learn "
-                         "from. Either the questions are beyond this model or it does not answer "
-                         "in the form asked for (a letter, or \\boxed{})")
-    prompts, _ = prepare(to_label[:args.limit], run.tokenizer, run.model)
+                         f"{args.simulations} others tried, so there is no label to learn from. "
+                         "Either the questions are beyond this model or it does not answer in "
+                         "the form asked for (a letter, or \\boxed{})")
+    prompts, _ = prepare(to_label, run.tokenizer, run.model)
     labels, statics = labels_of(run, rows, prompts)
     seeds = range(args.seed, args.seed + args.seeds)
     routers = {choice: fit(run, choice, prompts, paths, seeds) for choice, paths in labels.items()}
-    routers[args.choose][0].save(run.out / "routers.safetensors")
-
-    names = {"dr.llm": f"Dr.LLM, {args.choose}", "dr.llm shortest": "Dr.LLM, the paper's"}
-    compared = {"dr.llm": routers[args.choose]}
-    if args.choose != "shortest":
-        compared["dr.llm shortest"] = routers["shortest"]
+    routers[args.choose][0].save(out / "routers.safetensors")
+    write_json(out / "chosen.json", {p.question.id: path for p, path
+                                     in zip(prompts, labels[args.choose]) if path})
+    routed = {"dr.llm": (f"Dr.LLM, {args.choose}", [one.route for one in routers[args.choose]])}
+    paper = [RouterRoute(one, guard=False) for one in routers["shortest"]]
+    routed |= {"dr.llm shortest": ("Dr.LLM, the paper's", paper)}
     table = compare(run.model, run.tokenizer, tests, set(routers[args.choose][0].notes["tasks"]),
-                    compared, statics, ROUTES, batch_size=args.batch_size)
-    report(table, "dr.llm", routers[args.choose], names, run.out, {"command": " ".join(sys.argv)})
-    print(f"\n{run.out}: config.json labels.jsonl routers.safetensors metrics.json "
-          f"({time.time() - began:.0f} s)")
+                    routed, statics, batch_size=args.batch_size)
+    report(table, "dr.llm", out, args.seed, {"command": " ".join(sys.argv)})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Proves the course on itself, a claim a line; exit code 1 if one does not hold.
 
-    the properties that lie in tests/ pass on our code and kill every mutant
+    the properties that lie in tests/ pass on our code and kill every mutant of their part
+    tests/test_choose.py and tests/test_recipe.py kill every mutant of the recipe
     the blank tree imports, and its tests fail with the number of their own task, no other
     with one task restored, all tests of that task pass
 
-The third makes exactly one task green: the other tests of the blank tree stopped at a function
+The fourth makes exactly one task green: the other tests of the blank tree stopped at a function
 of their own task, before they could meet any other. --thorough runs them all in every tree
 instead of arguing, and draws 200 examples in place of 25.
 
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grade import Run, grade, run_all, test_files, unwritten
+from grade import Run, grade, read_mutants, run_all, test_files, unwritten
 from make_assignment import ROOT, blanked_files, read_tasks, write_tree
 
 
@@ -54,7 +55,18 @@ def errors_of_importing(tasks):
 def green(run):
     """The tasks all of whose tests passed."""
     tasks = {own for own, _ in run.found.values()}
-    return tasks - {run.found[test][0] for test, how, _ in run.outcomes or () if how != "passed"}
+    return tasks - {run.found.get(test, [None])[0]  # a file that cannot be collected has no task
+                    for test, how, _ in run.outcomes or () if how != "passed"}
+
+
+def alive_in_the_recipe(at_once):
+    """The mutants named recipe-... that no test of the recipe fails on."""
+    tests = ["-x", "tests/test_choose.py", "tests/test_recipe.py"]
+    runs = {m.name: Run({m.file: m.apply((ROOT / m.file).read_text())}, tests, "quick")
+            for m in read_mutants() if m.part == "recipe"}
+    run_all(list(runs.values()), 120, at_once)
+    return [name for name, run in runs.items()
+            if not any(how == "failed" for _, how, _ in run.outcomes or ())]
 
 
 def claims(thorough=False, at_once=2):
@@ -68,6 +80,7 @@ def claims(thorough=False, at_once=2):
         short = [] if row["points"] == row["of"] else [row["says"], *row.get("alive", ())]
         yield f"the full tree has all points of task {number}", short
 
+    yield "the tests of the recipe kill every mutant of it", alive_in_the_recipe(at_once)
     blank = blank_tree(written)
     alone = {k: blank_tree(written, [k], None if thorough else k, profile) for k in written}
     run_all([blank, *alone.values()], 120, at_once)

@@ -228,8 +228,7 @@ def accuracies(model, each=100):
 def save_folder(model, folder, record):
     """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    views = model_llama.checkpoint_views(model)
-    tensors = {name: view.cpu().contiguous() for name, view in views.items()}
+    tensors = {name: weight.cpu() for name, weight in model.named_weights().items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "vocab_size": CONFIG.vocab_size, "hidden_size": CONFIG.hidden_size,

@@ -1,4 +1,4 @@
-"""What each table and figure of the paper asks, as a function of a Lab (extras/paper.py).
+"""What each table and figure of the paper asks, as a function of a Lab.
 
 Every function returns {"title", "rows"} of plain numbers, "notes" in words, and one of
 pictures.DRAWN where there is something to draw. Rows are computed once each (lab.row).
@@ -12,19 +12,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from baselines import BASELINES
 from choose import confident
-from diagnostics import share_of_actions
 from drllm import RouterRoute, Routers
-from evaluate import add_static, summarise
+from evaluate import ACTIONS, add_static, percent, shuffled, summarise
+from extras import baselines
+from extras.baselines import BASELINES
+from extras.pictures import BOX
+from extras.statistics import share_of_actions
 from extras.studies import frontier, ood, point, router
-from tables import heat, percent
 
 FORCED = ("executed-only", "no-skip", "no-repeat")
-CONTROLS = (*FORCED, "shuffled", "random", "swapped")
+CONTROLS = ("random", "swapped")
 AT_DEPTH = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod")
-AS_THEY_ARE = ("halting", "recursions", "polar", "random", "shuffled", "cola")  # own depth
+AS_THEY_ARE = ("halting", "recursions", "polar", "random")  # at a depth of their own
 SHALLOWER = (0.8, 0.9)  # of the model's layers: where figure1 asks the methods too
+BARS = "▁▂▃▄▅▆▇█"
 PAPER = {  # what the paper claims, beside what is measured
     "table2": "search saved 1.82 of 28-32 layers on questions answered right",
     "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
@@ -35,14 +37,27 @@ PAPER = {  # what the paper claims, beside what is measured
 }
 
 
-def claim(name):
-    return [f"The paper: {PAPER[name]}."]
+def beside_paper(name, title, rows):
+    """A result with what the paper claims as its note."""
+    return {"title": title, "rows": rows, "notes": [f"The paper: {PAPER[name]}."]}
+
+
+def numbers_of(table):
+    """{task: (N,) bool of a Comparison's questions that are of it}."""
+    tasks = np.array(table.tasks)
+    return {task: torch.from_numpy(tasks == task) for task in dict.fromkeys(table.tasks)}
+
+
+def heat(counts):
+    """A bar of mean counts, 0 (empty) over 1 (half) to 2 (full), one character each."""
+    return "".join(BARS[round(min(7.0, mean * 3 if mean < 1 else 3 + 4 * (mean - 1)))]
+                   for mean in counts)
 
 
 # ---- what the search found ----
 
 def groups_of(rows):
-    """{task and level: rows}, the total last."""
+    """{task and level: label rows}, all of them last."""
     groups = {}
     for row in rows:
         groups.setdefault(f"{row['task']} {row['level'] or ''}".strip(), []).append(row)
@@ -75,65 +90,53 @@ def search_statistics(name, rows):
 
 
 def table2(lab):
-    rows = [search_statistics(name, rows) for name, rows in groups_of(lab.rows).items()]
-    return {"title": f"what {lab.run.args.simulations} simulations per question found",
-            "rows": rows, "notes": claim("table2")}
+    rows = [search_statistics(name, rows) for name, rows in groups_of(lab.label_rows).items()]
+    return beside_paper("table2", f"what {lab.run.args.simulations} simulations per question found",
+                        rows)
 
 
 def figure9(lab):
     """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
     rows, bars = [], {}
-    for choice in dict.fromkeys((lab.run.args.choose, "shortest")):
+    for choice in dict.fromkeys((lab.choice, "shortest")):
         labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
         share = share_of_actions(labels)  # (L, 3)
         bars[choice] = share.T.tolist()
-        total = share.mean(0).tolist()
-        rows.append({"name": choice, "labels": len(labels), "skip %": 100 * total[0],
-                     "execute %": 100 * total[1], "repeat %": 100 * total[2],
+        rows.append({"name": choice, "labels": len(labels),
+                     **{f"{action} %": 100 * part
+                        for action, part in zip(ACTIONS, share.mean(0).tolist())},
                      "mean count per layer": heat(labels.float().mean(0).tolist())})
     return {"title": "the labels, per layer", "rows": rows, "bars": bars}
 
 
 # ---- accuracy in and out of domain ----
 
-def per_task(table, name, title):
-    """A row per task and the total of one asked outcome."""
-    outcome, vanilla = table.outcomes[name], table.outcomes["vanilla"]
-    tasks = np.array(table.tasks)
-    for task in [*dict.fromkeys(table.tasks), "all"]:
-        rows = torch.from_numpy(tasks == task if task != "all" else tasks != "")
-        found = summarise(outcome, vanilla, rows)
-        yield {"name": f"{title}: {task}", **found}
-
-
-def domain_table(lab, table):
-    """Vanilla, Dr.LLM, the paper's recipe (no gate), the static paths and the forced variants."""
-    main = lab.run.args.choose
-    lab.own(table)
-    if main != "shortest":
-        table.add("paper", lab.routes("shortest", gate=False))
+def domain_rows(lab, table):
+    """Vanilla, Dr.LLM, the paper's recipe (no guard) and forced variants by task, then the static
+    paths and the controls in total."""
+    own = lab.own(table)
+    table.add("paper", lab.routes("shortest", guard=False), "the paper's recipe")
     add_static(table, "dr.llm", lab.statics)
-    table.add_baselines(CONTROLS, lab.setting(table))
-    titles = {"vanilla": "vanilla", "dr.llm": f"Dr.LLM, {main}", "paper": "the paper's recipe"}
-    titles |= {name: BASELINES[name].title for name in FORCED}
-    rows = [row for name, title in titles.items() if name in table.outcomes
-            for row in per_task(table, name, title)]
-    extra = [name for name in table.outcomes if name not in titles]
-    everything = torch.ones(len(table.prompts), dtype=torch.bool)
-    return rows + [{"name": table.outcomes[name].name,
-                    **summarise(table.outcomes[name], table.outcomes["vanilla"], everything)}
-                   for name in extra]
+    table.add("shuffled", [shuffled(own.decisions[0])])
+    baselines.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
+    everything = {"all": torch.ones(len(table.prompts)).bool()}
+    groups, outcomes = numbers_of(table) | everything, table.outcomes
+    figures = lambda name, here: summarise(outcomes[name], outcomes["vanilla"], here)
+    rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, here)}
+            for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, here in groups.items()]
+    totals = ("static below", "static above", "shuffled", *CONTROLS)
+    return rows + [{"name": outcomes[name].name, **figures(name, everything["all"])}
+                   for name in totals if name in outcomes]
 
 
 def table3(lab):
-    return {"title": f"in domain, {len(lab.inside)} questions, {len(lab.seeds)} router seeds",
-            "rows": domain_table(lab, lab.table), "notes": claim("table3")}
+    title = f"in domain, {len(lab.inside)} questions, {len(lab.seeds)} router seeds"
+    return beside_paper("table3", title, domain_rows(lab, lab.table))
 
 
 def table4(lab):
-    rows = domain_table(lab, lab.far_table)
-    return {"title": f"out of domain, {len(lab.outside)} questions, {len(lab.seeds)} router seeds",
-            "rows": rows, "notes": claim("table4")}
+    title = f"out of domain, {len(lab.outside)} questions, {len(lab.seeds)} router seeds"
+    return beside_paper("table4", title, domain_rows(lab, lab.far_table))
 
 
 # ---- other methods ----
@@ -149,10 +152,17 @@ def table5(lab):
         rows.append(lab.row(f"Dr.LLM, tilt {tilt:+.2f}",
                             lambda: lab.figures(lab.routes(tilt=tilt))))
     rows += [lab.method(name, depth) for name in AT_DEPTH]
-    rows += [lab.method(name) for name in AS_THEY_ARE]
+    rows += [*as_they_are(lab), lab.method("cola")]
     return {"title": f"methods at {depth:.2f} layers", "rows": rows,
             "notes": ["oracle: the gold answer chooses the path; frozen retrofit: the method's own "
                       "training of the base model is left out"]}
+
+
+def as_they_are(lab):
+    """Rows of methods that have a depth of their own."""
+    return [*map(lab.method, AS_THEY_ARE), lab.row("shuffled", lambda: {
+        "note": "control: each question's own counts in random layers",
+        **lab.figures([shuffled(lab.own(lab.table).decisions[0])])})]
 
 
 def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
@@ -170,12 +180,12 @@ def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
 class EmbeddingRoute(RouterRoute):
     """Every layer's router sees the embeddings of the prompt instead of its own input."""
 
-    def _pool(self, hidden, lengths):
+    def pool(self, hidden, lengths):
         return self.embedded
 
     def __call__(self, layer, hidden, lengths):
         if layer == 0:
-            self.embedded = super()._pool(hidden, lengths)
+            self.embedded = super().pool(hidden, lengths)
         return super().__call__(layer, hidden, lengths)
 
 
@@ -216,8 +226,7 @@ def variant(lab, name, labels=None, kind=Routers, **changes):
         if (labels, kind, config) == (None, Routers, lab.run.config):
             return lab.figures()
         examples = lab.examples(labels or lab.labels(), config.windows)
-        return lab.figures([RouterRoute(r) for r in lab.train(*examples, config, kind=kind)],
-                           name=name)
+        return lab.figures([RouterRoute(r) for r in lab.trained(*examples, config, kind=kind)])
     return lab.row(name, make)
 
 
@@ -225,9 +234,9 @@ def table6(lab):
     def embedded():
         pooled, counts, decisions = lab.examples(lab.labels())
         pooled = pooled[:, :1].expand_as(pooled)
-        return lab.figures([EmbeddingRoute(r) for r in lab.train(pooled, counts, decisions)])
-    rows = [variant(lab, "hidden states"), lab.row("embeddings only", embedded)]
-    return {"title": "what the routers see", "rows": rows, "notes": claim("table6")}
+        return lab.figures([EmbeddingRoute(r) for r in lab.trained(pooled, counts, decisions)])
+    return beside_paper("table6", "what the routers see", [
+        variant(lab, "hidden states"), lab.row("embeddings only", embedded)])
 
 
 def figure5(lab):
@@ -237,8 +246,8 @@ def figure5(lab):
              variant(lab, "3 linear layers", kind=DeepRouters)]
     rows += [variant(lab, f"{windows} window" + "s" * (windows > 1), windows=windows)
              for windows in (1, 2, 4, 8, 16)]
-    return {"title": "the routers' shape (default: width 128, 2 linear layers, 8 windows)",
-            "rows": rows, "notes": claim("figure5")}
+    return beside_paper("figure5", "the routers' shape (default: width 128, 2 linear layers, 8 "
+                                   "windows)", rows)
 
 
 def figure7(lab):
@@ -251,10 +260,9 @@ def figure7(lab):
         labels = lab.labels()[:len(lab.labels()) // share]
         rows.append(variant(lab, f"{len(labels)} label questions", labels))
     rows += [lab.row("shortest labels", lambda: lab.figures(lab.routes("shortest"))),
-             variant(lab, "confident labels", confident(lab.rows))]
-    return {"title": "the loss and the labels (default: gamma 2, beta 0.999, "
-                     f"{len(lab.labelled)} {lab.run.args.choose} labels)",
-            "rows": rows, "notes": claim("figure7")}
+             variant(lab, "confident labels", confident(lab.label_rows))]
+    return beside_paper("figure7", "the loss and the labels (default: gamma 2, beta 0.999, "
+                                   f"{len(lab.labelled)} {lab.choice} labels)", rows)
 
 
 # ---- pictures of decisions ----
@@ -263,12 +271,12 @@ def figure1(lab):
     """Accuracy against layers: the frontier's lines and the other methods', those that can be told
     a depth at three of them."""
     found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
+    depths = (*(share * lab.L for share in SHALLOWER), own)
     methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
-    for name in AT_DEPTH + AS_THEY_ARE[:-1]:  # the frontier has the oracle
-        depths = (*(share * lab.L for share in SHALLOWER), own) if name in AT_DEPTH else (None,)
-        methods[BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
-    shown = ("static", "tilt", "control", BASELINES["cola"].title)
-    curves = {kind: found["curves"][kind] for kind in shown}
+    methods |= {BASELINES[name].title: [lab.method(name, depth) for depth in depths]
+                for name in AT_DEPTH}
+    methods |= {row["name"]: [row] for row in as_they_are(lab)}
+    curves = {kind: points for kind, points in found["curves"].items() if kind != "price"}
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
                for title, rows in methods.items()}
     return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],
@@ -278,34 +286,28 @@ def figure1(lab):
 def figure4(lab):
     """Mean count per layer and task, and quartiles of the layers run; figure 10 shows the same."""
     rows, heat_map = [], {}
-    for where, table in (("in", lab.table), ("out", lab.far_table if lab.outside else None)):
-        if table is None:
-            continue
+    tables = {"in": lab.table} | ({"out": lab.far_table} if lab.outside else {})
+    for where, table in tables.items():
         decisions = lab.own(table).decisions.float().mean(0)  # (N, L)
-        tasks = np.array(table.tasks)
-        for task in dict.fromkeys(table.tasks):
-            here = decisions[torch.from_numpy(tasks == task)]
-            spread = here.sum(1).quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
-            heat_map[f"{where} {task}"] = here.mean(0).tolist()
-            rows.append({"name": f"{where} {task}", "per layer": heat(here.mean(0).tolist()),
-                         "layers": here.sum(1).mean().item(),
-                         **dict(zip(("least", "quarter", "median", "three quarters", "most"),
-                                    spread))})
+        for task, here in numbers_of(table).items():
+            per_layer, layers = decisions[here].mean(0).tolist(), decisions[here].sum(1)
+            spread = layers.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+            heat_map[f"{where} {task}"] = per_layer
+            rows.append({"name": f"{where} {task}", "per layer": heat(per_layer),
+                         "layers": layers.mean().item(), **dict(zip(BOX, spread))})
     return {"title": "how often each layer runs", "rows": rows, "heat": heat_map,
             "notes": ["per layer: ▁ never, ▄ once, █ twice"]}
 
 
 def figure6(lab, steps=9):
-    """The paper's knob, from always skip to always repeat; without the gate, which would execute
+    """The paper's knob, from always skip to always repeat; without the guard, which would execute
     what the knob skips."""
-    rows = []
-    for p in np.linspace(-1, 1, steps).tolist():
-        routes = lambda p=p: lab.routes(control=p, gate=False)[:1]
-        rows.append(lab.row(f"p {p:+.2f}", lambda: lab.figures(routes(), name=f"p {p:+.2f}")))
-    title = "the control knob p (-0.5: the router itself), one seed, no gate"
-    return {"title": title, "rows": rows,
-            "knob": [[p, *(row[key] for key in ("accuracy", "layers", "skip", "execute", "repeat"))]
-                     for p, row in zip(np.linspace(-1, 1, steps).tolist(), rows)],
+    knob = np.linspace(-1, 1, steps).tolist()
+    rows = [lab.row(f"p {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)[:1]))
+            for p in knob]
+    return {"title": "the control knob p (-0.5: the router itself), one seed, no guard",
+            "rows": rows, "knob": [[p, *(row[key] for key in ("accuracy", "layers", *ACTIONS))]
+                                   for p, row in zip(knob, rows)],
             "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
 
 

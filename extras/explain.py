@@ -1,17 +1,16 @@
 """Watch a question travel the stack: what every router thought, what was run, what came of it.
 
-In the terminal, one question: per layer the three probabilities (paper §3.1), whether the gate
+In the terminal, one question: per layer the three probabilities (paper §3.1), whether the guard
 stepped in, the decision; then the answer beside the plain model's. With --html, a page of its own
 for a whole evaluation: the heat map of layers by questions, to sort, filter and open.
 
-Questions are asked through answers.answer, as everywhere; a Witness around the routers' route only
-looks on. The page needs no network and no server, runs no script but its own, and treats questions
-and answers as text, whatever they say.
+Questions are asked through tasks.answer, as everywhere; a WitnessRoute around the routers' route
+only looks on. The page needs no network and no server, runs no script but its own, and treats
+questions and answers as text, whatever they say.
 
     python -m extras.explain --question "7 * 3 + 2 - 5 * 2 - 8 + 6 * 3 - 4 ="
     python -m extras.explain --html runs/demo/explain.html
 """
-import argparse
 import base64
 import hashlib
 import json
@@ -25,13 +24,10 @@ import torch
 from tqdm import tqdm
 
 import cli
-from answers import Answers, answer, batches, prepare
 from cli import InputError, write_whole
-from drllm import RouterRoute, Routers, pool_windows, window_counts
-from label import DEMO_MODEL
+from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
-from tasks import Question, load_all
-from train import DEMO_TEST
+from tasks import Answers, Question, answer, batches, load_all, prepare
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
 
@@ -47,60 +43,59 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 # ---- looking on ----
 
-class Witness:
+class WitnessRoute:
     """A Route that decides as a RouterRoute does and keeps what led to every decision.
 
-    probabilities: per batch and layer (B, 3), in the order asked. closed: (B,) bool each, the
-    layers whose gate holds the prompt for strange, which are executed whatever the router says.
+    probabilities: per batch and layer (B, 3), in the order asked. guarded: (B,) bool each, where
+    the guard finds the prompt strange, so that the layer is executed whatever its router says.
     """
 
     def __init__(self, route):
         self.route, self.num_layers = route, route.num_layers
-        self.probabilities, self.closed = [], []
+        self.probabilities, self.guarded = [], []
 
     def __call__(self, layer, hidden, lengths):
-        routers = self.route.routers
-        pooled = pool_windows(hidden, lengths, routers.windows)
-        strange = routers.is_strange(layer, pooled, window_counts(lengths, routers.windows))
-        self.probabilities.append(self.route.logits(layer, hidden, lengths).softmax(-1).cpu())
-        self.closed.append(strange.cpu() & self.route.gate)
+        pooled, counts = self.route.pool(hidden, lengths)
+        strange = self.route.routers.is_strange(layer, pooled, counts)
+        self.probabilities.append(self.route.logits(layer, pooled, counts).softmax(-1).cpu())
+        self.guarded.append(strange.cpu() & self.route.guard)
         return self.route(layer, hidden, lengths)
 
     def by_question(self, order):
-        """(probabilities (N, L, 3), closed (N, L)); order: the question in each row seen."""
+        """(probabilities (N, L, 3), guarded (N, L)); order: the question in each row seen."""
         L, back = self.num_layers, torch.tensor(order).argsort()
         whole = lambda seen: torch.cat([torch.stack(seen[start:start + L], 1)
                                         for start in range(0, len(seen), L)])[back]
-        return whole(self.probabilities), whole(self.closed)
+        return whole(self.probabilities), whole(self.guarded)
 
 
 @dataclass
 class Evaluation:
     """N questions asked twice. plain, routed: their Answers. probabilities: (N, L, 3), of the
-    routers with their tilt. closed: (N, L) bool, where the gate was closed."""
+    routers with their tilt. guarded: (N, L) bool, where the guard stepped in."""
     prompts: list
     plain: Answers
     routed: Answers
     probabilities: torch.Tensor
-    closed: torch.Tensor
+    guarded: torch.Tensor
 
 
 def watch(model, tokenizer, prompts, route, batch_size=512):
     """The Evaluation of prompts by the plain model and by a RouterRoute."""
-    witness = Witness(route)
+    witness = WitnessRoute(route)
     order = [i for rows in batches(prompts, batch_size) for i in rows]
     few = len(prompts) < 2
     with tqdm(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
         plain, routed = (answer(model, tokenizer, prompts, way, batch_size, bar.update)
                          for way in (None, witness))
-    probabilities, closed = witness.by_question(order)
+    probabilities, guarded = witness.by_question(order)
     finite = probabilities.isfinite().all((1, 2)) & plain.confidence.isfinite() \
         & routed.confidence.isfinite()
     if not finite.all():
         worst = prompts[int(finite.long().argmin())].question.id
         raise InputError(f"question {worst!r}: the model's numbers overflow, as on "
                          f"{int((~finite).sum())} of {len(prompts)} questions; try --dtype float32")
-    return Evaluation(prompts, plain, routed, probabilities, closed)
+    return Evaluation(prompts, plain, routed, probabilities, guarded)
 
 
 # ---- what is told of a question, in the terminal and on the page ----
@@ -131,7 +126,7 @@ def records(evaluation):
     """One object per question, ready for JSON.
 
     decisions: L digits, how often each layer ran. routers: what its router alone would have done.
-    closed: L digits, 1 where the gate was closed. percents: L of [skip, execute, repeat].
+    guarded: L digits, 1 where the guard stepped in. percents: L of [skip, execute, repeat].
     """
     digits = lambda row: "".join(str(int(value)) for value in row)
     return [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
@@ -140,7 +135,7 @@ def records(evaluation):
              "routed": told(evaluation.routed, n, p.question),
              "decisions": digits(evaluation.routed.decisions[n]),
              "routers": digits(evaluation.probabilities[n].argmax(-1)),
-             "closed": digits(evaluation.closed[n]),
+             "guarded": digits(evaluation.guarded[n]),
              "percents": [percents(layer) for layer in evaluation.probabilities[n].tolist()]}
             for n, p in enumerate(evaluation.prompts)]
 
@@ -164,16 +159,16 @@ def bar_widths(shares, width=BAR):
 
 
 def layer_line(layer, record, paint):
-    """`7  repeat  ▪▪  ░░▒▒▒▒██████  10  30  60`, and what the gate did."""
+    """`7  repeat  ▪▪  ░░▒▒▒▒██████  10  30  60`, and what the guard did."""
     shares = record["percents"][layer]
     decision, said = int(record["decisions"][layer]), int(record["routers"][layer])
     bar = "".join(paint(fill * width, colour)
                   for fill, colour, width in zip(FILLS, COLOURS, bar_widths(shares)))
-    gate = "gate" if said == decision else f"gate, not {DECISIONS[said]}"
+    guard = " guard" if said == decision else f" guard, no {DECISIONS[said]}"
     word = paint(f"{DECISIONS[decision]:<7} {MARKS[decision]:<2}", COLOURS[decision])
     numbers = f"{shares[0]:>3} {shares[1]:>4} {shares[2]:>3}"
-    gate = f"  {gate}" if record["closed"][layer] == "1" else ""
-    return f"{layer:>5}  {word}  {bar}  {numbers}{gate}"
+    guard = guard if record["guarded"][layer] == "1" else ""
+    return f"{layer:>5}  {word}  {bar}  {numbers}{guard}"
 
 
 def answer_line(name, told, paint):
@@ -250,7 +245,7 @@ def asked(args, tokenizer):
     text = args.question.strip()
     if not text:
         raise InputError("--question: the question is empty")
-    is_demo = args.model.resolve() == DEMO_MODEL
+    is_demo = args.model.resolve() == cli.DEMO_MODEL
     prompt = text if "Answer:" in text else demo_prompt(text) if is_demo else None
     unknown = getattr(tokenizer.fast.model, "unk_token", None)
     strange = [word for word in text.split()
@@ -276,31 +271,20 @@ def chosen_questions(args, tokenizer):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m extras.explain",
-                                     description=__doc__.split("\n")[0])
-    cli.add_model_flags(parser, DEMO_MODEL)
+    parser = cli.Parser(prog="python -m extras.explain", description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
     parser.add_argument("--routers", type=Path, default=DEMO_ROUTERS, metavar="FILE",
-                        help="router file (default: %(default)s)")
+                        help="router file")
     parser.add_argument("--question", metavar="TEXT", help="a question of your own")
     parser.add_argument("--answer", metavar="TEXT", help="its right answer, if you know it")
-    parser.add_argument("--data", nargs="+", default=DEMO_TEST, metavar="FILE",
-                        help="question files, FILE or TASK=FILE (default: the demo's test)")
-    parser.add_argument("--id", help="the question of --data to explain (default: the first)")
+    parser.add_argument("--id", help="the question of --data to explain; without it the first")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
-    parser.add_argument("--limit", type=int, help="only the first N questions on the page")
-    parser.add_argument("--tilt", type=float, default=0.0,
+    parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
-    parser.add_argument("--no-gate", action="store_true",
+    parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
-    parser.add_argument("--skip-bad-rows", action="store_true",
-                        help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=int, default=512, help="questions answered at once")
-    args = parser.parse_args(argv)
-    for name in ("limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    return args
+    return parser.parse_args(argv)
 
 
 def short_name(path):
@@ -315,9 +299,10 @@ def main(argv=None):
         hint = "run `make` first, which trains the demo's" if args.routers == DEMO_ROUTERS else \
             "train.py writes one"
         raise InputError(f"{args.routers}: no such router file; {hint}")
+    cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    route = RouterRoute(Routers.load(args.routers, model), args.tilt, gate=not args.no_gate)
+    route = RouterRoute(Routers.load(args.routers, model), args.tilt, guard=not args.no_guard)
     prompts, too_long = prepare(chosen_questions(args, tokenizer), tokenizer, model)
     if not prompts:
         raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
@@ -328,7 +313,7 @@ def main(argv=None):
         return
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "tilt": f"{args.tilt:+g}", "gate": "off" if args.no_gate else "on",
+             "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on",
              "too long for the context": str(len(too_long))}
     text = page(about, rows).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))

@@ -61,11 +61,12 @@ def score(model, contexts, continuations, route=None):
             hidden = torch.cat((first, decode(model, targets[:, :-1], cache)), 1)  # (B, T, D)
         for row, size in enumerate(sizes):
             if nth < len(continuations[row]):  # row by row, for logits are as wide as V
-                answers[row].append(judge(model.head(hidden[row, :size]), targets[row, :size]))
+                logits = model.head(hidden[row, :size])
+                answers[row].append(likelihood(logits, targets[row, :size]))
     return answers, cache.decisions
 
 
-def judge(logits, targets):
+def likelihood(logits, targets):
     """(log-probability, is greedy) of targets (T,) under logits (T, V)."""
     picked = logits.float().log_softmax(-1).gather(1, targets[:, None])
     return picked.sum().item(), logits.argmax(-1).equal(targets)
@@ -93,7 +94,7 @@ class DrLLM(TemplateLM):
     max_gen_toks = 256  # the harness's own default
     tokenizer_name = eot_token_id = prefix_token_id = None  # properties of the base class
 
-    def __init__(self, model, routers=None, control=-0.5, tilt=0.0, gate=True, device="cpu",
+    def __init__(self, model, routers=None, control=-0.5, tilt=0.0, guard=True, device="cpu",
                  dtype=None, batch_size=1, max_batch_size=32, max_length=None):
         super().__init__()
         if dtype not in (None, "auto", *DTYPES) or not -1 <= float(control) <= 1:
@@ -103,7 +104,7 @@ class DrLLM(TemplateLM):
             device = "cpu"  # the harness asks for cuda:0 wherever it runs
         self.model = load_model(model, device, DTYPES.get(dtype))
         self.route = routers and RouterRoute(Routers.load(routers, self.model), float(tilt),
-                                             float(control), gate)
+                                             float(control), guard)
         self.tokenizer, self.tokenizer_name = load_tokenizer(model), str(model)
         special, context = self.tokenizer.special, self.model.config.max_positions
         texts = [special[name] for name in ("bos_token", "eos_token") if name in special]

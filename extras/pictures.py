@@ -43,6 +43,10 @@ def plain(axes, xlabel, ylabel=""):
     axes.set_ylabel(ylabel)
 
 
+def legend(figure, axes, place, **how):
+    figure.legend(*axes.get_legend_handles_labels(), loc=f"outside {place}", fontsize=8, **how)
+
+
 def heat(figure, result):
     """Mean count per task and layer, and beside it the spread of the layers run."""
     names, values = list(result["heat"]), list(result["heat"].values())
@@ -60,22 +64,27 @@ def heat(figure, result):
     plain(right, "layers per forward pass")
 
 
+def stacked(axes, places, shares, width=0.8):
+    """Bars of the three actions' shares, one upon the other."""
+    base = [0.0] * len(places)
+    for (action, colour), share in zip(ACTIONS, shares):
+        axes.bar(places, share, width, bottom=base, color=colour, label=action)
+        base = [low + more for low, more in zip(base, share)]
+
+
 def bars(figure, result):
-    """Stacked shares of the three actions per layer, one panel per set of decisions."""
+    """Shares of the three actions per layer, one panel per set of decisions."""
     panels = result["bars"]
     figure.set_size_inches(3.2 * len(panels), 2.8)
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, shares) in zip(drawn, panels.items()):
-        base = [0.0] * len(shares[0])
-        for (action, colour), share in zip(ACTIONS, shares):
-            axes.bar(range(len(share)), share, bottom=base, color=colour, label=action)
-            base = [low + more for low, more in zip(base, share)]
+        layers = range(len(shares[0]))
+        stacked(axes, layers, shares)
         axes.set_title(name, fontsize=8)
         axes.set_ylim(0, 1)
-        axes.set_xticks(range(0, len(base), max(1, len(base) // 6)))
+        axes.set_xticks(layers[::max(1, len(layers) // 6)])
         plain(axes, "layer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                  fontsize=8)
+    legend(figure, axes, "lower center", ncols=3)
 
 
 def curves(figure, result):
@@ -89,7 +98,7 @@ def curves(figure, result):
             axes.plot([x for x, _ in points], [100 * y for _, y in points], next(shapes) + "-",
                       ms=4, lw=1, label=name, color="black" if name == "static" else None)
     plain(axes, "layers per forward pass", "right %")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    legend(figure, axes, "right upper")
 
 
 def knob(figure, result):
@@ -102,13 +111,9 @@ def knob(figure, result):
     beside = left.twinx()
     beside.plot(p, layers, "s--", color="#d1495b")
     beside.set_ylabel("layers, dashed")
-    base = [0.0] * len(p)
-    for (action, colour), share in zip(ACTIONS, shares):
-        right.bar(p, share, 0.9 * (p[1] - p[0]), bottom=base, color=colour, label=action)
-        base = [low + more for low, more in zip(base, share)]
+    stacked(right, p, shares, 0.9 * (p[1] - p[0]))
     plain(right, "p", "share of decisions")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3,
-                  fontsize=8)
+    legend(figure, right, "lower right", ncols=3)
 
 
 def changes(figure, result):

@@ -12,7 +12,6 @@ saves; of the others: how many are repaired. With the standard error over questi
 
     python -m extras.searches --limit 400
 """
-import argparse
 import math
 import random
 from dataclasses import dataclass, replace
@@ -23,12 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
-from answers import prepare
-from label import DEMO_LABEL, DEMO_MODEL, add_reuse_flag, question_rng, search_all
+from label import add_search_flags, question_rng, search_all
 from mcts import EXECUTE, REPEAT, SKIP, SearchConfig, SearchResult, is_legal, search, select
 from model_llama import load_model, load_tokenizer
-from reuse import Prefixes
-from tasks import load_all
+from tasks import load_all, prepare
 
 RULES = ("ours", "chain", "restarts", "root first", "random")
 
@@ -37,14 +34,13 @@ RULES = ("ours", "chain", "restarts", "root first", "random")
 
 def newest_leaf(root, known, config, rng, restart=False):
     """mcts.select of the authors' chain: the last child of the last child of ... the root."""
-    node = root
-    while node.children:
-        node = node.children[-1]
-    node.untried = [path for path in node.untried if path not in known]
-    if node.untried:
-        return node
-    root.untried = [path for path in root.untried if path not in known]
-    return root if restart and root.untried else None
+    newest = root
+    while newest.children:
+        newest = newest.children[-1]
+    for node in (newest, root) if restart else (newest,):
+        if any(path not in known for path in node.edits):
+            return node
+    return None
 
 
 def random_path(num_layers, length, rng):
@@ -164,21 +160,18 @@ def row_text(rule, row):
 def ask_model(model, tokenizer, prompts, config, args, searcher):
     with tqdm(total=len(prompts) * (config.simulations + 1), unit="path", leave=False) as bar:
         found = search_all(model, tokenizer, prompts, config, args.seed, args.batch_size,
-                           bar.update, Prefixes(int(args.reuse_memory * 2 ** 30)), searcher)
+                           bar.update, args.reuse_memory, searcher)
         return [result for _, result, _ in found]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    cli.add_model_flags(parser, DEMO_MODEL)
-    parser.add_argument("--data", nargs="+", default=[DEMO_LABEL], metavar="FILE")
+    parser = cli.Parser(prog="python -m extras.searches", description=__doc__.split("\n")[0])
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
+    add_search_flags(parser)
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--simulations", type=int, default=SearchConfig().simulations)
-    parser.add_argument("--limit", type=int, help="take only the first N questions")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=256, help="searches under way at once")
-    add_reuse_flag(parser)
     args = parser.parse_args(argv)
+    cli.use_device(args)
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     made_up = puzzles(1000, seed=args.seed)
     drive = lambda searcher: [solve(puzzle, searcher(12, config, question_rng(str(n), args.seed)))
@@ -188,7 +181,7 @@ def main(argv=None):
                              f"{most:.2f} layers can be saved", drive)}
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    prompts, _ = prepare(load_all(args.data)[:args.limit], tokenizer, model)
+    prompts, _ = prepare(load_all(args.data, args.skip_bad_rows)[:args.limit], tokenizer, model)
     rows["model"] = table(f"{args.model}: {len(prompts)} questions, {args.simulations} simulations",
                           partial(ask_model, model, tokenizer, prompts, config, args))
     if args.out:

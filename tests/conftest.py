@@ -82,7 +82,7 @@ def own_answers(folder, number, seed=0):
 @pytest.fixture
 def tiny_questions(tmp_path):
     """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
-    from answers import prepare
+    from tasks import prepare
     from model_llama import load_model, load_tokenizer
     from tasks import read_row
     from tiny import save_tiny, tiny_model

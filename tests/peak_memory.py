@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli import DTYPES  # noqa: E402
 from hf_folder import read_config  # noqa: E402
-from model_llama import Llama, checkpoint_views, load_model  # noqa: E402
+from model_llama import Llama, load_model  # noqa: E402
 
 
 def random_folder(source, folder):
@@ -32,8 +32,7 @@ def random_folder(source, folder):
         model.lm_head.weight = model.embed_tokens.weight
     for parameter in model.parameters():
         parameter.data.uniform_(-0.05, 0.05)
-    save_file({name: view.contiguous() for name, view in checkpoint_views(model).items()},
-              folder / "model.safetensors")
+    save_file(model.named_weights(), folder / "model.safetensors")
 
 
 def resident(peak=False):

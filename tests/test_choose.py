@@ -1,15 +1,21 @@
 """Which right path becomes the label: each choice on cases small enough to do by hand."""
+import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import choose
 from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
                     half_gain_price, neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
+from model_llama import fixed, generate
+from tasks import grade
 
+seeds = st.integers(0, 10**6)
 DEFAULT, SHORT, LONG = (1, 1, 1), (1, 0, 1), (1, 2, 1)
 
 
@@ -43,16 +49,93 @@ def test_consensus_takes_what_neighbours_share_among_the_paths_right_for_the_que
     assert consensus(right, share, paths, 0.2)[0] == SHORT
 
 
+# ---- several paths are equally good ----
+
+THREES = list(itertools.product((0, 1, 2), repeat=3))
+
+
+@st.composite
+def met(draw):
+    """Right paths in the order they were met, with probabilities among which many are equal."""
+    paths = draw(st.lists(st.sampled_from(THREES), unique=True, max_size=8))
+    return [(path, draw(st.sampled_from((0.25, 0.5, 0.75)))) for path in paths]
+
+
+def first_best(paths, worth):
+    """The first of the paths whose worth no other exceeds; None of none."""
+    best = max(map(worth, paths), default=None)
+    return next((path for path in paths if worth(path) == best), None)
+
+
+@given(met())
+def test_of_equally_short_paths_the_first_met_is_the_papers_label(correct):
+    """The last of equals: another tree of the same question would be taught from."""
+    paths = [path for path, _ in correct if path != DEFAULT]
+    right = [(DEFAULT, 0.5)] + [(path, 0.5) for path in paths]  # the default is asked first
+    best = first_best([DEFAULT, *paths], lambda path: -sum(path))
+    assert shortest([row(True, best, right)]) == [best]
+    if paths:
+        assert shortest([row(False, paths[0], right[1:])]) == [paths[0]]
+
+
+@given(met(), st.sampled_from((0.0, 0.125, 1.0)))
+def test_of_equally_sure_paths_the_first_met_is_the_label(correct, price):
+    """The last of equals, or whichever of them a set or a sort happens to bring up."""
+    sure = dict(correct)
+    best = first_best(list(sure), lambda path: sure[path] - price * sum(path))
+    assert confident([row(False, DEFAULT, correct)], price) == [best]
+
+
+@given(st.integers(1, 6), st.lists(st.sampled_from(THREES), unique=True, min_size=1, max_size=8),
+       st.sampled_from((0.0, 0.125, 1.0)), seeds)
+def test_of_paths_with_equal_consensus_the_first_listed_is_the_label(N, paths, price, seed):
+    """The last of equals: the default path, which stands first, would lose where nothing beats it.
+    Shares are quarters, so many are exactly equal."""
+    rng = torch.Generator().manual_seed(seed)
+    right = torch.rand(N, len(paths), generator=rng) < 0.7
+    share = torch.randint(5, (N, len(paths)), generator=rng) / 4
+    for n, label in enumerate(consensus(right, share, paths, price)):
+        worth = {path: share[n, k].item() - price * sum(path)
+                 for k, path in enumerate(paths) if right[n, k]}
+        assert label == first_best(list(worth), worth.get)
+
+
+# ---- the price of a layer ----
+
+def half_gain_cases(short_right):
+    """Eight questions: the default answers 2, a path of 12 layers all 8, one of 6 short_right."""
+    paths = [(1,) * 8, (2, 2, 2, 2, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1, 1, 1)]
+    right = torch.tensor([[n < 2, True, n < short_right] for n in range(8)])
+    return right, right.float().mean(0).expand(8, 3), paths
+
+
 def test_half_gain_price_by_hand():
-    """Ten questions: the default answers 4, a path of two layers more all 10, one of two fewer 7.
-    Half of the gain of 6 is 7 right: the short path still has it. Where it answers 6, it has not."""
-    paths = [(1,) * 6, (2, 2, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1)]
-    answers = lambda short: torch.tensor([[n < 4, True, n < short] for n in range(10)])
-    share = lambda right: right.float().mean(0).expand(10, 3)
-    assert half_gain_price(answers(7), share(answers(7)), paths) == 0.1
-    # 1.0 - 8p against 0.6 - 4p: beyond 0.1 the short path would be chosen
-    assert half_gain_price(answers(6), share(answers(6)), paths) == pytest.approx(0.1, abs=0.0051)
-    assert half_gain_price(answers(8), share(answers(8)), paths) == 0.1
+    """Half of the gain of 6 is kept with 5 right. Neighbours see 1 - 12p in the long path and
+    0.5 - 6p in a short one that answers 4: beyond p = 0.0833 it is chosen, and 4 are too few."""
+    assert half_gain_price(*half_gain_cases(4)) == pytest.approx(0.08)
+    assert half_gain_price(*half_gain_cases(5)) == pytest.approx(0.1)  # enough at any price
+    right, share, paths = half_gain_cases(4)
+    # neighbours who praise what never answers: nothing is kept at any price, the lowest is taken
+    misled = right & torch.tensor([True, False, False])
+    assert half_gain_price(misled, share, paths) == pytest.approx(0.005)
+
+
+@given(st.sampled_from((4, 8, 16)), st.lists(st.integers(2, 14), min_size=2, max_size=5), seeds)
+def test_half_gain_price_is_the_largest_that_keeps_half(N, lengths, seed):
+    """Always the highest price, the lowest, or one too far: what each price keeps is counted."""
+    rng = torch.Generator().manual_seed(seed)
+    right = torch.rand(N, len(lengths), generator=rng) < torch.rand(len(lengths), generator=rng)
+    share = torch.rand(N, len(lengths), generator=rng)
+    prices = [n / 200 for n in range(1, 21)]
+
+    def answered(price):
+        worth = share - price * torch.tensor(lengths).float()
+        return sum(right[n, row.argmax()].item() for n, row in enumerate(worth))
+
+    most = max(map(answered, prices))
+    kept = [p for p in prices if 2 * answered(p) >= right[:, 0].sum().item() + most]
+    found = half_gain_price(right, share, [(1,) * length for length in lengths])
+    assert found == pytest.approx(max(kept, default=0.005))
 
 
 @pytest.mark.task("3.3")
@@ -104,6 +187,37 @@ def test_edit_effects_ignore_how_hard_a_question_is():
     assert edit_effects([easy, hard]).abs().max() < 1e-6
 
 
+def tried(right, wrong, times):
+    """A labels row of a search that tried these two paths so many times each."""
+    return {"correct": [(right, 1.0)] * times, "wrong": [wrong] * times}
+
+
+def test_edit_effects_by_hand():
+    """40 tries with and 40 without the edit: both columns are half above and half below their mean,
+    so the effect is 20 / (20 + ridge). Uncentred edits would give 20 / (40 + ridge)."""
+    found = edit_effects([tried((0, 1), (1, 1), 40)], ridge=20.0)
+    assert torch.allclose(found, torch.tensor([[0.5, 0, 0], [0, 0, 0]]), atol=1e-6)
+    found = edit_effects([tried((1, 1), (1, 2), 40)], ridge=60.0)
+    assert torch.allclose(found, torch.tensor([[0, 0, 0], [0, 0, -0.25]]), atol=1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from((0, 2)), seeds)
+def test_an_edit_that_all_paths_of_a_question_share_says_nothing(layers, questions, edit, seed):
+    """Edits that are not centred, or over all questions at once: a layer that one question always
+    skips would seem to matter, and would change what the others seem to do."""
+    rng = random.Random(seed)
+    plain, shared = [], []
+    for question in range(questions):
+        paths = [[rng.randrange(3) for _ in range(layers)] for _ in range(10)]
+        split = rng.randrange(11)
+        for rows, first in ((plain, 1), (shared, rng.choice((1, edit)))):
+            rows.append({"correct": [((first, *path), 1.0) for path in paths[:split]],
+                         "wrong": [[first, *path] for path in paths[split:]]})
+    found = edit_effects(shared)
+    assert found[0].abs().max() < 1e-5
+    assert torch.allclose(found, edit_effects(plain), atol=1e-5)
+
+
 @given(st.integers(1, 9), st.integers(0, 10**6), st.floats(0, 0.5))
 def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
     effects = torch.randn(layers, 3, generator=torch.Generator().manual_seed(seed))
@@ -131,6 +245,60 @@ def test_good_paths_hold_the_default_and_do_what_they_promise(tiny_questions):
     assert together[0] == (1, 1, 1) and all(is_legal(path) for path in together)
     alone = set().union(*(good_paths(model, tokenizer, prompts, rows, [g]) for g in groups))
     assert set(together) == alone
+
+
+def paths_found(monkeypatch, groups, worth):
+    """good_paths of a model of ten layers that is not there: question n answers along a path with
+    probability worth(n, path). groups: the rows of each group."""
+    def asked(model, tokenizer, prompts, paths, *args, **how):
+        return torch.tensor([[worth(n, path) for path in paths] for n in prompts])
+
+    monkeypatch.setattr(choose, "along_each", asked)
+    rows = sum(groups, [])
+    numbers = iter(range(len(rows)))
+    members = [[next(numbers) for _ in group] for group in groups]
+    model = SimpleNamespace(config=SimpleNamespace(num_layers=10))
+    return good_paths(model, None, list(range(len(rows))), rows, members)
+
+
+def but(layer, count):
+    """The default path of ten layers with another count at one of them."""
+    return tuple(count if here == layer else 1 for here in range(10))
+
+
+def test_good_paths_stay_between_seven_tenths_and_fourteen_tenths_of_the_depth(monkeypatch):
+    """The band left out, or without its ends. Skips down to 3 layers and repeats up to 17 are
+    suggested; every length is on the frontier, as each further layer is worth less."""
+    skips = [tried(but(0, 1), but(0, 1), 1)]  # no effect at all: only a price makes skips pay
+    repeats = [tried(but(layer, 2), but(0, 1), 100) for layer in range(10)]
+    found = paths_found(monkeypatch, [skips, repeats], lambda n, path: (sum(path) / 20) ** 0.5)
+    assert found[0] == but(0, 1)
+    assert sorted(map(sum, found)) == [7, 8, 9, 10, 11, 12, 13, 14]
+
+
+def test_good_paths_are_each_groups_own(monkeypatch):
+    """Groups put together, or asked each other's questions. One group is helped by skipping layer
+    1, the other by skipping layer 7; every other edit costs 0.2."""
+    def worth(n, path):
+        helps = but(1 if n < 4 else 7, 0)
+        return (path[helps.index(0)] == 0) + 1 - 0.2 * sum(a != b for a, b in zip(path, helps))
+
+    groups = [[tried(but(layer, 0), but(0, 1), 100)] * 4 for layer in (1, 7)]
+    assert paths_found(monkeypatch, groups, worth) == [but(0, 1), but(1, 0), but(7, 0)]
+
+
+def test_along_each_columns_are_the_paths_in_the_order_given(tiny_questions):
+    """Columns in the order in which the paths happen to be asked; rows in that of the lengths."""
+    model, tokenizer, prompts = tiny_questions
+    paths = random.Random(0).sample(THREES, 12)
+    made = along_each(model, tokenizer, prompts, paths, batch_size=3)
+    assert paths != sorted(paths) and made.shape == (len(prompts), 12)
+    for k, path in enumerate(paths):
+        for n, prompt in enumerate(prompts):
+            said = generate(model, [prompt.ids], fixed(path), 2, tokenizer.stop_ids)
+            right = grade(tokenizer.decode(said.tokens[0]), prompt.question) > 0
+            assert (made[n, k] > 0) == right
+    assert len(set(map(tuple, (made > 0).T.tolist()))) > 3  # else a wrong order would not show
 
 
 def test_along_each_says_which_path_answers_which_question(tiny_questions):

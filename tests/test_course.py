@@ -110,7 +110,7 @@ def test_a_body_of_one_line_and_one_without_docstring():
     source = ("def f(a,\n      b=1):\n    return a\n\n\nclass C:\n    def g(self):\n"
               "        '''Doc.'''\n        x = 1\n        return x\n\n    h = 2\n")
     assert blank(source, {"f": "one", "C.g": "two"}) == (
-        "def f(a,\n      b=1):\n    raise NotImplementedError(\"one\")\n\n\nclass C:\n"
+        'def f(a,\n      b=1):\n    raise NotImplementedError("one")\n\n\nclass C:\n'
         "    def g(self):\n        '''Doc.'''\n        raise NotImplementedError(\"two\")\n\n"
         "    h = 2\n")
 
@@ -215,9 +215,10 @@ def report(**changes):
     """A right report: 100 of 400 questions lost, 20 won."""
     baseline, changed = [1] * 200 + [0] * 200, [1] * 100 + [0] * 280 + [1] * 20
     mean, half = figures(baseline, changed)
-    return {"question": "q?", "made_with": "python x.py", "baseline_name": "a",
-            "changed_name": "b", "conclusion": "c", "baseline": baseline, "changed": changed,
-            "difference": mean, "interval": [mean - half, mean + half], "verdict": "worse"} | changes
+    right = {"question": "q?", "made_with": "python x.py", "baseline_name": "a",
+             "changed_name": "b", "conclusion": "c", "baseline": baseline, "changed": changed,
+             "difference": mean, "interval": [mean - half, mean + half], "verdict": "worse"}
+    return right | changes
 
 
 def test_figures_of_an_ablation_by_hand():

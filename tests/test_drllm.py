@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny import WORDS, tiny_model
 
 from cli import InputError
-from drllm import (GATE, RouterRoute, Routers, class_weights, fit_gate, focal_loss, interpolate,
+from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss, interpolate,
                    pool_windows, window_counts, window_matrix)
 from model_llama import Slot, fixed, generate, pad, prefill
 
@@ -284,6 +284,7 @@ def test_control_out_of_range_is_refused(control):
         interpolate(torch.tensor([0.2, 0.3, 0.5]), control)
 
 
+@settings(derandomize=True)  # logits so close that their softmax is a tie
 @given(ragged, seeds)
 def test_route_at_control_minus_one_half_takes_the_largest_logit(lengths, seed):
     """The shortcut of the plain route and the knob's formula must agree."""
@@ -325,9 +326,25 @@ def test_larger_tilt_never_lowers_a_count(lengths, seed, tilt, increase):
         assert (more >= less).all()
 
 
-# ---- the gate ----
+@given(ragged, seeds, st.sampled_from([(1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1)]),
+       st.sampled_from([-0.5, -0.2, 0.7]))
+def test_only_allowed_decisions_are_taken_and_the_likeliest_of_them(lengths, seed, allowed, knob):
+    """A router that may not repeat must not fall back on executing: its second choice counts."""
+    lengths, routers = torch.tensor(lengths), random_routers(seed)
+    hidden = randn(seed, len(lengths), int(lengths.max()), D)
+    route = RouterRoute(routers, control=knob, allowed=tuple(map(bool, allowed)))
+    for layer in range(3):
+        pooled = pool_windows(hidden, lengths, 4)[:, None]
+        logits = routers(pooled, window_counts(lengths, 4), slice(layer, layer + 1))[:, 0]
+        chances = interpolate(logits.softmax(-1), knob)
+        for decision, chance in zip(route(layer, hidden, lengths).tolist(), chances):
+            assert allowed[decision]
+            assert chance[decision] >= max(c for c, may in zip(chance, allowed) if may) - 1e-6
 
-LENGTHS = torch.arange(120) % 12 + 1  # of the prompts the gate is fitted on; some under 4 tokens
+
+# ---- the guard ----
+
+LENGTHS = torch.arange(120) % 12 + 1  # of the prompts the guard is fitted on; some under 4 tokens
 
 
 def strange_prompts(seed, scale):
@@ -335,51 +352,51 @@ def strange_prompts(seed, scale):
     return [scale * size * randn(seed + size, len(LENGTHS), 12, D) for size in (1, 2, 4)]
 
 
-def gated_routers():
-    """Routers that skip every layer, gated on prompts of scale 1."""
+def guarded_routers():
+    """Routers that skip every layer, guarded on prompts of scale 1."""
     pooled = torch.stack([pool_windows(h, LENGTHS, 4) for h in strange_prompts(0, 1.0)], 1)
     routers = random_routers(0)
     routers.w2.zero_()
     routers.b2.copy_(torch.tensor([9.0, 0.0, 0.0]))
-    routers.set_gate(*fit_gate(pooled, window_counts(LENGTHS, 4)))
+    routers.set_guard(*fit_guard(pooled, window_counts(LENGTHS, 4)))
     return routers
 
 
 def distance_by_hand(routers, layer, hidden):
     """From the mean of a prompt's windows (T, D without padding) to its third nearest point."""
     means = [hidden[tokens].mean(0) for tokens in windows_by_hand(len(hidden), routers.windows)]
-    state = torch.stack(means).mean(0) @ routers.gate_projection
-    return sorted((state - point).norm().item() for point in routers.gate_points[layer])[2]
+    state = torch.stack(means).mean(0) @ routers.guard_projection
+    return sorted((state - point).norm().item() for point in routers.guard_points[layer])[2]
 
 
-def test_gate_limit_is_what_99_percent_of_the_prompts_left_out_stay_within():
+def test_guard_limit_is_what_99_percent_of_the_prompts_left_out_stay_within():
     """Points judged by themselves are at distance 0 of one: the limit would be far too small."""
-    routers = gated_routers()
+    routers = guarded_routers()
     for layer, hidden in enumerate(strange_prompts(0, 1.0)):
-        points = routers.gate_points[layer]
+        points = routers.guard_points[layer]
         assert len(points) == 60
         states = [torch.stack([h[t].mean(0) for t in windows_by_hand(n, 4)]).mean(0)
-                  @ routers.gate_projection for h, n in zip(hidden, LENGTHS.tolist())]
+                  @ routers.guard_projection for h, n in zip(hidden, LENGTHS.tolist())]
         left_out = [row for row, state in enumerate(states)
                     if min((state - point).norm() for point in points) > 1e-3]
         assert len(left_out) == 60
         distances = torch.tensor([distance_by_hand(routers, layer, hidden[row, :LENGTHS[row]])
                                   for row in left_out])
-        torch.testing.assert_close(routers.gate_limits[layer], distances.quantile(0.99),
+        torch.testing.assert_close(routers.guard_limits[layer], distances.quantile(0.99),
                                    rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale, least, most", [(1.0, 0.0, 0.1), (1.7, 0.1, 0.9), (9.0, 0.9, 1.0)])
-def test_gated_layers_execute_for_strange_prompts_and_only_for_those(scale, least, most):
-    """The gate upside down, one layer's limit for all, or a mean that counts unused windows."""
-    routers = gated_routers()
+def test_guarded_layers_execute_for_strange_prompts_and_only_for_those(scale, least, most):
+    """The guard upside down, one layer's limit for all, or a mean that counts unused windows."""
+    routers = guarded_routers()
     for layer, hidden in enumerate(strange_prompts(7, scale)):
         decisions = routers.route(layer, hidden, LENGTHS)
-        limit = routers.gate_limits[layer].item()
+        limit = routers.guard_limits[layer].item()
         assert decisions.tolist() == [
             int(distance_by_hand(routers, layer, h[:n]) > limit) for h, n in zip(hidden, LENGTHS)]
         assert least <= decisions.float().mean() <= most
-        assert not RouterRoute(routers, gate=False)(layer, hidden, LENGTHS).any()
+        assert not RouterRoute(routers, guard=False)(layer, hidden, LENGTHS).any()
 
 
 # ---- in the model ----
@@ -540,22 +557,22 @@ def test_load_gives_back_what_was_saved(tmp_path):
     assert torch.equal(loaded(pooled, used), routers(pooled, used))
 
 
-def test_load_gives_back_the_gate(tmp_path):
-    """A gate that is saved but not used again: strange prompts would meet untrained routers."""
-    routers, file = gated_routers(), tmp_path / "r.safetensors"
+def test_load_gives_back_the_guard(tmp_path):
+    """A guard that is saved but not used again: strange prompts would meet untrained routers."""
+    routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     routers.save(file)
     loaded = Routers.load(file, MODEL)
-    assert all(torch.equal(getattr(loaded, name), getattr(routers, name)) for name in GATE)
+    assert all(torch.equal(getattr(loaded, name), getattr(routers, name)) for name in GUARD)
     for layer, hidden in enumerate(strange_prompts(7, 1.7)):
         decisions = loaded.route(layer, hidden, LENGTHS)
         assert torch.equal(decisions, routers.route(layer, hidden, LENGTHS))
 
 
-@pytest.mark.parametrize("name", GATE)
-def test_load_refuses_half_a_gate_and_one_of_another_size(tmp_path, name):
-    """A gate without its limits has no say, and one of another model has the wrong one."""
-    routers, file = gated_routers(), tmp_path / "r.safetensors"
+@pytest.mark.parametrize("name", GUARD)
+def test_load_refuses_half_a_guard_and_one_of_another_size(tmp_path, name):
+    """A guard without its limits has no say, and one of another model has the wrong one."""
+    routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     whole = getattr(routers, name)
     for part in (None, whole[:-1].clone(), whole[None].clone()):
@@ -564,11 +581,11 @@ def test_load_refuses_half_a_gate_and_one_of_another_size(tmp_path, name):
         refusal(file)
 
 
-def test_load_refuses_a_gate_of_fewer_than_three_points(tmp_path):
+def test_load_refuses_a_guard_of_fewer_than_three_points(tmp_path):
     """No third nearest point: the first prompt ends with a traceback that names no file."""
-    routers, file = gated_routers(), tmp_path / "r.safetensors"
+    routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
-    routers.gate_points = routers.gate_points[:, :2].clone()
+    routers.guard_points = routers.guard_points[:, :2].clone()
     routers.save(file)
     refusal(file)
 
@@ -605,11 +622,14 @@ def test_load_refuses_metadata_without_whole_number_sizes(tmp_path, notes):
 
 
 @pytest.mark.parametrize("notes", [
-    {"windows": 0}, {"windows": -4}, {"num_layers": -3}, {"width": 10**30}])
-def test_load_refuses_sizes_that_no_routers_have(tmp_path, notes):
-    """No windows at all divides by zero at the first prompt, far from the file that said so."""
+    {"windows": 0}, {"windows": -4}, {"num_layers": -3}, {"width": 10**30}, {"num_layers": 2**19},
+    {"num_layers": 2}, {"hidden_size": 2**19}, {"width": 2**19}, {"windows": 2**19}])
+def test_load_refuses_sizes_that_no_routers_have(tmp_path, notes, monkeypatch):
+    """No windows at all divides by zero at the first prompt, far from the file that said so; and
+    half a million layers are made for minutes before they are found not to be the model's."""
     write_with(tmp_path / "r.safetensors", notes)
-    refusal(tmp_path / "r.safetensors")
+    monkeypatch.setattr(Routers, "__init__", lambda *sizes: pytest.fail(f"{sizes} were made"))
+    assert all(str(size) in refusal(tmp_path / "r.safetensors") for size in notes.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.float64])
@@ -656,8 +676,8 @@ def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
     assert file.read_bytes() == before
 
 
-def test_the_gate_follows_the_routers_to_their_device():
-    """A gate fitted on the CPU once stayed there beside routers on a GPU."""
+def test_the_guard_follows_the_routers_to_their_device():
+    """A guard fitted on the CPU once stayed there beside routers on a GPU."""
     routers = Routers(2, 8).to("meta")
-    routers.set_gate(torch.zeros(8, 4), torch.zeros(2, 5, 4), torch.zeros(2))
+    routers.set_guard(torch.zeros(8, 4), torch.zeros(2, 5, 4), torch.zeros(2))
     assert {tensor.device.type for tensor in routers.state_dict().values()} == {"meta"}

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate
-from answers import Answers, answer
+from choose import frontier
 from cli import InputError
 from drllm import Routers
-from choose import frontier
-from diagnostics import interval
-from evaluate import Outcome, static_at, summarise
-from tables import aligned
+from evaluate import Outcome, aligned, interval, shuffled, summarise
+from extras.statistics import static_at
+from model_llama import fixed
+from tasks import Answers, answer
 
 
 def answers(right, decisions, passes=2):
@@ -85,6 +85,30 @@ def test_static_mix_meets_the_depth_exactly():
     assert static_at(15, statics).tolist() == [1.0, 1.0]
 
 
+@pytest.mark.task("5.3")
+@given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
+def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
+    decisions = torch.randint(3, (rows, layers))
+    mixed = shuffled(decisions, seed)
+    assert torch.equal(decisions.sort(1).values, mixed.sort(1).values)
+
+
+STATICS = [(1, (0, 0, 1)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (2, 2, 1))]
+
+
+@pytest.mark.parametrize("paths, around", [
+    ([(0, 0, 0)] * 8, [1]), ([(0, 1, 1)] * 8, [2, 3]), ([(0, 1, 1)] * 4 + [(2, 1, 1)] * 4, [3, 5]),
+    ([(0, 1, 0)] * 7 + [(1, 1, 0)], [1, 2]), ([(2, 1, 2)] * 8, [5]), ([(2, 2, 2)] * 8, [5])])
+def test_static_routes_are_those_around_the_routers_depth(tiny_questions, paths, around):
+    """Catches a control at another depth, which says nothing about what routing is worth."""
+    routed = {"dr.llm": ("Dr.LLM", [fixed(paths)])}
+    table = evaluate.compare(*tiny_questions, {"own"}, routed, STATICS, ("static",))
+    asked = [table.outcomes.get(f"static {side}") for side in ("below", "above")]
+    assert [int(outcome.layers.mean()) for outcome in asked if outcome] == around
+    assert [length for length, _ in table.statics] == [1, 2, 3, 5]
+    assert set(table.outcomes) <= {"vanilla", "static below", "static above"}
+
+
 @pytest.fixture
 def command(tmp_path, tiny_questions):
     """(routers, the command line that evaluates them on the tiny questions)."""
@@ -119,8 +143,8 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
         routed.decisions.sum(1).float().mean().item())
     assert metrics["routes"]["dr.llm"]["layers_executed"] == pytest.approx(
         routed.layers.float().mean().item())
-    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["frontier"]) == 3
-    assert "over static" in capsys.readouterr().out
+    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["static"]) == 2
+    assert "In domain, 8 questions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -145,7 +169,6 @@ def test_static_methods_run_at_the_depth_of_the_routers(command):
     assert metrics["routes"]["early-exit"]["layers"] == pytest.approx(wanted, abs=0.07)
 
 
-
 def test_layers_of_a_view_are_its_own_count():
     """A view's decisions count halves of blocks; what is reported are layers."""
     halves = Outcome("x", [answers([1.0, 1.0], [[1, 1, 0, 1], [1] * 4], passes=3)],
@@ -156,9 +179,10 @@ def test_layers_of_a_view_are_its_own_count():
 def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_questions, capsys):
     """Totals over no question at all are NaN."""
     model, tokenizer, prompts = tiny_questions
-    table = evaluate.compare(model, tokenizer, prompts, {"other"}, {"dr.llm": [Routers(3, 16)]},
+    routed = {"dr.llm": ("Dr.LLM", [Routers(3, 16).route])}
+    table = evaluate.compare(model, tokenizer, prompts, {"other"}, routed,
                              [(2, (1, 0, 1)), (4, (1, 2, 1))])
-    metrics = evaluate.report(table, "dr.llm", [Routers(3, 16)], {}, tmp_path)
+    metrics = evaluate.report(table, "dr.llm", tmp_path)
     assert metrics["routes"]["vanilla"]["n"] == len(prompts) and "NaN" not in json.dumps(metrics)
     assert metrics["tasks"]["own"]["domain"] == "out"
     assert "Out of domain" in capsys.readouterr().out
@@ -177,5 +201,4 @@ def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
 def test_aligned_rows_by_hand():
     """Catches a column lost where the first row lacks it, and figures that do not line up."""
     rows = [{"name": "a", "right": "7.5"}, {"name": "long", "n": "12"}]
-    assert aligned(rows, left=("name",)) == ["name  right   n", "a       7.5", "long         12"]
-    assert aligned(rows) == ["name  right  n", "a     7.5", "long         12"]
+    assert aligned(rows) == "name  right   n\na       7.5\nlong         12"

@@ -14,13 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from answers import answer, prepare
 from cli import InputError
 from drllm import RouterRoute, Routers
 from extras import explain
 from extras.explain import (bar_widths, explained, page, percents, printable, records, safe_json,
                             watch)
-from tasks import Question
+from tasks import Question, answer, prepare
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
            "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
@@ -38,7 +37,7 @@ def record(n=0, **changes):
     return {"id": f"q-{n}", "task": "ba"[n % 2], "level": n % 3, "question": f"what is {n}?",
             "gold": "7", "plain": told(n % 2 == 0, 4),
             "routed": told(n % 3 == 0, sum(map(int, decisions))),
-            "decisions": decisions, "routers": "0121", "closed": "0100",
+            "decisions": decisions, "routers": "0121", "guarded": "0100",
             "percents": [[60, 30, 10]] * 4} | changes
 
 
@@ -47,29 +46,29 @@ def hostile_record(text):
     return record(id=text, task=text, question=text, gold=text, plain=told, routed=told)
 
 
-def router_folder(tmp_path, tiny_questions, gate=False):
+def router_folder(tmp_path, tiny_questions, guard=False):
     """(model, tokenizer, prompts, routers), the routers saved beside the tiny model."""
     model, tokenizer, prompts = tiny_questions
     torch.manual_seed(3)
     routers = Routers(3, 16)
     routers.b2.data = torch.randn(3, 1, 3)
     routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
-    if gate:  # closed on about half of what it meets
+    if guard:  # steps in on about half of what it meets
         points = model.embed_tokens.weight[torch.randint(40, (3, 8))]
-        routers.set_gate(torch.eye(16), points, torch.tensor([3.5, 4.5, 5.5]))
+        routers.set_guard(torch.eye(16), points, torch.tensor([3.5, 4.5, 5.5]))
     routers.save(tmp_path / "routers.safetensors")
     return model, tokenizer, prompts, routers.requires_grad_(False)
 
 
 # ---- what was run ----
 
-@pytest.mark.parametrize("gate, tilt, batch", [(True, 0.0, 3), (False, 0.0, 8), (True, 1.5, 1)])
-def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, gate, tilt,
+@pytest.mark.parametrize("guard, tilt, batch", [(True, 0.0, 3), (False, 0.0, 8), (True, -3.0, 1)])
+def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, guard, tilt,
                                                              batch):
     """A wrapper that mixed up the rows of a batch, or the batches, would show one question's
     thoughts beside another's path: each row is checked against asking it alone."""
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, gate=True)
-    route = RouterRoute(routers, tilt, gate=gate)
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, guard=True)
+    route = RouterRoute(routers, tilt, guard=guard)
     seen = watch(model, tokenizer, prompts, route, batch)
     direct = answer(model, tokenizer, prompts, route)
     plain = answer(model, tokenizer, prompts, None)
@@ -78,16 +77,16 @@ def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_ques
     for n, prompt in enumerate(prompts):
         alone = watch(model, tokenizer, [prompt], route)
         torch.testing.assert_close(alone.probabilities[0], seen.probabilities[n])
-        assert torch.equal(alone.closed[0], seen.closed[n])
-    expected = seen.probabilities.argmax(-1).masked_fill(seen.closed, 1)
+        assert torch.equal(alone.guarded[0], seen.guarded[n])
+    expected = seen.probabilities.argmax(-1).masked_fill(seen.guarded, 1)
     assert torch.equal(expected, seen.routed.decisions)
-    if gate and not tilt:
-        assert seen.closed.any() and not seen.closed.all()
-    assert gate or not seen.closed.any()
+    if guard and not tilt:
+        assert seen.guarded.any() and not seen.guarded.all()
+    assert guard or not seen.guarded.any()
 
 
 def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, gate=True)
+    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, guard=True)
     seen = watch(model, tokenizer, prompts, routers.route)
     for n, row in enumerate(records(seen)):
         assert row["id"] == prompts[n].question.id and row["gold"] == prompts[n].question.answer
@@ -96,7 +95,7 @@ def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
         assert row["routed"]["answer"] == seen.routed.texts[n]
         for layer, shown in enumerate(row["percents"]):
             assert shown == pytest.approx(100 * seen.probabilities[n, layer].numpy(), abs=1.01)
-            free = row["closed"][layer] == "0"
+            free = row["guarded"][layer] == "0"
             assert row["decisions"][layer] == (row["routers"][layer] if free else "1")
 
 
@@ -156,12 +155,13 @@ def test_colour_adds_nothing_but_colour():
 
 
 def test_a_layer_by_hand():
-    """40, 50 and 10 percent of 30 characters; the gate kept the router from repeating."""
-    row = record(decisions="1111", routers="0111", closed="1100", percents=[[40, 50, 10]] * 4)
+    """40, 50 and 10 percent of 30 characters; the guard kept the router from skipping."""
+    row = record(decisions="1111", routers="0112", guarded="1101", percents=[[40, 50, 10]] * 4)
     lines = [line for line in explained(row) if "execute ▪" in line]
     bar = "░" * 12 + "▒" * 15 + "█" * 3
-    assert lines[0] == f"    0  execute ▪   {bar}   40   50  10  gate, not skip"
-    assert lines[1].endswith("  gate") and lines[2].endswith("  10")
+    assert lines[0] == f"    0  execute ▪   {bar}   40   50  10 guard, no skip"
+    assert lines[1].endswith("  10 guard") and lines[2].endswith("  10")
+    assert lines[3].endswith("  10 guard, no repeat") and max(map(len, lines)) == 80
 
 
 # ---- the page ----
@@ -258,7 +258,7 @@ def test_every_control_has_a_name():
 
 
 def test_two_thousand_questions_make_a_small_file():
-    rows = [record(n, decisions="101121" * 2, routers="101121" * 2, closed="0" * 12,
+    rows = [record(n, decisions="101121" * 2, routers="101121" * 2, guarded="0" * 12,
                    question="Question: " + "7 * 3 + " * 12, percents=[[33, 33, 34]] * 12)
             for n in range(2000)]
     assert len(page({}, rows).encode()) < 3e6

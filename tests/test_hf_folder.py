@@ -4,8 +4,12 @@ Folders are tiny ones written by save_tiny and then damaged. A refusal is an Inp
 message names the file and the offending thing; any other exception is a traceback in the
 user's face and fails the test. Tests on real folders want the folder of real inputs.
 """
+import contextlib
 import json
+import os
+import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,13 +22,15 @@ from hypothesis import example, given, strategies as st
 from safetensors.torch import load_file
 
 from cli import InputError
-from hf_folder import (FIXED_DATE, Config, Llama3Rope, _Sandbox, list_tensors, load_tokenizer,
-                       read_config, render, tensor_files)
+import hf_folder
+from hf_folder import (FIXED_DATE, Config, Llama3Rope, list_tensors, load_tokenizer, read_config,
+                       read_weights, tensor_files)
 from model_llama import generate, load_model
 from tiny import ABSENT, FAMILIES, edit_json, edit_tensors, save_tiny, shard, tiny_model
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 HI = [{"role": "user", "content": "3 4"}]
+ROOT = Path(hf_folder.__file__).parent
 
 
 @pytest.fixture
@@ -42,6 +48,10 @@ def refused(call, *words):
         call()
     for word in words:
         assert str(word) in str(error.value)
+
+
+def render(template, **values):
+    return hf_folder.render("here", template, **values)
 
 
 # ---- weights that must be read ----
@@ -64,7 +74,7 @@ def test_a_sharded_folder_is_the_same_model(family, count, rng):
     model = tiny_model(1, family, torch.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = save_tiny(Path(name), model)
-        names = [name for _, name, _ in list_tensors(folder)]
+        names = list(list_tensors(folder))
         homes = [f"model-{rng.randrange(count):05}.safetensors" for _ in names]
         shard(folder, {file: [n for n, home in zip(names, homes) if home == file]
                        for file in sorted(set(homes))})
@@ -72,13 +82,66 @@ def test_a_sharded_folder_is_the_same_model(family, count, rng):
         assert torch.equal(load_model(folder)(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("piece", [1, 100, 256])
-def test_a_tensor_read_in_pieces_is_whole(piece, monkeypatch, tmp_path):
-    """Catches a last piece left out, or rows written in the wrong place: real tensors exceed
-    one piece, and tiny ones only do so where a piece is this small (bytes)."""
-    monkeypatch.setattr("hf_folder.CHUNK", piece)
-    model = tiny_model(1, "qwen3", torch.float32)
-    assert torch.equal(load_model(save_tiny(tmp_path, model))(TOKENS), model(TOKENS))
+def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
+    """Catches a file that stays mapped while all its tensors are read: every page of it then
+    counts as memory, a second copy of the weights (tests/peak_memory.py measures it)."""
+    reads, plain = [], hf_folder.open_tensors
+
+    @contextlib.contextmanager
+    def counted(file):
+        with plain(file) as tensors:
+            get, reads[len(reads):] = tensors.get_tensor, [0]
+
+            class Counted:
+                keys, get_slice = tensors.keys, tensors.get_slice
+
+                def get_tensor(self, name):
+                    reads[-1] += 1
+                    return get(name)
+            yield Counted()
+    monkeypatch.setattr(hf_folder, "open_tensors", counted)
+    weights_of(folder)
+    reads = reads[1:]
+    assert sum(reads) == len(list_tensors(folder)) and max(reads) == 1
+
+
+def weights_of(folder):
+    shapes = {name.removeprefix("model."): shape
+              for name, (_, shape) in list_tensors(folder).items()}
+    return read_weights(folder, read_config(folder), shapes, "cpu", torch.float32)
+
+
+def test_a_file_that_changes_later_does_not_change_the_model(folder):
+    """Catches weights left mapped onto the file, in which somebody else may write."""
+    before = {name: weight.clone() for name, weight in weights_of(folder).items()}
+    weights, data = weights_of(folder), (folder / "model.safetensors").read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(8 + size)
+        file.write(bytes(len(data) - 8 - size))
+    assert not any(weight.any() for weight in weights_of(folder).values())
+    assert all(torch.equal(weights[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"model__norm__weight": ABSENT}, "1 tensors missing ['model.norm.weight']"),
+    ({"more": torch.ones(2)}, "1 unexpected ['more']"),
+    ({"norm__weight": torch.ones(16)}, "1 unexpected ['norm.weight']"),
+    ({"model__norm__weight": torch.ones(17)}, "norm.weight has shape (17,); config.json says (16"),
+    ({"model__norm__weight": torch.ones(16).int()}, "model.norm.weight has dtype I32")])
+def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, word, folder,
+                                                                    monkeypatch):
+    """Catches gigabytes that are read before a wrong header is noticed. The first tensor of the
+    file would be refused, too, once it is read."""
+    config = read_config(folder)
+    tensors = load_file(folder / "model.safetensors")
+    shapes = {name.removeprefix("model."): tuple(tensors[name].shape) for name in tensors}
+    edit_tensors(folder, lm_head__weight=tensors["lm_head.weight"] * torch.nan, **changes)
+    refused(lambda: read_weights(folder, config, shapes, "cpu", torch.float32), folder, word)
+    edit_tensors(folder, **{name.replace(".", "__"): tensors.get(name, ABSENT) for name in
+                            {*tensors, *(key.replace("__", ".") for key in changes)}})
+    assert {name: tuple(value.shape) for name, value in read_weights(
+        folder, config, shapes, "cpu", torch.bfloat16).items()} == shapes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -135,7 +198,7 @@ def test_a_head_that_differs_from_the_embedding_is_used(files, tmp_path):
     embedding = load_model(folder).embed_tokens.weight
     edit_tensors(folder, lm_head__weight=embedding * 2)
     if files:
-        names = [name for _, name, _ in list_tensors(folder)]
+        names = list(list_tensors(folder))
         shard(folder, {files[0]: [n for n in names if n != "lm_head.weight"],
                        files[1]: ["lm_head.weight"]})
     model = load_model(folder)
@@ -155,7 +218,7 @@ def test_a_separate_head_must_be_finite_too(tmp_path):
     """Catches the one tensor of a tied folder that takes another way in."""
     folder = tied(tmp_path)
     edit_tensors(folder, lm_head__weight=torch.full((40, 16), float("nan")))
-    names = [name for _, name, _ in list_tensors(folder)]
+    names = list(list_tensors(folder))
     shard(folder, {"a.safetensors": [n for n in names if n != "lm_head.weight"],
                    "b.safetensors": ["lm_head.weight"]})
     refused(lambda: load_model(folder), "b.safetensors", "lm_head.weight", "NaN")
@@ -198,7 +261,7 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
       for kind in ("linear", "yarn", "dynamic", "longrope")),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-    ({"rope_parameters": NESTED}, "rope_parameters: settings per kind of layer (full_attention, s"),
+    ({"rope_parameters": NESTED}, "rope_parameters: type ['full_attention', 'sliding_att"),
     ({"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
     ({"rope_parameters": ["linear"]}, "rope_parameters must be an object, got ['linear']"),
     ({"rope_scaling": {**LLAMA3, "factor": 0}}, "factor"),
@@ -321,6 +384,32 @@ def test_decoding_leaves_out_special_and_unknown_ids(folder):
     assert load_tokenizer(folder).decode([5, 1, 6, 10**6]) == "3 4"
 
 
+LLAMA2 = {"type": "Sequence", "normalizers": [
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+
+
+@pytest.mark.parametrize("legacy, normalizer, splitter, wanted", [
+    (False, LLAMA2, None, [6, 2, 5]), (True, LLAMA2, None, [6, 2, 3, 5]),
+    (ABSENT, LLAMA2, None, [6, 2, 3, 5]), (None, LLAMA2, None, [6, 2, 3, 5]),
+    (False, LLAMA2, {"type": "WhitespaceSplit"}, [6, 2, 3, 5]),
+    (False, {**LLAMA2, "normalizers": LLAMA2["normalizers"][1:]}, None, [4, 2, 5])])
+def test_text_after_a_special_token_has_no_blank_unless_legacy(legacy, normalizer, splitter,
+                                                              wanted, folder):
+    """Catches a blank (id 3) that the model's owners do not put there: tokenizer.json of a
+    Llama 2 kind of folder asks for it, and "legacy": false in tokenizer_config.json revokes it."""
+    words = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a"]
+    edit_json(folder / "tokenizer.json", pre_tokenizer=splitter, normalizer=normalizer, model={
+        "type": "BPE", "vocab": {word: n for n, word in enumerate(words)},
+        "merges": ["▁ a"], "unk_token": "<unk>"}, added_tokens=[
+        {"id": 2, "content": "</s>", "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": True}])
+    edit_json(folder / "tokenizer_config.json", legacy=legacy)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("a</s>b") == wanted
+    assert tokenizer.encode("a a") == ([4, 6] if wanted[0] == 4 else [6, 6])
+
+
 # ---- chat templates ----
 
 LISTED = [{"name": "tool_use", "template": "9"}, {"name": "default", "template": "4"}]
@@ -392,8 +481,8 @@ def test_templates_get_the_helpers_they_expect(template, wanted):
     ("{{ (lipsum | attr('__globals__'))['os'] }}", ""),
     ("{{ '{0.__class__.__mro__[1]}'.format('') | int + [] }}", ""),
     ("{{ x.append(1) }}", "append"), ("{% include '/etc/passwd' %}", ""),
-    ("{{ range(1000000000) | list }}", "100000"), ("{{ 10 ** 9 }}", "**"),
-    ("{{ 'a' * 1000000000 }}", "*"), ("{{ [0] * 1000000000 }}", "*"),
+    ("{{ range(1000000000) | list }}", "100000"), ("{{ 'a' * 1000000000 }}", "bytes"),
+    ("{{ [0] * 1000000000 }}", "bytes"), ("{{ 10 ** 5000 }}", "4300"),
     ("{{ 1 // 0 }}", "zero"), ("{{ '{0} {1}'.format('a') }}", "range"),
     ("{% break %}", "break"), ("{% for a in x %}" * 25 + "{% endfor %}" * 25, "nested"),
     ("{{ 'a'.encode('nope') }}", "nope"), ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ""),
@@ -419,44 +508,79 @@ def test_what_a_template_may_not_see_is_empty(template):
 ENDLESS = ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}")
 
 
+@contextlib.contextmanager
+def child():
+    """A process of this test's own that renders."""
+    made = hf_folder._child(os.getpid())
+    try:
+        yield made
+    finally:
+        made.kill()
+        made.wait()
+        hf_folder._child.cache_clear()
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Rendering that may take 0.2 s of work."""
+    with child():
+        pass
+    monkeypatch.setattr(hf_folder, "SECONDS", 0.2)
+    with child() as made:
+        assert render("{{ 1 }}") == "1"
+        yield made
+
+
+def cpu_seconds(pid):
+    """The work a process has done."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_an_endless_template_ends():
     """Catches a template that never comes back."""
-    start = time.thread_time()  # a busy machine takes longer by the clock on the wall
+    start = time.monotonic()  # seldom as long as this, however busy the machine
     refused(lambda: render(ENDLESS), "2.0 s")
-    assert time.thread_time() - start < 3
+    assert time.monotonic() - start < 60
 
 
-def test_the_deadline_counts_work_and_not_waiting(monkeypatch):
+def test_the_deadline_counts_work_and_not_waiting():
     """Catches an honest template refused, and a whole run with it, because the machine is busy:
-    here the clock on the wall runs a second with every look at it."""
-    ticks = iter(range(10**9))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
-    assert render("{% for i in range(9) %}{{ i }}{% endfor %}") == "012345678"
+    here the process that renders is stopped for longer than its work may take."""
+    with child() as made:
+        assert render("{{ 1 }}") == "1"
+        threading.Timer(0.02, made.send_signal, [signal.SIGSTOP]).start()
+        threading.Timer(hf_folder.SECONDS + 0.5, made.send_signal, [signal.SIGCONT]).start()
+        assert render(ENDLESS.replace("100000", "2000") + "done") == "done"
 
 
-def test_rendering_leaves_no_tracer_behind():
-    """Catches a program slowed for good, or a debugger's own tracer lost, by one rendering."""
-    before = sys.gettrace()
-    assert render("{{ 1 }}") == "1"
-    assert sys.gettrace() is before
+def test_the_deadline_is_of_one_rendering_and_not_of_all(hasty):
+    """Catches a limit that a run of thousands of prompts reaches, each of them quick."""
+    slow = "{% for a in range(20000) %}{% endfor %}done"
+    while cpu_seconds(hasty.pid) < 0.5:
+        assert render(slow) == "done"
+    assert hasty.poll() is None
 
 
 @pytest.mark.parametrize("template", [
     ENDLESS, "{% macro f() %}" + ENDLESS + "{% endmacro %}{{ f() | length }}",
-    "{{ lipsum(n=900000) }}"])
-def test_an_endless_template_ends_in_any_thread(template):
-    """Catches a deadline that needs signals, which only the main thread gets."""
+    "{{ lipsum(n=900000) }}", "{{ ('9' * 4000) | int ** ('9' * 4000) | int }}"])
+def test_an_endless_template_ends_in_any_thread(template, hasty):
+    """Catches a deadline that needs signals, which only the main thread gets, one that is looked
+    at between two lines of Python only, and a dead process that nobody waits for."""
     errors = []
 
     def work():
         try:
-            render(template, seconds=0.2)
+            render(template)
         except InputError as error:
             errors.append(str(error))
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(60)
     assert errors and "0.2 s" in errors[0]
+    assert not Path(f"/proc/{hasty.pid}").exists()
+    assert render("{{ 3 }}") == "3"
 
 
 @pytest.mark.parametrize("template", [
@@ -467,23 +591,113 @@ def test_a_huge_rendering_is_refused(template):
     refused(lambda: render(template), "chat template", "1000000")
 
 
+GROWING = ("{{% set ns = namespace(x='aa') %}}{{% for i in range(40) %}}{{% set ns.x = {} %}}"
+           "{{% endfor %}}{{{{ ns.x | length }}}}")
+
+
 @pytest.mark.parametrize("template", [
-    "{{ 'x'.ljust(20000000) | length }}", "{{ 'x' | center(20000000) | length }}",
-    "{{ '%20000000d' | format(1) | length }}", "{{ '{:20000000}'.format(1) | length }}",
-    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = ns.x ~ ns.x %}"
-    "{% endfor %}{{ ns.x | length }}",
-    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = ns.x + ns.x %}"
-    "{% endfor %}{{ ns.x | length }}",
-    "{% set ns = namespace(x='a') %}{% for i in range(25) %}{% set ns.x = [ns.x, ns.x] | join %}"
-    "{% endfor %}{{ ns.x | length }}",
-    "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(3) %}"
-    "{% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}{{ ns.x | length }}",
-    "{{ '{0:>{w}}'.format('x', w=20000000) | length }}",
-    "{{ '\t'.expandtabs(tabsize=20000000) | length }}"], ids=lambda value: value[-75:])
-def test_a_template_cannot_build_a_huge_value_that_it_does_not_print(template):
-    """Catches memory filled before the length of the text is looked at: with 10 more zeros
-    these take the machine down, whatever the limit on the text says."""
-    refused(lambda: render(template), "chat template")
+    *(GROWING.format(step) for step in (
+        "ns.x + ns.x", "ns.x ~ ns.x", "[ns.x, ns.x] | join", "ns.x * 2", "ns.x.replace('a', ns.x)",
+        "'aaaa'.replace('a', ns.x)", "'%s%s' % (ns.x, ns.x)", "'{0}{0}'.format(ns.x)",
+        "(ns.x, ns.x) | string", "ns.x.join(['a'] * 9)", "ns.x | tojson | tojson | tojson")),
+    *("{{ " + value.replace("N", "10000000000") + " | length }}" for value in (
+        "'x'.ljust(N)", "'x' | center(N)", "'%Nd' | format(1)", "'%0999999999d' % 1",
+        "'{:N}'.format(1)", "'{0:>{w}}'.format('x', w=N)", "'\\t'.expandtabs(tabsize=2000000000)",
+        "[1] | tojson(indent=N)", "'a'.encode() * N", "'a'.encode().ljust(N)",
+        "(1).to_bytes(N, 'big')", "[0] * N", "'a' * N", "'a' | indent(N, true)",
+        "'a\\n' * 9 | indent('b' * 1000000000)"))],
+    ids=lambda value: value[40:99])
+def test_a_template_cannot_fill_the_memory(template):
+    """Catches a template that takes the machine down, whatever it builds and however, even if it
+    prints nothing of it. Neither process may grow beyond the bound."""
+    with child() as made:
+        refused(lambda: render(template), "here: chat template: ")
+        status = Path(f"/proc/{made.pid}/status")
+        peak = status.read_text().split("VmHWM:")[1].split()[0] if status.exists() else 0
+        assert int(peak) * 1024 <= hf_folder.MEMORY
+
+
+def test_the_process_that_renders_is_refused_memory():
+    """Catches a bound that is only meant to be there."""
+    with child() as made:
+        render("{{ 1 }}")
+        bound = Path(f"/proc/{made.pid}/limits").read_text().split("Max address space")[1].split()
+        assert bound[:2] == [str(hf_folder.MEMORY)] * 2
+
+
+def test_a_template_that_kills_its_process_harms_no_other():
+    """Catches a child that stays dead, or an answer that is taken for another question's."""
+    with child() as made:
+        assert render("{{ 1 }}") == "1"
+        made.send_signal(signal.SIGKILL)
+        made.wait()
+        refused(lambda: render("{{ 2 }}"), "chat template")
+    assert render("{{ 3 }}") == "3"
+
+
+def test_a_rendering_that_is_interrupted_answers_no_other(monkeypatch):
+    """Catches the answer to one conversation given to the next, after a Ctrl-C that somebody
+    caught: the tokens of a wrong prompt, which nobody would notice."""
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            render(ENDLESS.replace("100000", "3000") + "slow")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert render("{{ 7 }}") == "7"
+
+
+def test_threads_get_the_answers_to_their_own_questions():
+    """Catches two threads that talk to one process at once."""
+    wrong = []
+
+    def work(number):
+        for n in range(50):
+            wrong.extend({render("{{ x }}", x=f"{number}-{n}")} - {f"{number}-{n}"})
+    threads = [threading.Thread(target=work, args=[n], daemon=True) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 60
+    for thread in threads:
+        thread.join(max(0, end - time.monotonic()))
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+
+
+FORKS = """
+import os, sys
+from hf_folder import _child, render
+assert render("here", "{{ 1 }}") == "1"
+mine = os.fork()
+for n in range(300):
+    assert render("here", "{{ x }}", x=f"{mine}-{n}") == f"{mine}-{n}"
+print(_child(os.getpid()).pid, flush=True)
+if mine:
+    assert os.waitpid(mine, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_renders_for_itself_and_nothing_outlives_it():
+    """Catches a pipe that two processes share, and a process left behind by each run. The script
+    comes from standard input: a child that imported its parent's main would fail on it."""
+    made = subprocess.run([sys.executable, "-"], input=FORKS, capture_output=True, text=True,
+                          cwd=ROOT)
+    children = made.stdout.split()
+    assert (made.returncode, made.stderr, len({*children})) == (0, "", 2)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()
+              for pid in children):  # a zombie has no command line
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_ctrl_c_does_not_reach_the_process_that_renders():
+    """Catches a traceback of the child's: Ctrl-C goes to every process of the terminal."""
+    with child() as made:
+        assert os.getsid(made.pid) == made.pid
 
 
 ASKS = ("{% if m.startswith('<tool>') %}tool{% endif %}{{ m.split('</think>')[-1] }}"
@@ -492,11 +706,12 @@ ASKS = ("{% if m.startswith('<tool>') %}tool{% endif %}{{ m.split('</think>')[-1
 
 @pytest.mark.parametrize("content", [
     "What is 3.14159265 * 2?", "Population: 1000000.", "100% of 1234567", "{x: 1234567}",
-    "%1000000d", "{{ 1 // 0 }} {% if", "{0.__class__}", "\ud7ff\U0001f600 \0"])
+    "%1000000d", "{{ 1 // 0 }} {% if", "{0.__class__}", "\ud7ff\U0001f600 \0\n\u2028"])
 def test_a_message_may_hold_any_text(content):
     """Catches limits on a template's own formats that refuse the numbers of a question: real
-    templates call startswith, split and trim on the text of a message."""
-    assert render(ASKS, m=content) == content * 2
+    templates call startswith, split and trim on the text of a message. And a line break in it
+    that ends the line between two processes."""
+    assert render(ASKS, m=content) == content + content.strip()
 
 
 PIECES = [
@@ -513,22 +728,27 @@ PIECES = [
 def test_any_template_renders_or_is_refused(pieces):
     """Catches every other exception: a template may fail in ways nobody has listed."""
     try:
-        assert isinstance(render("".join(pieces), seconds=0.5, x=[1, "b", None]), str)
+        assert isinstance(render("".join(pieces), x=[1, "b", None]), str)
     except InputError as error:
         assert "chat template" in str(error)
 
 
-def test_a_template_is_compiled_once_and_remembers_nothing(monkeypatch):
-    """Catches a compilation per prompt, which costs a hundred times the rendering, and values
-    of one conversation that show up in the next."""
-    compiled = []
-    original = _Sandbox.from_string
-    monkeypatch.setattr(_Sandbox, "from_string", lambda self, text: (
-        compiled.append(text), original(self, text))[1])
+def test_a_template_remembers_nothing():
+    """Catches values of one conversation that show up in the next."""
     template = ("{% if x is defined %}{% set seen = x %}{% endif %}{{ seen | default('-') }}"
                 "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}")
     assert [render(template, **values) for values in ({"x": 7}, {}, {"x": 8})] == ["71", "-1", "81"]
-    assert compiled == [template]
+
+
+def test_a_template_is_compiled_once():
+    """Catches a compilation per prompt, which costs a hundred times the rendering. The work of
+    30 renderings is set against that of the first, which compiles."""
+    template = "".join(f"{{% if x == {n} %}}{{{{ x + {n} }}}}{{% endif %}}" for n in range(1500))
+    with child() as made:
+        assert render(template, x=7) == "14"
+        first = cpu_seconds(made.pid)
+        assert [render(template, x=7) for _ in range(30)] == ["14"] * 30
+        assert cpu_seconds(made.pid) < 4 * first
 
 
 def test_a_folders_template_that_fails_is_refused_with_the_folders_name(folder):
@@ -599,9 +819,9 @@ QWEN_TALK = (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n"
     "<|im_start|>assistant\n")
-TINYLLAMA_TALK = (  # its tokenizer starts the text after </s> with a blank
-    "<|system|>\nBe brief.</s> \n<|user|>\nHi</s> \n<|assistant|>\nHello!</s> \n"
-    "<|user|>\nWhat is 2+2?</s> \n<|assistant|>\n")
+TINYLLAMA_TALK = (
+    "<|system|>\nBe brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello!</s>\n"
+    "<|user|>\nWhat is 2+2?</s>\n<|assistant|>\n")
 
 
 @pytest.mark.parametrize("name, text, first, stop_ids", [
@@ -636,6 +856,15 @@ def test_llama3_text_has_the_tokens_that_were_published(shared):
     """Catches a tokenizer.json that is not read as its owners meant it."""
     tokenizer = load_tokenizer(real(shared, "Llama-3.2-3B-Instruct", "tokenizer.json"))
     for text, ids in PUBLISHED.items():
+        assert tokenizer.encode(text, add_special_tokens=False) == [int(i) for i in ids.split()]
+
+
+def test_tinyllama_text_has_the_tokens_of_the_reference(shared):
+    """Catches a blank after every special token (29871), which the reference does not put there."""
+    tokenizer = load_tokenizer(real(shared, "TinyLlama-1.1B-Chat-v1.0", "tokenizer.json"))
+    for text, ids in {"bat</s>\n<|a": "17152 2 13 29966 29989 29874", " bat": "17152",
+                      "</s>x": "2 29916", " </s> x": "29871 2 921", "": "",
+                      "  a  b": "29871 263 29871 289"}.items():
         assert tokenizer.encode(text, add_special_tokens=False) == [int(i) for i in ids.split()]
 
 

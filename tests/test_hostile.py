@@ -104,6 +104,37 @@ def changed(file, change):
     return lambda at: (at / file).write_bytes(change((at / file).read_bytes()))
 
 
+def pipe(file):
+    """A named pipe, into which nobody writes, in the place of a file."""
+    def damage(at):
+        (at / file).unlink(missing_ok=True)
+        os.mkfifo(at / file)
+    return damage
+
+
+def device(file):
+    """A file without end in the place of another."""
+    def damage(at):
+        (at / file).unlink(missing_ok=True)
+        (at / file).symlink_to("/dev/zero")
+    return damage
+
+
+def directory(file):
+    def damage(at):
+        (at / file).unlink(missing_ok=True)
+        (at / file).mkdir()
+    return damage
+
+
+def huge(file, size=2 ** 25):
+    """A file of so many zeros, which take no room on the disk."""
+    def damage(at):
+        (at / file).touch()
+        os.truncate(at / file, size)
+    return damage
+
+
 def config(**changes):
     return lambda at: edit_json(at / "model/config.json", **changes)
 
@@ -184,6 +215,7 @@ def row_changed(**changes):
 ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 GROWING = ("{% set ns = namespace(x='a') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}"
            "{% endfor %}{{ ns.x | length }}")
+JINJA = "model/chat_template.jinja"
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS, LABELS, ROUTERS = "model/model.safetensors", "run/labels.jsonl", "run/routers.safetensors"
 CONFIG, TOKENIZER = "model/config.json", "model/tokenizer.json"
@@ -203,8 +235,9 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "config nested deep": ("label", write(CONFIG, "[" * 10**5), CONFIG, ["JSON"]),
     "a family unknown": ("label", config(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
                          CONFIG, ["gpt2", "LlamaForCausalLM"]),
-    "quantised": ("label", config(quantization_config={"bits": 4}), CONFIG, ["quantised"]),
-    "remote code": ("label", config(auto_map={"AutoModel": "x.Y"}), CONFIG, ["remote code"]),
+    "quantised": ("label", config(quantization_config={"bits": 4}), CONFIG,
+                  ["quantization_config"]),
+    "remote code": ("label", config(auto_map={"AutoModel": "x.Y"}), CONFIG, ["auto_map", "x.Y"]),
     "yarn": ("label", config(rope_scaling={"rope_type": "yarn", "factor": 4}), CONFIG, ["yarn"]),
     "heads that do not divide": ("label", config(num_key_value_heads=3), CONFIG, ["4", "3"]),
     "more memory than there is": ("label", config(vocab_size=10**13), "model", [10**13, 40]),
@@ -275,11 +308,27 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
                                "model", ["only users"]),
     "a template that does not end": ("label", template("{% if x"), "model", ["template"]),
     "a template that loops": ("label", template(ENDLESS), "model", ["2.0 s"]),
-    "a template that allocates": ("label", template(GROWING), "model", ["1000000"]),
+    "a template that allocates": ("label", template(GROWING), "model", ["536870912 bytes"]),
+    "a template that allocates at once": ("label", template(
+        "{{ [1] | tojson(indent=10000000000) }}"), "model", ["536870912 bytes"]),
     "a template of huge text": ("label", template("{{ 'x' | center(2000000) }}"), "model",
                                 ["2000000", "1000000"]),
     "a template that looks around": ("label", template("{{ ''.__class__.__mro__ }}"), "model",
                                      ["__class__"]),
+    # what is no file, or too large
+    **{f"{file} is a {kind.__name__}": ("label", kind(file), file, ["a directory, a pipe or a dev"])
+       for kind in (pipe, device, directory)
+       for file in (CONFIG, TOKENIZER, SETTINGS, WEIGHTS, JINJA, "model/generation_config.json")},
+    "an index that is a pipe": ("label", lambda at: (gone(WEIGHTS)(at), pipe(INDEX)(at)), INDEX,
+                                ["pipe"]),
+    "a shard that is a pipe": ("label", lambda at: (index({"a": "a"})(at), pipe("model/a")(at)),
+                               "model/a", ["pipe"]),
+    "routers that are a pipe": ("evaluate", pipe(ROUTERS), ROUTERS, ["pipe"]),
+    "a frontier that is a device": ("evaluate", device(PATHS), PATHS, ["device"]),
+    "a huge config": ("label", huge(CONFIG), CONFIG, ["33554432 bytes", "16777216"]),
+    "a huge template": ("label", huge(JINJA), JINJA, ["33554432 bytes", "16777216"]),
+    "a huge tokenizer": ("label", huge(TOKENIZER, 2 ** 28 + 1), TOKENIZER,
+                         ["268435457 bytes", "268435456"]),
     # question files
     "no questions file": ("label", gone("q.jsonl"), "q.jsonl", ["No such file"]),
     "questions are a folder": ("label", flags("--data", "{at}/run"), "run", ["directory"]),
@@ -318,6 +367,24 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
                                  ["q0"]),
     "one id in two files": ("label", flags("--data", "{at}/q.jsonl", "{at}/p.jsonl", damage=write(
         "p.jsonl", lines([ROWS[0] | {"answer": "9"}]))), "p.jsonl", ["q0"]),
+    "options that no schema reads": ("label", questions(
+        {"question": "q", "answer": "1", "option_a": "1", "option_b": "2"}), "q.jsonl:2",
+        ["option_a"]),
+    "a passage that no schema reads": ("label", questions(
+        {"question": "q", "answer": "1", "passage": "p"}), "q.jsonl:2", ["passage"]),
+    "an empty option": ("label", questions(
+        {"question": "q", "answer": "A", "choices": ["x", ""]}), "q.jsonl:2", ["empty"]),
+    "the right option twice": ("label", questions(
+        {"question": "q", "answer": "A", "choices": ["x", "y", "x"]}), "q.jsonl:2", ["'x'"]),
+    "eleven options": ("label", questions(
+        {"question": "q", "answer": "A", "choices": list("abcdefghijk")}), "q.jsonl:2", [11, 10]),
+    "a csv with a comma too many": ("label", flags("--data", "{at}/q.csv", damage=write(
+        "q.csv", "question,answer\nq,1,2\n")), "q.csv:2", ["beyond the header"]),
+    "labels beside the questions, too few": ("label", write("q-labels.lst", "0\n"),
+                                             "q-labels.lst", [1, COUNT]),
+    "questions from a pipe": ("label", flags("--data", "{at}/pipe.jsonl", damage=lambda at:
+                                             os.mkfifo(at / "pipe.jsonl")), "pipe.jsonl", ["pipe"]),
+    "questions from a device": ("label", flags("--data", "/dev/zero"), "", ["/dev/zero"]),
     "bad rows only": ("label", flags("--skip-bad-rows", damage=write("q.jsonl", "{}\n5\n")),
                       "q.jsonl", ["no questions"]),
     "tested on labelled questions": ("train", flags("--test", "{at}/q.jsonl"), "q.jsonl",
@@ -436,8 +503,8 @@ def test_results_that_outgrow_the_disk_leave_the_old_ones(whole, tmp_path, capsy
 
 
 def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
-    """The same on a real file system of 16 kB, where this process may mount one."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path]
+    """The same on a real file system of 20 kB, where this process may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20k", "none", tmp_path]
     if os.geteuid() or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no mount of a small disk: this test wants to be root")
     at, main, out = whole, label.main, tmp_path / "labels.jsonl"
@@ -517,6 +584,7 @@ def test_a_file_that_may_not_be_read_is_named(command, file, whole, capsys):
         os.chmod(name, 0o755)
         at = shutil.copytree(whole, Path(name) / "case")
         at.chmod(0o777)
+        (at / "run").chmod(0o777)  # where a lock is to be written
         main, argv = arguments(command, at)
         before = contents(at)
         mode = (at / file).stat().st_mode

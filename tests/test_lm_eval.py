@@ -218,7 +218,7 @@ def test_chat_template_is_rendered_and_bos_is_not_doubled(folder):
 
 @harness
 @pytest.mark.parametrize("options, message", [
-    ({"model": "nowhere"}, "no such folder"), ({}, "missing a required argument"),
+    ({"model": "nowhere"}, "nowhere/config.json"), ({}, "missing a required argument"),
     ({"pretrained": "x"}, "pretrained"), ({"dtype": "int8"}, "dtype"), ({"control": 2}, "control"),
     ({"max_length": 65}, "65"), ({"routers": "none.safetensors"}, "none.safetensors")])
 def test_bad_model_args_are_named(folder, options, message):
@@ -230,10 +230,10 @@ def test_bad_model_args_are_named(folder, options, message):
 @harness
 def test_options_reach_the_route_and_model_args_win_over_flags(folder, routers):
     args = {"model": str(folder), "routers": str(routers), "control": 0.25, "tilt": 1,
-            "batch_size": 7}
+            "guard": False, "batch_size": 7}
     lm = DrLLM.create_from_arg_obj(args, {"batch_size": "1", "device": None})
     assert isinstance(lm.route, RouterRoute) and lm.batch_size == 7
-    assert (lm.route.control, lm.route.tilt) == (0.25, 1.0)
+    assert (lm.route.control, lm.route.tilt, lm.route.guard) == (0.25, 1.0, False)
     assert DrLLM(folder, batch_size="auto:4", max_batch_size=3).batch_size == 3
 
 

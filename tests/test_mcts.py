@@ -51,13 +51,19 @@ def configs(draw, **settled):
 def families(draw):
     """A root all of whose edits were tried: every child has visits and a total reward."""
     root = Node((EXECUTE,) * draw(st.integers(2, 6)), 0.0, None)
-    for path in root.untried:
+    for path in edits(root.decisions):
         child = Node(path, 0.0, root)
         child.visits = draw(st.integers(1, 9))
         child.total_reward = draw(st.integers(0, child.visits))
         root.children.append(child)
-    root.untried, root.visits = [], 1 + sum(child.visits for child in root.children)
+    root.visits = 1 + sum(child.visits for child in root.children)
     return root
+
+
+def chosen(root, config, seed=0):
+    """The child of a family that is selected."""
+    known = {child.decisions: 0.0 for child in root.children}
+    return select(root, known, config, random.Random(seed))
 
 
 def reward_table(seed, chance=0.3, default=None):
@@ -269,11 +275,10 @@ def test_result_repeats_what_was_asked_and_answered(num_layers, config, seed):
 @given(st.sampled_from((1, 2, 3, 4)), configs(simulations=300, stop_when_repaired=False), seeds)
 def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, seed):
     """A corner of the tree that is never entered, or a search that spins when all is known."""
-    reward = reward_table(seed, chance=0.1)
+    reward = reward_table(seed, chance=0.1, default=1.0)
     result, asked, _ = grow(num_layers, config, seed, reward)
     assert sorted(asked) == sorted(all_legal(num_layers))
-    lengths = [sum(path) for path in all_legal(num_layers) if reward(path) > 0]
-    assert (sum(result.best) if result.best else None) == min(lengths, default=None)
+    assert sum(result.best) == min(sum(path) for path in all_legal(num_layers) if reward(path) > 0)
 
 
 # ---- the tree ----
@@ -321,18 +326,24 @@ def test_edits_stack_by_chance():
 
 @given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
 def test_tree_branches(num_layers, seed, chance):
-    """The authors' search extends its newest leaf only: a chain from the default downwards."""
+    """The authors' search extends its newest leaf only: a chain from the default downwards. At its
+    second visit a node has room for another child. Below a wrong default at most eight children
+    share 50 visits, so one of them has its second; below a right one they need not."""
     config = SearchConfig(stop_when_repaired=False)
     _, _, (root, *_) = grow(num_layers, config, seed, reward_table(seed, chance))
     assert len(root.children) >= 2
+    config = replace(config, **ONE_EDIT)
+    _, _, (root, *_) = grow(num_layers, config, seed, reward_table(seed, chance, default=0.0))
     assert any(len(child.children) >= 2 for child in root.children)
 
 
-@given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
-def test_tree_goes_deep(num_layers, seed, chance):
-    """The opposite mistake: 50 simulations all spent on single edits of the default."""
-    config = SearchConfig(stop_when_repaired=False)
-    _, asked, _ = grow(num_layers, config, seed, reward_table(seed, chance))
+@given(st.integers(6, 10), seeds, st.sampled_from((0.0, 1.0)))
+def test_tree_goes_deep(num_layers, seed, reward):
+    """The opposite mistake: 50 simulations all spent on single edits of the default. Where all
+    paths are alike, one of the root's eight children has 7 visits, one of that child's three has
+    2, and the second of them added a third edit."""
+    config = SearchConfig(stop_when_repaired=False, **ONE_EDIT)
+    _, asked, _ = grow(num_layers, config, seed, lambda path: reward)
     assert max(sum(count != EXECUTE for count in path) for path in asked) >= 3
 
 
@@ -372,29 +383,29 @@ def test_selected_child_maximises_score(root, exploration, length_penalty):
         return mean + bonus - length_penalty * length
 
     config = SearchConfig(0, exploration, length_penalty, random_child=0)
-    chosen = select(root, {}, config, random.Random(0))
     assert [score(c, config) for c in root.children] == pytest.approx(
         [by_hand(c) for c in root.children], abs=1e-9)
-    assert by_hand(chosen) == pytest.approx(max(map(by_hand, root.children)), abs=1e-9)
+    best = max(map(by_hand, root.children))
+    assert by_hand(chosen(root, config)) == pytest.approx(best, abs=1e-9)
 
 
 @given(families(), st.floats(0, 5), st.floats(0.01, 5))
 def test_larger_length_penalty_never_selects_longer_child(root, penalty, increase):
     """A penalty with the wrong sign, or one on the number of skips."""
-    small, large = (select(root, {}, SearchConfig(length_penalty=p, random_child=0),
-                           random.Random(0)) for p in (penalty, penalty + increase))
+    small, large = (chosen(root, SearchConfig(length_penalty=p, random_child=0))
+                    for p in (penalty, penalty + increase))
     assert sum(large.decisions) <= sum(small.decisions)
 
 
 @given(families())
 def test_random_child_one_ignores_the_score_and_zero_never_does(root):
     """The coin turned over: 0.9 of all descents at random. Odds of missing a child: 12 e^-25."""
-    def chosen(share):
+    def ever_chosen(share):
         config = SearchConfig(random_child=share)
-        return {select(root, {}, config, random.Random(seed)).decisions for seed in range(300)}
+        return {chosen(root, config, seed).decisions for seed in range(300)}
 
-    assert chosen(1.0) == {child.decisions for child in root.children}
-    assert len(chosen(0.0)) == 1
+    assert ever_chosen(1.0) == {child.decisions for child in root.children}
+    assert len(ever_chosen(0.0)) == 1
 
 
 # ---- same seed, and many at once ----
@@ -441,10 +452,18 @@ def test_searches_in_lockstep_equal_searches_one_at_a_time(questions):
 @given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
 def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, config, seed):
     """The longest, the last met, or the one of the highest reward."""
-    reward = reward_table(seed)
+    reward = reward_table(seed, default=1.0)
     result, asked, _ = grow(num_layers, config, seed, reward)
     right = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
-    assert result.best == (asked[right[0][1]] if right else None)
+    assert result.best == asked[right[0][1]]
+
+
+@given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
+def test_best_of_a_wrong_default_is_the_first_right_path(num_layers, config, seed):
+    """The shortest, which is the label of a right default only, when the search went on."""
+    reward = reward_table(seed, default=0.0)
+    result, asked, _ = grow(num_layers, config, seed, reward)
+    assert result.best == next((path for path in asked if reward(path) > 0), None)
 
 
 @given(st.integers(2, 6), configs(stop_when_repaired=True), seeds)

@@ -1,6 +1,8 @@
 """The paper's experiments on a tiny run: all of them answer, resume and refuse."""
 import json
+import random
 import shutil
+import string
 
 import numpy as np
 import pytest
@@ -10,27 +12,45 @@ from hypothesis import strategies as st
 
 import train
 from cli import InputError
-from conftest import own_answers
 from choose import upper_hull
-from extras import experiments, paper, pictures, studies
+from drllm import pool_windows
+from extras import experiments, paper, pictures
+from extras.lab import Lab, some_of_each
+from model_llama import fixed, generate, load_model, load_tokenizer
+from tasks import Prompt, Question
 from tiny import save_tiny, tiny_model
+
+
+PATH_OF = {"one": (1, 1, 2), "two": (1, 1, 1), "compute": (1, 1, 2), "far": (1, 1, 1)}
+
+
+def questions_of(folder, number):
+    """Rows of four tasks, of digits or of letters; right is what the model says along the task's
+    path, so that routing by what stands in the prompt pays."""
+    model, tokenizer, rng = load_model(folder), load_tokenizer(folder), random.Random(0)
+    for n in range(number):
+        task = list(PATH_OF)[n % 4]
+        words = string.digits if PATH_OF[task] == (1, 1, 2) else string.ascii_lowercase
+        prompt = " ".join(rng.choice(words) for _ in range(rng.randint(3, 14)))
+        made = generate(model, [tokenizer.encode(prompt)], fixed(PATH_OF[task]), 2,
+                        tokenizer.stop_ids)
+        yield {"id": f"own-{n}", "task": task, "level": 0, "prompt": prompt,
+               "answer": tokenizer.decode(made.tokens[0]) or "zz", "max_new_tokens": 2}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished tiny run with two labelled tasks and one that no label shows."""
+    """A finished tiny run with two labelled tasks and two that no label shows."""
     base = tmp_path_factory.mktemp("paper")
-    save_tiny(base / "model", tiny_model(5, dtype=torch.float32))
-    rows = own_answers(base / "model", 96)
-    for n, row in enumerate(rows):
-        row["task"] = ("one", "two", "compute", "far")[n % 4]
+    save_tiny(base / "model", tiny_model(2, dtype=torch.float32))
+    rows = list(questions_of(base / "model", 96))
     write = lambda name, rows: (base / name).write_text(
         "".join(json.dumps(row) + "\n" for row in rows))
     labelled = [n for n in range(96) if n % 4 < 2 and n < 64]
     write("label.jsonl", [rows[n] for n in labelled])
     write("test.jsonl", [rows[n] for n in range(96) if n not in labelled])
     train.main([*files(base), "--out", str(base / "run"), "--simulations", "8", "--seeds", "2",
-                "--clusters", "2"])
+                "--clusters", "2", "--choose", "consensus"])
     return base
 
 
@@ -41,6 +61,10 @@ def files(base):
 
 def command(base, *names, limit="40"):
     return [*names, *files(base), "--run", str(base / "run"), "--seeds", "2", "--limit", limit]
+
+
+def lab_of(base, *names):
+    return Lab(paper.parse_args(command(base, *names)))
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +113,44 @@ def test_tables_report_what_the_comparison_measured(everything):
     for task in ("one", "two", "all"):
         forced = rows[f"forced to execute: {task}"]
         assert forced["accuracy"] == rows[f"vanilla: {task}"]["accuracy"]
+    assert sum(name.startswith("static, ") for name in rows) in (1, 2)
+    assert list(rows)[-3:] == ["shuffled", "random", "swapped"]
     methods = rows_of(everything, "table5")
     routed = rows["Dr.LLM, consensus: all"]["accuracy"]
     assert methods["Dr.LLM"]["accuracy"] == pytest.approx(routed)
     assert methods["CoLa (oracle)"]["accuracy"] >= methods["vanilla"]["accuracy"]
+
+
+def test_rows_have_the_names_and_figures_that_the_documents_show(everything):
+    """docs/make_results.py makes its tables of these."""
+    assert list(rows_of(everything, "table5")) == [
+        "vanilla", "Dr.LLM", "ShortGPT", "LLM-Pruner score", "LayerSkip, early exit", "MindSkip",
+        "FlexiDepth", "MoD, top-k tokens", "UT, halting", "MoR, shared cache", "PoLar-like",
+        "random", "shuffled", "CoLa (oracle)"]
+    figures = {"accuracy", "sd", "layers", "gain", "interval", "over_static", "over interval"}
+    for name in ("table5", "table6", "figure5", "figure7", "frontier"):
+        assert all(row.keys() >= figures for row in rows_of(everything, name).values()), name
+    ood = rows_of(everything, "ood")
+    kinds = ("bare", "guard", "anchors", "guard and anchors")
+    assert list(ood) == [*(f"{choice}, {kind}" for choice in ("consensus", "shortest")
+                           for kind in kinds),
+                         *(f"guard at {q}" for q in (0.5, 0.8, 0.95, 0.99, 0.999)),
+                         "without one", "without two"]
+    for name, row in ood.items():
+        assert row.keys() >= ({"bare", "bare layers", "guard", "guard layers", "guard interval"}
+                              if name.startswith("without") else
+                              {"in", "in layers", "near", "near layers", "far", "far layers",
+                               "out", "out layers", "out interval", "tasks"}), name
+
+
+def test_domains_are_means_over_their_tasks(everything):
+    for row in rows_of(everything, "ood").values():
+        if "tasks" in row:
+            (near, near_layers), (far, far_layers) = row["tasks"]["compute"], row["tasks"]["far"]
+            assert (row["near"], row["near layers"]) == (near, near_layers)
+            assert (row["far"], row["far layers"]) == (far, far_layers)
+            assert row["out"] == pytest.approx((near + far) / 2)
+            assert row["out layers"] == pytest.approx((near_layers + far_layers) / 2)
 
 
 def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
@@ -106,13 +164,13 @@ def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
 
 def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):
     """The control must not be weaker than it could be: best per length, on label questions."""
-    lab = paper.Lab(paper.parse_args(command(run, "frontier")))
-    paths, right = lab.measured_paths
+    lab = lab_of(run, "frontier")
+    paths, right = lab.menu
     tried = list(zip(right.float().mean(0).tolist(), map(tuple, paths)))
     assert set(lab.static_paths) >= {sum(path) for _, path in tried if 3 <= sum(path) <= 4}
     for length, (share, path) in lab.static_paths.items():
         assert sum(path) == length and set(path) <= {0, 1, 2}
-        assert share == pytest.approx(studies.answered_by(lab, [path], lab.labelled)[0])
+        assert share == pytest.approx(lab.answered_by([path], lab.labelled)[0])
         assert share >= max([s for s, p in tried if sum(p) == length], default=0)
     found = rows_of(everything, "frontier")
     lengths = [n for n, _ in lab.static_points]
@@ -123,7 +181,8 @@ def test_knob_ends_where_the_paper_says(everything):
     rows = json.loads((everything / "figure6.json").read_text())["result"]["rows"]
     layers = {r["name"]: r["layers"] for r in rows}
     assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
-    assert list(layers.values())[2:] == sorted(layers.values())[2:] and rows[6]["gain"] == 0.0
+    executed = [row["execute"] for row in rows]    # most at +0.5, and towards it ever more
+    assert executed[2:7] == sorted(executed[2:7]) and executed[6] == 1.0 and rows[6]["gain"] == 0.0
 
 
 def test_a_run_of_another_model_is_refused(run, tmp_path):
@@ -143,7 +202,7 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     line = command(run, "table3")
     line[line.index("--run") + 1] = str(tmp_path / "run")
-    lab = paper.Lab(paper.parse_args(line))
+    lab = Lab(paper.parse_args(line))
     monkeypatch.setattr(train, "train_routers", lambda *a, **k: pytest.fail("trained again"))
     assert lab.seeds == [1, 2] and len(lab.routers()) == 2
 
@@ -154,18 +213,18 @@ def test_seeds_that_the_run_lacks_are_trained_beside_its_own(run, tmp_path):
     line[line.index("--run") + 1], line[line.index("--seeds") + 1] = str(tmp_path / "run"), "3"
     folder = tmp_path / "run" / "routers"
     before = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
-    lab = paper.Lab(paper.parse_args(line))
+    lab = Lab(paper.parse_args(line))
     assert len(lab.routers()) == 3 and len(before) == 2
     after = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
     assert len(after) == 3 and after.items() >= before.items()
 
 
 def test_other_labels_settings_or_numbers_are_another_table(run):
-    lab = paper.Lab(paper.parse_args(command(run, "table3")))
+    lab = lab_of(run, "table3")
     key = lab.key
-    lab.rows = lab.rows[::-1]
+    lab.label_rows = lab.label_rows[::-1]
     assert lab.key != key
-    other = paper.Lab(paper.parse_args([*command(run, "table3"), "--dtype", "bfloat16"]))
+    other = Lab(paper.parse_args([*command(run, "table3"), "--dtype", "bfloat16"]))
     assert other.key != key
 
 
@@ -182,6 +241,23 @@ def test_a_run_without_labels_is_refused(run, tmp_path):
     line[line.index("--run") + 1] = str(tmp_path)
     with pytest.raises(InputError, match="32 of 32 label questions have no row"):
         paper.main(line)
+
+
+@pytest.mark.parametrize("choice", ["shortest", "confident"])
+def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, choice):
+    """Its training asked no menu; the Lab asks one where an experiment wants it."""
+    train.main([*files(run), "--out", str(tmp_path), "--simulations", "8", "--seeds", "1",
+                "--clusters", "2", "--choose", choice])
+    assert not (tmp_path / "paths.json").exists()
+    line = command(run, "table5")
+    line[line.index("--run") + 1] = str(tmp_path)
+    here, other = Lab(paper.parse_args(line)), lab_of(run, "table5")
+    assert here.labels() == here.labels(choice) != here.labels("consensus")
+    for name in ("consensus", "confident", "shortest"):
+        assert here.labels(name) == other.labels(name)
+    assert here.labels("safe") in (here.labels("consensus"), [(1, 1, 1)] * 32)
+    assert here.statics == other.statics
+    paper.main(["router", *line])    # the paper's own figures are to be had of it
 
 
 # ---- parts ----
@@ -225,14 +301,27 @@ def test_other_router_shapes_are_per_prompt_and_learn(kind):
 
 
 def test_embedding_route_shows_every_layer_the_embeddings():
-    from drllm import pool_windows
-    from model_llama import generate
     model, seen = tiny_model(dtype=torch.float32), []
     routers = experiments.Routers(3, 16).requires_grad_(False)
     routers.forward = lambda pooled, counts, layers: seen.append(pooled) or torch.zeros(1, 1, 3)
     generate(model, [[5, 6, 7]], experiments.EmbeddingRoute(routers), 1)
     states = pool_windows(model.embed_tokens(torch.tensor([[5, 6, 7]])), torch.tensor([3]), 8)
     assert len(seen) == 3 and all(torch.equal(pooled[:, 0], states) for pooled in seen)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 20))
+def test_some_of_each_takes_as_many_of_every_task_in_order(tasks, limit):
+    prompts = [Prompt(Question(str(n), task, 0, "q", "a"), (1,)) for n, task in enumerate(tasks)]
+    taken = some_of_each(prompts, limit)
+    assert taken == [p for p in prompts if p in taken]
+    most = max(1, limit // max(1, len(set(tasks))))
+    for task in set(tasks):
+        assert [p for p in taken if p.question.task == task] == [
+            p for p in prompts if p.question.task == task][:most]
+
+
+def test_heat_by_hand():
+    assert experiments.heat([0.0, 0.34, 1.0, 1.5, 2.0]) == "▁▂▄▆█"
 
 
 def test_pictures_are_left_out_in_one_line_without_matplotlib(monkeypatch, tmp_path, capsys):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import mcts
 from choose import confident, consensus, neighbours
 from drllm import Routers, nearest_distance
-from baselines import shuffled
+from evaluate import shuffled
 from mcts import SearchConfig, backpropagate, score, search, select
 from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
 
@@ -255,9 +255,9 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
 
 # ---- paths and search: a tree of bare nodes ----
 
-def bare(decisions, visits=1, total_reward=0.0, parent=None, untried=(), reward=0.0):
+def bare(decisions, visits=1, total_reward=0.0, parent=None, edits=(), reward=0.0):
     node = SimpleNamespace(decisions=decisions, visits=visits, total_reward=total_reward,
-                           parent=parent, untried=list(untried), reward=reward, children=[],
+                           parent=parent, edits=list(edits), reward=reward, children=[],
                            exhausted=False)
     if parent is not None:
         parent.children.append(node)
@@ -313,7 +313,7 @@ def test_select_descends_to_the_child_of_the_largest_score(numbers):
     for number in numbers:
         child = bare((number,), 6, parent=root)
         for leaf in numbers:
-            bare((leaf,), parent=child, untried=[(100 + 10 * number + leaf,)])
+            bare((leaf,), parent=child, edits=[(100 + 10 * number + leaf,)])
     best = chosen(root)
     assert best.decisions == (4,) and best.parent.decisions == (4,)
 
@@ -324,20 +324,22 @@ def test_select_descends_to_the_child_of_the_largest_score(numbers):
 def test_select_widens_a_node_by_a_power_of_its_visits(visits, rewards, widening):
     """Catches a chain (never a second child), a star (never a grandchild), and children worse
     than their parent that take the room of others."""
-    root = bare((9,), visits, untried=[(99,)], reward=0.5)
+    root = bare((9,), visits, edits=[(99,)], reward=0.5)
     for number, reward in enumerate(rewards):
-        bare((number,), parent=root, untried=[(10 + number,)], reward=reward)
+        bare((number,), parent=root, edits=[(10 + number,)], reward=reward)
     widens = sum(reward >= 0.5 for reward in rewards) < max(1, visits ** widening)
     assert (chosen(root, widening=widening) is root) == widens
 
 
 @pytest.mark.task("2.4")
 def test_select_forgets_what_is_known_and_says_when_nothing_is_left():
-    """Catches a path that is asked twice, a finished branch that is entered, an endless loop."""
+    """Catches a path that is asked twice, a finished branch that is entered, an endless loop, and a
+    list of edits that loses what was asked."""
     root = bare((9,), visits=3)
-    done, live = bare((5,), parent=root, untried=[(1,)]), bare((4,), parent=root, untried=[(2,)])
+    done, live = bare((5,), parent=root, edits=[(1,)]), bare((4,), parent=root, edits=[(2,)])
     assert chosen(root, known=[(1,)]) is live and done.exhausted and not root.exhausted
     assert chosen(root, known=[(1,), (2,)]) is None and root.exhausted
+    assert done.edits == [(1,)] and live.edits == [(2,)]
 
 
 @pytest.mark.task("2.4")
@@ -348,7 +350,7 @@ def test_select_takes_a_random_child_as_often_as_told():
         for seed in range(200):
             root = bare((9,), visits=25)
             for number in range(5):
-                bare((number,), parent=root, untried=[(10 + number,)])
+                bare((number,), parent=root, edits=[(10 + number,)])
             found.add(chosen(root, random_child=random_child, seed=seed).decisions)
         return found
 
@@ -379,12 +381,14 @@ def walk(num_layers, config, reward, edits):
     def first_open(root, known, config, rng):
         nodes = [root]
         for node in nodes:
-            node.untried = [path for path in node.untried if path not in known]
-            if node.untried:
+            if any(path not in known for path in node.edits):
                 return node
             nodes.extend(node.children)
 
-    with replaced(edits=edits, grow=lambda parent, known, config, rng: parent.untried[-1],
+    def last_open(parent, known, config, rng):
+        return [path for path in parent.edits if path not in known][-1]
+
+    with replaced(edits=edits, grow=last_open,
                   backpropagate=lambda node: credited.append((node.decisions, node.reward))):
         steps = search(num_layers, config, random.Random(0), first_open)
         asked.append(next(steps))
@@ -529,7 +533,7 @@ def test_some_layers_equal_the_same_layers_of_all(layers, data, seed):
 @pytest.mark.task("4.6")
 @given(sizes, st.integers(3, 8), sizes, seeds)
 def test_nearest_distance_is_to_the_third_nearest_point(N, M, G, seed):
-    """Catches the nearest point: one lucky prompt beside a strange one would open the gate."""
+    """Catches the nearest point: one lucky prompt beside a strange one would lift the guard."""
     states, points = randn(seed, 2, N, G), randn(seed + 1, 2, M, G)
     distances = nearest_distance(states, points)
     assert distances.shape == (2, N)
@@ -542,13 +546,13 @@ def test_nearest_distance_is_to_the_third_nearest_point(N, M, G, seed):
 @pytest.mark.task("4.6")
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), seeds)
 def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
-    """Catches a gate upside down, another layer's limit, and a mean over empty windows."""
+    """Catches a guard upside down, another layer's limit, and a mean over empty windows."""
     routers, pooled = routers_of(seed, 2, 3, 4), randn(seed, len(used), 4, 5)
     counts = torch.tensor(used)
     in_use = torch.arange(4) < counts[:, None]
     pooled = pooled * in_use[..., None]
     projection, points = randn(seed + 1, 5, 3), randn(seed + 2, 2, 7, 3)
-    routers.set_gate(projection, points, torch.tensor([1.2, 1.8]))
+    routers.set_guard(projection, points, torch.tensor([1.2, 1.8]))
     for layer, limit in enumerate((1.2, 1.8)):
         states = torch.stack([row[:n].mean(0) for row, n in zip(pooled, used)]) @ projection
         third = [sorted((state - p).norm().item() for p in points[layer])[2] for state in states]
@@ -557,8 +561,8 @@ def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
 
 
 @pytest.mark.task("4.6")
-def test_without_a_gate_nothing_is_strange():
-    """Catches the paper's routers, which have no gate, failing at their first prompt."""
+def test_without_a_guard_nothing_is_strange():
+    """Catches the paper's routers, which have no guard, failing at their first prompt."""
     found = Routers(2, 5).is_strange(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
     assert found.dtype == torch.bool and not found.any() and found.shape == (3,)
 

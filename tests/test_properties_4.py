@@ -12,12 +12,12 @@ numbers = st.integers(0, 999)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=3), numbers)
-def test_a_prompt_is_pooled_judged_and_gated_as_if_it_were_alone(lengths, seed):
+def test_a_prompt_is_pooled_judged_and_guarded_as_if_it_were_alone(lengths, seed):
     """By its own tokens, all of them where they fill whole windows, and by no padding."""
     rng = torch.Generator().manual_seed(seed)
     hidden = torch.randn(len(lengths), max(lengths) + 2, 6, generator=rng)
     routers = Routers(1, 6, 4, windows=4)
-    routers.set_gate(torch.eye(6), hidden[:1, :1].expand(1, 3, 6), torch.tensor([2.0]))
+    routers.set_guard(torch.eye(6), hidden[:1, :1].expand(1, 3, 6), torch.tensor([2.0]))
     counted = torch.tensor(lengths)
     pooled, counts = pool_windows(hidden, counted, 4), counted.clamp(max=4)
     logits, strange = routers(pooled[:, None], counts), routers.is_strange(0, pooled, counts)
@@ -27,7 +27,8 @@ def test_a_prompt_is_pooled_judged_and_gated_as_if_it_were_alone(lengths, seed):
         torch.testing.assert_close(pooled[row, :used], windows)
         alone = routers(windows[None, None], torch.tensor([used]))
         torch.testing.assert_close(logits[row:row + 1], alone, atol=1e-5, rtol=1e-4)
-        assert strange[row] == ((windows.mean(0) - hidden[0, 0]).norm() > 2.0)
+        far = (windows.mean(0) - hidden[0, 0]).norm()
+        assert strange[row] == (far > 2.0) or abs(far - 2.0) < 1e-4  # at the limit itself, either
 
 
 @given(st.lists(st.integers(1, 5000), min_size=3, max_size=3), numbers, st.floats(0.1, 4))

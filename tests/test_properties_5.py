@@ -5,10 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from answers import Answers
-from baselines import shuffled
-from diagnostics import interval
-from evaluate import Outcome, static_at, summarise
+from evaluate import Outcome, interval, shuffled, summarise
+from extras.statistics import static_at
+from tasks import Answers
 
 pytestmark = pytest.mark.task("5.4")
 

@@ -6,11 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from answers import Prompt
 from cli import InputError
-from drllm import GATE, Routers, pool_windows
+from drllm import GUARD, Routers, pool_windows
 from model_llama import generate, load_model
-from tasks import Question
+from tasks import Prompt, Question
 from tiny import save_tiny, tiny_model
 
 
@@ -115,15 +114,19 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     config = json.loads((folder / "out" / "config.json").read_text())
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
-    assert "In domain" in printed and "layers 0 to 2" in printed
+    assert "In domain, 13 questions" in printed and "\nin own 0" in printed
 
     model = load_model(folder / "model")
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
-    assert routers.notes["choice"] == "consensus" and routers.notes["tasks"] == ["own"]
+    assert routers.notes["choice"] == "safe" and routers.notes["tasks"] == ["own"]
     names = set(load_file(folder / "out" / "routers.safetensors"))
-    assert names == {"w1", "b1", "w2", "b2", *GATE}    # nothing of the base model is stored
+    assert names == {"w1", "b1", "w2", "b2", *GUARD}    # nothing of the base model is stored
 
     labels = (folder / "out" / "labels.jsonl").read_bytes()
+    right_paths = {row["id"]: [path for path, _ in row["correct"]]
+                   for row in map(json.loads, labels.splitlines())}
+    chosen = json.loads((folder / "out" / "chosen.json").read_text())
+    assert len(chosen) == routers.notes["labels"] and chosen.keys() <= right_paths.keys()
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
     run(folder)    # the same command again makes nothing twice
     assert (folder / "out" / "labels.jsonl").read_bytes() == labels

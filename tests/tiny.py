@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_folder import Config, Llama3Rope
-from model_llama import Llama, checkpoint_views
+from model_llama import Llama
 
 WORDS = ["<unk>", "<eos>", *"0123456789abcdefghijklmnopqrstuvwxyz", "Question:", "Answer:"]
 FAMILIES = {
@@ -44,7 +44,7 @@ def save_tiny(folder, model):
     from tokenizers import Tokenizer, models, pre_tokenizers
     folder.mkdir(parents=True, exist_ok=True)
     c = model.config
-    views = {name: view.float().contiguous() for name, view in checkpoint_views(model).items()}
+    views = {name: view.float().contiguous() for name, view in model.named_weights().items()}
     save_file(views, folder / "model.safetensors")
     names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
     config = {"architectures": [names[c.model_type]], "model_type": c.model_type,

@@ -4,7 +4,7 @@ A layer that runs is a filled box, a skipped one an empty box under an arc, a re
 box with a loop above. The picture brings its own background, so it reads on any page, and follows
 the reader's light or dark setting.
 
-    python assets/update_readme.py      draws assets/paths.svg from assets/demo.json
+    .venv/bin/python docs/make_results.py      draws assets/paths.svg from assets/demo.json
 """
 from html import escape
 

@@ -1,0 +1,83 @@
+"""Can a difference be believed, what would static paths have done at the same depth, and how good
+are decisions? Numbers about finished answers.
+
+    wilcoxon([0, 1, 1, 0, 1])
+"""
+import math
+
+import numpy as np
+import torch
+
+from evaluate import ACTIONS
+
+EXACT_UP_TO = 50  # differences that are not zero
+
+
+def midranks(values):
+    """Ranks from 1; equal values share their mean rank: (3, 1, 3) gives (2.5, 1, 2.5)."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def wilcoxon(difference):
+    """Two-sided p that paired differences lie around zero (signed ranks); zeros are dropped.
+
+    Exact, ties included, up to 50 differences; beyond that the normal approximation with the
+    variance corrected for ties. No difference at all gives 1. Five times +1 gives 2 / 2**5.
+    """
+    values = np.asarray(difference, dtype=np.float64)
+    values = values[values != 0]
+    if not len(values):
+        return 1.0
+    ranks = midranks(np.abs(values).round(9))
+    away = abs(ranks[values > 0].sum() - ranks.sum() / 2)
+    if len(values) > EXACT_UP_TO:
+        deviation = math.sqrt((ranks ** 2).sum() / 4)  # of a sum of ranks with random signs
+        return math.erfc(max(0.0, away - 0.5) / deviation / math.sqrt(2))
+    doubled = (2 * ranks).round().astype(int)  # midranks are halves
+    ways = np.zeros(doubled.sum() + 1)  # how many assignments of signs have each sum of ranks
+    ways[0] = 1.0
+    for rank in doubled:
+        ways[rank:] = ways[rank:] + ways[:-rank]
+    sums = np.arange(len(ways)) / 2
+    return float(ways[abs(sums - ranks.sum() / 2) >= away - 1e-9].sum() / ways.sum())
+
+
+def static_at(layers, statics):
+    """(N,) expected reward of a mix of static paths with this mean depth.
+
+    statics: [(length, right (N,))], shortest first. Beyond the ends the end is taken.
+    """
+    if layers <= statics[0][0]:
+        return statics[0][1]
+    for (low, below), (high, above) in zip(statics, statics[1:]):
+        if layers <= high:
+            share = (layers - low) / (high - low)
+            return (1 - share) * below + share * above
+    return statics[-1][1]
+
+
+# ---- decisions against labels ----
+
+def share_of_actions(decisions):
+    """(..., L, 3) share of skip, execute, repeat per layer, over prompts: decisions (N, L)."""
+    return torch.stack([(decisions == count).float().mean(0) for count in range(3)], dim=-1)
+
+
+def class_report(decided, labels):
+    """Precision, recall, F1 and support per action, macro F1 and accuracy per layer of decisions
+    (N, L) against labels (N, L). A class neither decided nor labelled has no F1 and is left out of
+    the macro mean."""
+    report, scores = {}, []
+    for count, name in enumerate(ACTIONS):
+        chosen, true = decided == count, labels == count
+        hits, either = (chosen & true).sum().item(), (chosen.sum() + true.sum()).item()
+        report[name] = {"precision": hits / max(1, chosen.sum().item()),
+                        "recall": hits / max(1, true.sum().item()),
+                        "f1": 2 * hits / max(1, either), "support": true.sum().item()}
+        scores += [report[name]["f1"]] if either else []
+    right = (decided == labels).float()
+    return report | {"macro_f1": sum(scores) / len(scores), "accuracy": right.mean().item(),
+                     "always_execute": (labels == 1).float().mean().item(),
+                     "per_layer": right.mean(0).tolist()}

@@ -1,0 +1,221 @@
+"""Claims about what all commands share: files read and written, locks, flags.
+
+More of them, through whole commands, stand in test_hostile.py.
+"""
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cli
+from cli import InputError, locked, read_file, read_json, write_json
+
+
+# ---- reading ----
+
+@pytest.mark.parametrize("data, word", [
+    (b"", "not valid JSON"), (b'{"a": 1,\n "b" 2}', "not valid JSON at line 2, column 6"),
+    (b"\xff", "not valid JSON"), (b"[" * 10**5, "not valid JSON"), (b"9" * 5000, "not valid JSON"),
+    (b"[1]", "object, got list")])
+def test_wrong_json_is_described_for_people(data, word, tmp_path):
+    """Catches the library's own words: "Expecting value: line 1 column 1 (char 0)"."""
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(InputError) as error:
+        read_json(tmp_path / "a.json")
+    assert f"{tmp_path / 'a.json'}: " in str(error.value) and word in str(error.value)
+    assert "Expecting" not in str(error.value)
+
+
+def test_a_file_is_read_up_to_its_limit_and_not_beyond(tmp_path):
+    """Catches a limit off by one, or a file cut to the limit in silence."""
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_file(tmp_path / "a", most=5) == read_file(tmp_path / "a") == b"12345"
+    with pytest.raises(InputError, match="5 bytes; the limit is 4"):
+        read_file(tmp_path / "a", most=4)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    """Catches a reader that waits for ever at a pipe, or fills the memory from a device."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero", "/dev/null"):
+        with pytest.raises(InputError, match="a directory, a pipe or a device"):
+            read_file(path)
+        with pytest.raises(InputError, match="a directory, a pipe or a device"):
+            with cli.open_tensors(path):
+                pass
+    with pytest.raises(InputError, match="none: No such file"):
+        read_file(tmp_path / "none")
+
+
+# ---- writing ----
+
+def dead():
+    """The number of a process that is no more."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+def test_parts_left_by_killed_processes_are_removed_and_no_others(tmp_path):
+    """Catches .metrics.json.PID.part that stays for ever, and a living writer's part removed."""
+    stale = [f".a[1].json.{dead()}.part", f".a[1].json.{dead()}.part"]
+    kept = [f".a[1].json.{os.getppid()}.part", f".b.json.{dead()}.part", ".a[1].json.part",
+            f".a[1].json.{10**30}.part", ".a[1].json.old.part", ".a1.json.1.part", "a[1].json.7"]
+    for name in stale + kept:
+        (tmp_path / name).touch()
+    write_json(tmp_path / "a[1].json", {})
+    assert {file.name for file in tmp_path.iterdir()} == {"a[1].json", *kept}
+
+
+# ---- locks ----
+
+HOLDER = """
+import sys, time
+from cli import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of tmp_path / "out"."""
+    made = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], text=True,
+                            stdout=subprocess.PIPE, cwd=Path(cli.__file__).parent)
+    assert made.stdout.readline() == "held\n"
+    yield made
+    made.kill()
+    made.wait()
+    made.stdout.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_lock_names_its_owner_and_ends_with_it(end, holder, tmp_path):
+    """Catches two writers of one file, a lock that outlives a kill, and one left behind."""
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"out: process {holder.pid} is at work on it"):
+            with locked(tmp_path / "out"):
+                pass
+    with locked(tmp_path / "other"):
+        pass
+    holder.send_signal(end)
+    holder.wait()
+    with locked(tmp_path / "out"), pytest.raises(InputError, match=f"process {os.getpid()} "):
+        with locked(tmp_path / "out"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_under_a_lock_is_passed_on_and_lifts_it(tmp_path):
+    """Catches an error swallowed by the lock: it catches one of the system's errors itself."""
+    for error in (BlockingIOError(11, "busy"), InputError("bad"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), locked(tmp_path / "new" / "out"):
+            raise error
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_lock_whose_file_was_just_removed_is_none(tmp_path, monkeypatch):
+    """Catches the gap between opening the lock's file and taking it, in which its owner may have
+    removed it: two would then hold locks on two files of one name."""
+    def late(file, how):
+        (tmp_path / ".out.lock").unlink()
+        take(file, how)
+    take = cli.fcntl.flock
+    monkeypatch.setattr(cli.fcntl, "flock", late)
+    with pytest.raises(InputError, match="out: process .* is at work on it"), \
+            locked(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_made_names_what_it_is_for(tmp_path):
+    """Catches the name of a hidden file in the refusal, or none at all."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as error, locked(tmp_path / "file" / "out"):
+        pass
+    assert error.value.filename == str(tmp_path / "file" / "out")
+
+
+def test_a_lock_on_a_full_disk_names_what_it_is_for_and_leaves_nothing(tmp_path):
+    """Catches "error: output: No space left", and an empty lock that stays."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError) as error, locked(tmp_path / "out"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / "out") and list(tmp_path.iterdir()) == []
+
+
+# ---- flags ----
+
+def parser():
+    made = cli.Parser(prog="tool")
+    cli.add_model_flags(made)
+    cli.add_data_flags(made, ["q.jsonl"], batch_size=7)
+    made.add_argument("--share", type=cli.number(-1, 1), default=0.25, help="of it")
+    return made
+
+
+@pytest.mark.parametrize("flag, value, word", [
+    *(("--limit", text, "whole number from 1") for text in ("0", "-1", "1.5", "nan", "x", "")),
+    *(("--share", text, "number from -1 to 1") for text in ("nan", "inf", "-inf", "1.01", "x", "")),
+    ("--batch-size", "1" + "0" * 20, "whole number"), ("--limit", "1" * 5000, "whole number"),
+    ("--threads", "100000", "from 1 to 1024"), ("--seed", "-1", "from 0"),
+    ("--dtype", "int8", "float32"),
+    ("--nonsense", "1", "--nonsense")])
+def test_a_wrong_flag_is_one_line_that_names_it(flag, value, word, capsys):
+    """Catches nan that compares with nothing, a traceback, and a usage message of ten lines."""
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args([f"{flag}={value}"])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert flag in said.err and word in said.err
+
+
+@given(st.integers(1, 10**9), st.floats(-1, 1))
+def test_a_right_number_is_read_exactly(limit, share):
+    """Catches a bound that is left out, and a number that is rounded."""
+    args = parser().parse_args([f"--limit={limit}", f"--share={share!r}"])
+    assert (args.limit, args.share) == (limit, share) and type(args.limit) is int
+
+
+def test_help_shows_the_defaults_there_are(capsys):
+    """Catches a default that nobody can find, and "default: None"."""
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of it (default: 0.25)" in said and "(default: 7)" in said and "default: cpu" in said
+    assert "None" not in said and "False" not in said
+
+
+def test_use_device_sets_threads_and_checks_the_device(monkeypatch):
+    """Catches flags that do not arrive, and torchrun's processes that share one GPU."""
+    before, asked = torch.get_num_threads(), []
+    try:
+        cli.use_device(argparse.Namespace(threads=2, device="cpu"))
+        assert torch.get_num_threads() == 2
+        cli.use_device(argparse.Namespace(threads=None, device="cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(InputError, match="--device nonsense"):
+        cli.use_device(argparse.Namespace(threads=None, device="nonsense"))
+    monkeypatch.setattr(cli, "check_device", asked.append)
+    for rank in (None, "3"):
+        args = argparse.Namespace(threads=None, device="cuda")
+        if rank:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        cli.use_device(args)
+    assert asked == ["cuda", "cuda:3"] and args.device == "cuda:3"

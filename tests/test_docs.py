@@ -1,0 +1,497 @@
+"""The documents are run: their examples, their commands, their tables, and every name they give.
+
+A fence is of a known kind: `python` is executed in order as doctests; `console` is executed in a
+copy of the project and its output compared, a line of `...` standing for any; of `sh`, too long
+to run, every program, flag and value is given to that program's own parser; `text`, `math` and
+`bibtex` are not code. Tables come from assets/*.json (docs/make_results.py).
+"""
+import argparse
+import ast
+import contextlib
+import doctest
+import functools
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from unittest import mock
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "docs"))
+
+import make_results  # noqa: E402
+from cli import read_json  # noqa: E402
+from draw import draw  # noqa: E402
+
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
+    "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/your_model.md")}
+README, TUTORIAL = PAGES["README.md"], PAGES["docs/tutorial.md"]
+RESULTS = PAGES["docs/results.md"]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
+KINDS = ("python", "console", "sh", "text", "math", "bibtex")
+OPTIONAL = {"lm-eval"}  # extras that a page may tell to install
+
+
+@dataclass
+class Fence:
+    kind: str
+    text: str
+    line: int  # of the page, from 1
+
+
+def fences(text):
+    """Every fenced block, in order."""
+    found, opened = [], None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.startswith("```"):
+            continue
+        if opened is None:
+            opened = (line[3:].strip(), number)
+        else:
+            body = "\n".join(text.splitlines()[opened[1]:number - 1]) + "\n"
+            found.append(Fence(opened[0], body, opened[1] + 1))
+            opened = None
+    assert opened is None, f"line {opened[1]}: this block has no end"
+    return found
+
+
+def without_fences(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def code_spans(text):
+    return re.findall(r"`([^`\n]+)`", without_fences(text))
+
+
+@EVERY_PAGE
+def test_fences_are_of_known_kinds(page):
+    assert {fence.kind for fence in fences(PAGES[page])} <= set(KINDS)
+
+
+# ---- examples ----
+
+def failed_examples(text):
+    """What python examples give that the page does not say; all share one namespace."""
+    names, said = {}, io.StringIO()
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.REPORT_NDIFF)
+    for fence in fences(text):
+        if fence.kind == "python":
+            example = doctest.DocTestParser().get_doctest(
+                fence.text, names, f"line {fence.line}", "page", fence.line)
+            assert example.examples, f"line {fence.line}: no example starts with >>>"
+            runner.run(example, out=said.write, clear_globs=False)
+            names = example.globs
+    return said.getvalue()
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_tutorial_examples_print_what_it_says(in_root):
+    assert len([fence for fence in fences(TUTORIAL) if fence.kind == "python"]) >= 9
+    assert not failed_examples(TUTORIAL)
+
+
+def test_wrong_values_in_examples_are_noticed(in_root):
+    changed = TUTORIAL
+    for value in ("(0.5, 1.4986, 2.75, -0.7514)", "8 81920 81920", "[0.5, 2.5, 4.5, 6.5]"):
+        assert changed.count(value) == 1
+        changed = changed.replace(value, value[:-2] + "7" + value[-1:])
+    assert failed_examples(changed).count("Failed example") == 3
+
+
+# ---- commands that are run ----
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A folder like a clean clone: what is in it are links, what commands make is its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", "extras"))):
+        (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def run(command, folder):
+    """What a command prints on both streams; progress bars are off."""
+    words = shlex.split(command)
+    assert words[0] == ".venv/bin/python", command
+    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == (2 if "error: " in done.stdout else 0), done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/your_model.md"])
+def test_console_commands_print_what_the_page_says_and_write_into_runs_only(page, copy):
+    checker, there = doctest.OutputChecker(), {file.name for file in copy.iterdir()}
+    asked = [part.split("\n", 1) for fence in fences(PAGES[page]) if fence.kind == "console"
+             for part in re.split(r"^\$ ", fence.text, flags=re.MULTILINE)[1:]]
+    assert asked
+    for command, wanted in asked:
+        printed = run(command, copy)
+        assert wanted.strip() not in ("", "..."), f"nothing is compared: {command}"
+        assert checker.check_output(wanted, printed, doctest.ELLIPSIS), f"{command}\n{printed}"
+    assert {file.name for file in copy.iterdir()} - there <= {"runs", "__pycache__"}
+
+
+# ---- commands that are only read ----
+
+class Parsed(Exception):
+    """A program's parser has taken its arguments; the program itself does not run."""
+
+
+def parse(module, arguments):
+    """'' if the program takes these arguments, else what its parser says."""
+    real, said = argparse.ArgumentParser.parse_args, io.StringIO()
+
+    def stop(parser, *given):
+        real(parser, *given)
+        raise Parsed
+    beside = str((ROOT / module.replace(".", "/")).parent)  # where a script looks first
+    with mock.patch.object(sys, "path", [beside, *sys.path]), \
+            mock.patch.object(argparse.ArgumentParser, "parse_args", stop), \
+            contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            importlib.import_module(module).main(arguments)
+        except Parsed:
+            return ""
+        except SystemExit as end:
+            return said.getvalue() if end.code else ""
+    return f"{module}: no parser in its main"
+
+
+def harness_arguments(words):
+    """The adapter's options in --model_args; its other flags are the harness's own."""
+    given = next(words[n + 1] for n, word in enumerate(words) if word == "--model_args")
+    tree = ast.parse((ROOT / "extras" / "lm_eval_drllm.py").read_text())
+    maker = next(f for c in tree.body if isinstance(c, ast.ClassDef) for f in c.body
+                 if isinstance(f, ast.FunctionDef) and f.name == "__init__")
+    wrong = {pair.split("=")[0] for pair in given.split(",")} - {a.arg for a in maker.args.args}
+    return f"no model_args {wrong}" if wrong else ""
+
+
+def misunderstood(command):
+    """'' if a command's program exists and takes these flags and values, else what is wrong."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "torchrun" and words[1] == "--nproc-per-node" and words[2].isdigit():
+        words = [".venv/bin/python", *words[3:]]
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return "" if set(words[1:]) <= set(targets) else f"make has only {targets}"
+    if words[:3] == ["uv", "pip", "compile"]:
+        return "" if (ROOT / words[3]).exists() else f"no {words[3]}"
+    if words[0] != ".venv/bin/python":
+        return f"no rule for {words[0]}"
+    if words[1:4] == ["-m", "pip", "install"]:
+        return "" if set(words[4:]) <= OPTIONAL else f"not an extra: {words[4:]}"
+    if words[1:3] == ["-m", "pytest"]:
+        return "".join(f"no {w}; " for w in words[3:] if "/" in w and not (ROOT / w).exists())
+    module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
+    if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
+        return f"no program {module}"
+    if module == "docs.make_results":  # takes no arguments and has no parser
+        return "".join(words[2:])
+    arguments = words[3:] if words[1] == "-m" else words[2:]
+    if module == "extras.lm_eval_drllm":
+        return harness_arguments(words)
+    return parse(module, arguments)
+
+
+def read_commands(text):
+    """Commands that are shown and not run: in sh blocks, and in the prose but for old commits'."""
+    for fence in fences(text):
+        if fence.kind == "sh":
+            for line in fence.text.splitlines():
+                yield from line.split(" && ")
+    now = "\n".join(line for line in text.splitlines() if "at commit" not in line)
+    starts = (".venv/bin/python ", "make ", "torchrun ")
+    yield from (span for span in code_spans(now) if span == "make" or span.startswith(starts))
+
+
+def wrong_commands(text):
+    return [f"{command}: {wrong}" for command in read_commands(text)
+            if (wrong := misunderstood(command))]
+
+
+@EVERY_PAGE
+def test_commands_name_programs_and_flags_that_exist(page, in_root):
+    assert list(read_commands(PAGES[page]))
+    assert not wrong_commands(PAGES[page])
+
+
+@EVERY_PAGE
+def test_commands_leave_nothing_in_the_root(page):
+    for command in read_commands(PAGES[page]):
+        words = shlex.split(command, comments=True)
+        for flag, value in zip(words, words[1:]):
+            assert flag != "--out" or value.startswith("runs/"), command
+
+
+# ---- names ----
+
+def wrong_flags(text):
+    """Flags in the prose that no program of the project has."""
+    sources = "".join(file.read_text(encoding="utf-8") for where in (
+        "*.py", "extras/*.py", "course/*.py", "demo/*.py", "docs/*.py", "tests/conftest.py")
+        for file in ROOT.glob(where))
+    flags = {word for span in code_spans(text) if span.startswith("--")
+             for word in span.split() if word.startswith("--")}
+    return [flag for flag in flags if f'"{flag}"' not in sources]
+
+
+def anchors(text):
+    """The anchors that a hub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)", without_fences(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+@functools.cache
+def defined(file):
+    """Functions, classes and constants at a file's top level."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node]
+        names |= {getattr(t, "name", getattr(t, "id", None)) for t in targets}
+    return names
+
+
+def wrong_links(page, text):
+    """Links of a page to files and headings that are not there."""
+    wrong = []
+    for target in re.findall(r"\]\(([^)]+)\)", without_fences(text)):
+        file, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / file if file else ROOT / page
+        if not target.startswith("https://") and not there.exists():
+            wrong.append(target)
+        elif anchor and not file.startswith("https://"):
+            wrong += [] if anchor in anchors(there.read_text(encoding="utf-8")) else [target]
+    return wrong
+
+
+def wrong_names(text):
+    """Files, functions and tests that a page names and the project does not have."""
+    tests = set().union(*(defined(file) for file in ROOT.glob("tests/test_*.py")))
+    of_a_run = {"labels", "paths", "routers", "metrics", "config", "tokenizer"}
+    wrong = []
+    for span in code_spans(text):
+        name = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]\w*)", span)
+        if re.fullmatch(r"test_\w+", span):
+            exists = span in tests
+        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|extras|course|docs)/[\w./]*", span):
+            exists = (ROOT / span).exists() or (ROOT / "extras" / span).exists()
+        elif name and name[1] not in of_a_run and name[2] not in ("json", "jsonl", "csv", "txt",
+                                                                   "toml", "lock"):
+            exists = any(file.exists() and name[2] in defined(file) for file in (
+                ROOT / f"{name[1]}.py", ROOT / "extras" / f"{name[1]}.py"))
+        else:
+            continue
+        wrong += [] if exists else [span]
+    return wrong
+
+
+@EVERY_PAGE
+def test_links_flags_files_functions_and_tests_exist(page):
+    text = PAGES[page]
+    assert not wrong_links(page, text) and not wrong_names(text) and not wrong_flags(text)
+
+
+# ---- the shape of the pages ----
+
+def test_readme_is_read_in_ten_minutes():
+    assert len(README.splitlines()) <= 250 and len(README.split()) <= 2300
+
+
+def test_tutorial_is_read_in_ninety_minutes():
+    assert len(TUTORIAL.split()) <= 90 * 60  # with formulas and examples, a word a second
+
+
+def test_readme_explains_a_word_before_it_uses_it():
+    later = ("price", "tilt", "saved", "repaired", "router seeds", "recipe")
+    lower = README.lower()
+    assert not [word for word in later if re.search(rf"\b{word}\b", lower)]
+    for word in ("hidden states", "path", "default path", "router", "consensus", "in domain",
+                 "vanilla"):
+        text = README[README.index("## The idea"):]
+        first = re.search(rf"\b{word}\b", text, re.IGNORECASE).start()
+        assert text[first - 1] == "*", f"not explained where it first stands: {word}"
+
+
+def test_readme_says_the_idea_before_the_result():
+    assert 0 < README.index("## The idea") < README.index("<!-- table -->")
+
+
+def imported(name):
+    """The files of the core that a file imports, wherever in it."""
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import)
+             for alias in node.names}
+    return (names | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            ) & set(make_results.FILES)
+
+
+def test_tutorial_has_every_file_of_the_core_below_those_it_imports():
+    headings = " ".join(re.findall(r"^## \d.*", TUTORIAL, re.MULTILINE))
+    files = re.findall(r"`(\w+)\.py`", headings)
+    assert files == list(make_results.FILES) == sorted(files, key=files.index)
+    assert {file.stem for file in ROOT.glob("*.py")} == set(files)
+    for place, name in enumerate(files):
+        assert imported(name) <= set(files[:place]), name
+
+
+def test_departures_are_numbered_and_each_names_a_test():
+    section = TUTORIAL.split("\n## Departures")[1]
+    items = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
+    assert len(items) >= 18 and all("`test_" in item for item in items)
+    numbers = re.findall(r"^(\d+)\. ", section, re.MULTILINE)
+    assert [int(n) for n in numbers] == list(range(1, len(items) + 1))
+
+
+# ---- numbers ----
+
+def test_results_are_those_of_the_stored_measurements():
+    assert RESULTS == make_results.results()
+    cases = read_json(make_results.ASSETS / "demo.json")["picture"]
+    assert (make_results.ASSETS / "paths.svg").read_text() == draw(cases)
+    assert all(len(case["decisions"]) == 12 for case in cases)
+
+
+@pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
+def test_readme_has_the_measured_table_and_the_lines_of_every_file():
+    assert README == make_results.readme(README), "run .venv/bin/python docs/make_results.py"
+
+
+def test_stale_tables_are_noticed():
+    for part, old in (("table", "12.00"), ("files", "`mcts.py` **R** |")):
+        before, after = README.split(f"<!-- {part} -->")
+        stale = f"{before}<!-- {part} -->{after.replace(old, old + '1', 1)}"
+        assert stale != README and make_results.readme(stale) == make_results.readme(README)
+
+
+NUMBER = re.compile(r"(?<![\w.§/-])\d+(?:,\d{3})*\.\d+(?![\w/]|\.\d)")
+NAMES_WITH_NUMBERS = re.compile(r"Python 3\.\d+|Llama 3\.\d|Qwen2\.5|3\.x|arXiv:[\d.]+")
+
+
+def sections(text):
+    return re.split(r"^(?=#{2,3} )", text, flags=re.MULTILINE)
+
+
+def unpinned(section):
+    """Decimal numbers in a section's sentences that neither its tables nor its examples have."""
+    prose = "\n".join(line for line in without_fences(section).splitlines()
+                      if line[:1] != "|" and not line.startswith("Measured by `"))
+    prose = re.sub(r"`[^`\n]+`|\]\([^)]+\)", "", NAMES_WITH_NUMBERS.sub("", prose))
+    beside = " ".join([line for line in section.splitlines() if line[:1] == "|"]
+                      + [fence.text for fence in fences(section)])
+    shown = set(re.findall(r"\d+(?:\.\d+)?", beside.replace(",", "")))
+    return [n for n in NUMBER.findall(prose) if n.replace(",", "") not in shown]
+
+
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/results.md"])
+def test_every_figure_in_a_sentence_stands_in_a_table_or_an_example_beside_it(page):
+    assert not [n for section in sections(PAGES[page]) for n in unpinned(section)]
+
+
+def test_every_table_of_results_stands_beside_its_command():
+    for section in sections(RESULTS):
+        if "\n| " in section and "no command here repeats them" not in section:
+            assert ".venv/bin/python" in section, section[:80]
+
+
+# ---- claims ----
+
+def test_claims_about_the_demo_hold_for_the_measured_run():
+    metrics = read_json(make_results.ASSETS / "demo.json")["metrics"]
+    found = read_json(make_results.ASSETS / "paper.json")[make_results.FIRST]["frontier"]
+    routes, rows = metrics["routes"], {row["name"]: row for row in found}
+    main, plain, own = routes["dr.llm"], routes["vanilla"], rows["tilt +0.0"]
+    outside = [task["routes"]["dr.llm"]["gain"] for task in metrics["tasks"].values()
+               if task["domain"] == "out"]
+    gains = {name: (row["gain"], 1 - row["layers"] / plain["layers"]) for name, row in rows.items()
+             if name.startswith("tilt")}
+    depths = [point["accuracy"] for point in metrics["static"]]
+    fewer = gains["tilt -0.5"]
+    holds = {
+        "More right answers with fewer layers": main["interval"][0] > 0
+        and main["layers"] < plain["layers"],
+        "The paper's recipe does not work here": routes["dr.llm shortest"]["interval"][1] < 0,
+        "Part of the gain is not routing": own["over interval"][0] > 0
+        and own["over_static"] < own["gain"] and depths == sorted(depths),
+        "Out of domain nothing breaks": sum(outside) / len(outside) > -0.005,
+        "One or the other, not yet both": not any(g >= 0.06 and s >= 0.07 for g, s in
+                                                  gains.values())
+        and 0.03 < fewer[0] < 0.06 and fewer[1] > 0.05}
+    section = RESULTS.split("\n## The demo\n")[1].split("\n## ")[0]
+    assert re.findall(r"^- \*\*(.*?)\.\*\*", section, re.MULTILINE) == list(holds)
+    assert all(holds.values()), holds
+
+
+def test_claims_about_the_papers_experiments_hold_for_the_measured_ones():
+    paper = read_json(make_results.ASSETS / "paper.json")
+    own = {name: {row["name"]: row for row in rows}
+           for name, rows in paper[make_results.FIRST].items()}
+    methods, shapes, ood = own["table5"], own["figure5"], own["ood"]
+    above = [row for name, row in methods.items() if name.startswith(
+        ("ShortGPT", "LLM-Pruner", "LayerSkip", "MindSkip", "MoD", "MoR"))]
+    assert len(above) == 6
+    for row in above:
+        assert row["interval"][1] < methods["Dr.LLM"]["interval"][0]
+        assert row["over interval"][1] < methods["Dr.LLM"]["over_static"]
+    assert methods["PoLar-like"]["interval"][1] > methods["Dr.LLM"]["interval"][0]  # not clearly
+    small = [row["accuracy"] for name, row in shapes.items()
+             if name.startswith("width") or name in ("1 window", "2 windows", "4 windows")]
+    assert max(abs(value - shapes["8 windows"]["accuracy"]) for value in small) < 0.01
+    assert ood["consensus, bare"]["out interval"][1] < 0 and ood["consensus, guard"]["out"] > -0.003
+    assert 12 - ood["consensus, guard"]["near layers"] > 2
+    assert ood["shortest, bare"]["out interval"][1] < 0 and ood["shortest, guard"]["near"] < -0.05
+
+
+@pytest.mark.parametrize("base", read_json(make_results.ASSETS / "paper.json"))
+def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
+    found = read_json(make_results.ASSETS / "paper.json")[base]
+    rows = {row["name"]: row for row in found["frontier"]}
+    for tilt in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
+        assert rows[f"tilt {tilt:+.1f}"]["over interval"][0] > 0
+    assert rows["control +0.00"]["over interval"][1] < 0
+    for name, row in rows.items():
+        if name.startswith(("tilt", "price")):
+            assert row["over interval"][0] > 0 or row["layers"] > 12.9
+            assert row["over interval"][0] <= 0 or row["layers"] < 14.4
+    over = {row["name"]: row["over_static"] for row in found["figure5"] + found["table6"]}
+    assert over["1 linear layer"] > over["8 windows"] > over["16 windows"]
+    assert over["8 windows"] > over["width 16"]
+    assert over["embeddings only"] > over["hidden states"] - 0.001
+
+
+# ---- the checks themselves ----
+
+@pytest.mark.parametrize("page, old, new, notices", [
+    ("docs/tutorial.md", "`test_tree_branches`", "`test_tree_branch`", wrong_names),
+    ("docs/tutorial.md", "`mcts.score`", "`mcts.scores`", wrong_names),
+    ("docs/tutorial.md", "`mcts.score`", "`mcst.score`", wrong_names),
+    ("README.md", "(assets/paths.svg)", "(assets/path.svg)",
+     lambda text: wrong_links("README.md", text)),
+    ("README.md", "#a-really-pretrained-model", "#a-pretrained-model",
+     lambda text: wrong_links("README.md", text)),
+    ("docs/tutorial.md", "0.504 to 0.696", "0.504 to 0.697",
+     lambda text: [n for section in sections(text) for n in unpinned(section)]),
+    ("docs/your_model.md", "--choose shortest --no-guard", "--choose shortest --noguard",
+     wrong_flags),
+    ("docs/your_model.md", "--nproc-per-node 8 label.py", "--nproc-per-node 8 labels.py",
+     wrong_commands),
+    ("README.md", "--limit 200 --out", "--limits 200 --out", wrong_commands),
+    ("docs/your_model.md", "routers=runs/mine", "router=runs/mine", wrong_commands),
+    ("README.md", "make test ", "make tests ", wrong_commands),
+])
+def test_a_corrupted_page_is_noticed(in_root, page, old, new, notices):
+    text = PAGES[page]
+    assert old in text
+    assert not notices(text) and notices(text.replace(old, new))

@@ -1,0 +1,354 @@
+"""Claims about tasks.judge: the grade that the whole answer would get, for less work.
+
+Tiny random models speak PIECES, decoded byte by byte as by a real tokenizer, so that an answer has
+many spellings, may break off inside a character, and often is a letter, a box or a stop. What a
+model says along some path is taken for gold, so that right and wrong answers are both common.
+"""
+import itertools
+import random
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+import tasks
+from model_llama import fixed, generate, load_tokenizer, pad, prefill
+from tasks import (OPENED, Prompt, Question, answer, extract_answer, gold_ids, grade, judge,
+                   prepare, said_first, settled_grade, stop_ids, through_layers)
+from tiny import FAMILIES, WORDS, edit_json, save_tiny, tiny_model
+
+PIECES = [OPENED, "Answer:", *"ABCD().\n#{}0123456/-", "5}", "12", "5}\n", "3#", "2 ", " ", "the",
+          "cat", "é", "end", "stop"]
+PATHS = [path for path in itertools.product((0, 1, 2), repeat=3) if any(path)]
+ONCE = dict(derandomize=True)  # two tokens may be as likely as each other: the same cases every day
+seeds = st.integers(0, 10**6)
+
+
+# ---- a tokenizer, with a chat template and without ----
+
+def tokenizer_of(folder, **settings):
+    """Every piece is a token, and so are the two halves of the letter é."""
+    to_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelled = lambda text: to_text.pre_tokenize_str(text)[0][0]
+    names = ["<unk>", "<eos>", *map(spelled, PIECES), *spelled("é"), "so", "is", "it"]
+    save_tiny(folder, tiny_model())
+    vocabulary = {name: i for i, name in enumerate(names)}
+    assert len(vocabulary) == len(WORDS)
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    pieces = "|".join(map(re.escape, sorted(PIECES, key=len, reverse=True)))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pieces + r"|[e-zE-Z,\"':;?$=+]+"), "isolated"), to_text])
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<unk>", "<eos>"])
+    made.save(str(folder / "tokenizer.json"))
+    ends = [vocabulary[name] for name in ("<eos>", "end", "stop")]
+    edit_json(folder / "generation_config.json", eos_token_id=ends)
+    edit_json(folder / "tokenizer_config.json", **settings)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """{has a chat template: tokenizer}."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    chat = {"chat_template": "{{ messages[0]['content'] }}"}
+    made = [tokenizer_of(folder / "plain"), tokenizer_of(folder / "chat", **chat)]
+    assert [one.has_template for one in made] == [False, True]
+    return made
+
+
+# ---- questions of every kind ----
+
+KINDS = ("letter", "letter asked", "box asked", "box begun", "whole text", "stopped text",
+         "stopped box", "words in common", "words in common, boxed")
+
+
+def question_of(kind, rng, said, name="q"):
+    """A question whose gold answer is mostly what `said`, a text, answers to it."""
+    cut = rng.randrange(len(said) + 1)
+    stop = said[cut:cut + rng.randint(1, 2)] or "\n"
+    verbatim = "".join(rng.choices(PIECES[2:], k=rng.randint(1, 6)))
+    boxed = kind in ("box begun", "stopped box")
+    made = Question(
+        name, "t", 0, "" if kind != "box asked" else verbatim, "?",
+        tuple("wxyz") if "letter" in kind else (),
+        None if "asked" in kind or kind.endswith("boxed") else verbatim + OPENED * boxed,
+        rng.randint(1, 6), stop if "stopped" in kind else None,
+        metric="f1" if "words" in kind else "exact")
+    text = said.partition(stop)[0] if "stopped" in kind else said
+    gold = extract_answer(text, made)
+    if "letter" in kind:
+        gold = gold if gold in tuple("ABCD") and rng.random() < 0.7 else rng.choice("ABCD")
+    elif not (gold or "").strip() or rng.random() < 0.3:
+        gold = rng.choice(["12", "5", "the cat", "3 2", "é", "(1", "-0", "unanswerable"])
+    several = rng.random() < 0.2 and "letter" not in kind
+    return replace(made, answer=gold, answers=(gold, "12", "cat é") if several else ())
+
+
+# ---- settled: whatever follows ----
+
+def whole_answer(kind, seed, tokenizer):
+    """(ids, Prompt): what a generation may have ended with, and what it is an answer to."""
+    rng = random.Random(seed)
+    ids = [rng.randrange(2, len(WORDS)) for _ in range(rng.randint(1, 6))]
+    if rng.random() < 0.5:  # another spelling of a likely answer
+        text = rng.choice(["5}\n", "12#", "the cat", " A", "(B)", "A.", OPENED + "5}", "3 2}"])
+        ids = tokenizer.encode(text) + ids
+    question = question_of(kind, rng, tokenizer.decode(ids))
+    ends = stop_ids(question.stop, tokenizer)
+    ids = ids[:next((k + 1 for k, i in enumerate(ids) if i in ends), len(ids))]
+    budget = len(ids) + (rng.randrange(3) if ids[-1] in ends else 0)
+    question = replace(question, max_new_tokens=budget)
+    return ids, Prompt(question, (2,), tuple(gold_ids(question, tokenizer)), ends)
+
+
+@given(st.sampled_from(KINDS), seeds, st.booleans())
+@settings(max_examples=400)
+def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
+    """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
+    character taken for a wrong one, and words in common that are yet to be said."""
+    tokenizer = tokenizers[chat]
+    ids, prompt = whole_answer(kind, seed, tokenizer)
+    text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
+    right = grade(text, prompt.question)
+    for said in range(1, len(ids)):
+        assert settled_grade(ids[:said], prompt, tokenizer) in (None, right), ids[:said]
+    assert settled_grade(ids, prompt, tokenizer) == right
+
+
+VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)
+STOPPED, BEGUN = replace(VERBATIM, stop="#"), replace(VERBATIM, prompt="3 2" + OPENED)
+LETTER = replace(VERBATIM, answer="C", choices=tuple("wxyz"))
+COMMON = replace(VERBATIM, answer="the cat", metric="f1")
+
+
+@pytest.mark.parametrize("question, said, settled", [
+    (VERBATIM, ["12"], None), (VERBATIM, ["5"], None), (VERBATIM, ["12", "end"], 1.0),
+    (VERBATIM, ["5"] * 6, 0.0), (VERBATIM, ["12", " ", " ", " ", " ", " "], 1.0),
+    (STOPPED, ["5"], 0.0), (STOPPED, ["3#"], 0.0), (STOPPED, ["1"], None), (STOPPED, [" "], None),
+    (STOPPED, ["12"], None), (STOPPED, ["12", "#"], 1.0), (STOPPED, ["12", "3#"], 0.0),
+    (BEGUN, ["12"], None), (BEGUN, ["12", "}"], 1.0), (BEGUN, ["5}"], 0.0), (BEGUN, ["{"], None),
+    (BEGUN, ["{", "}"], None), (BEGUN, ["it", "end"], 0.0),
+    (LETTER, ["C"], None), (LETTER, ["D"], 0.0), (LETTER, ["A"], None), (LETTER, ["("], None),
+    (LETTER, ["(", "B", ")"], 0.0), (LETTER, ["C", "end"], 1.0), (LETTER, ["C", "cat"], None),
+    (COMMON, ["the", "cat"], None), (COMMON, ["3#"], None), (COMMON, ["cat", "end"], 1.0)])
+def test_what_settles_a_grade_by_hand(tokenizers, question, said, settled):
+    """Catches a judge that is right because it settles nothing, and generates every answer."""
+    tokenizer = tokenizers[False]
+    ids = [tokenizer.fast.token_to_id(piece.replace(" ", "\u0120")) for piece in said]
+    prompt = Prompt(question, (2,), (), stop_ids(question.stop, tokenizer))
+    assert settled_grade(ids, prompt, tokenizer) == settled
+
+
+@given(st.integers(1, 5), st.integers(0, 6), seeds)
+def test_said_first_by_a_loop(budget, gold, seed):
+    """Catches a token too few, which settles nothing, and one too many, which was never said."""
+    rng = random.Random(seed)
+    gold = tuple(rng.choices((1, 5, 6, 7), k=min(gold, budget)))
+    ids = [i if rng.random() < 0.7 else rng.randrange(1, 8) for i in gold] + [rng.randrange(1, 8)]
+    prompt = Prompt(replace(VERBATIM, max_new_tokens=budget), (2,), gold, (1,))
+    said = []
+    while len(said) < budget and 1 not in said and said == list(gold[:len(said)]) and \
+            len(said) < len(ids):
+        said.append(ids[len(said)])
+    assert said_first(ids, prompt) == said
+
+
+# ---- the judge ----
+
+def asked_of(model, tokenizer, kind, rng, name):
+    """(Prompt, path): a question of a kind, mostly answered right along the path."""
+    path = rng.choice(PATHS)
+    say = lambda prompt, budget: tokenizer.decode(generate(
+        model, [prompt.ids], fixed(path), budget, prompt.stop_ids).tokens[0])
+    ask = lambda question: prepare([question], tokenizer, model)[0][0]
+    probe = question_of(kind, rng, "".join(rng.choices(PIECES, k=rng.randint(1, 8))), name)
+    question = replace(question_of(kind, rng, say(ask(probe), 6), name), prompt=probe.prompt,
+                       question=probe.question)
+    gold = extract_answer(say(ask(question), question.budget), question)
+    if (gold or "").strip() and rng.random() < 0.8:
+        question = replace(question, answer=gold)
+    return ask(question), path
+
+
+def case_of(seed, tokenizer, family="llama", dtype=torch.float64):
+    """(model, prompts, paths (N, 3), rng): four questions, each asked along several paths."""
+    rng = random.Random(seed)
+    model = tiny_model(seed % 7, family, dtype, max_positions=256)
+    likely = ("A", "B", "D", "}", "5}", "1", "#", "end")  # else hardly a box were ever closed
+    model.lm_head.weight[[*map(tokenizer.fast.token_to_id, likely)]] *= 1.7
+    asked = [asked_of(model, tokenizer, rng.choice(KINDS), rng, f"q{n}") for n in range(4)]
+    rows = [(prompt, path if rng.random() < 0.5 else rng.choice(PATHS))
+            for prompt, path in rng.choices(asked, k=10)]
+    return model, [row[0] for row in rows], torch.tensor([row[1] for row in rows]), rng
+
+
+def probabilities(model, prompt, path):
+    """Of the whole answer, and of what one pass shows of it: the gold tokens that it begins with
+    and one token more. Both are the same where that is all of the answer."""
+    say = lambda budget: generate(model, [prompt.ids], fixed(path), budget, prompt.stop_ids)
+    whole = say(prompt.question.budget)
+    agreed = next((k for k, (mine, gold) in enumerate(zip(whole.tokens[0], prompt.gold))
+                   if mine != gold), min(len(whole.tokens[0]), len(prompt.gold)))
+    return [made.logprobs.exp().item() for made in (whole, say(min(
+        agreed + 1, prompt.question.budget)))]
+
+
+@given(st.sampled_from(sorted(FAMILIES)), seeds, st.booleans(),
+       st.sampled_from((torch.float64, torch.float32)))
+@settings(max_examples=30, **ONCE)
+def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dtype):
+    """Catches a grade settled too early, a row's answer given to another, states of another path,
+    row or length, and a batch that changes what is said."""
+    tokenizer = tokenizers[chat]
+    model, prompts, paths, rng = case_of(seed, tokenizer, family, dtype)
+    made = answer(model, tokenizer, prompts, paths)
+    known = {prompt.question.id: {} for prompt in prompts}
+    for _ in range(3):
+        order = rng.sample(range(len(prompts)), rng.randint(1, len(prompts)))
+        shared = rng.choice([None, [known[prompts[n].question.id] for n in order]])
+        right, confidence = judge(model, tokenizer, [prompts[n] for n in order], paths[order],
+                                  rng.choice((1, 3, 512)), None, shared)
+        assert torch.equal(right, made.right[order])
+        for n, sure in zip(order, confidence.tolist()):
+            sayings = probabilities(model, prompts[n], paths[n])
+            assert any(sure == pytest.approx(one, rel=1e-3) for one in sayings), sayings
+
+
+def test_the_cases_are_of_all_kinds_and_right_and_wrong(tokenizers):
+    """The tests around this one would be empty if no answer were right, or none settled."""
+    seen = {}
+    for seed in range(40):
+        model, prompts, paths, _ = case_of(seed, tokenizers[seed % 2])
+        right, _ = judge(model, tokenizers[seed % 2], prompts, paths)
+        for prompt, reward in zip(prompts, right.tolist()):
+            q = prompt.question
+            kind = bool(q.choices), bool(q.stop), q.metric, q.asks_for_box, q.prompt is None
+            seen.setdefault(kind, set()).add(reward > 0)
+    assert len(seen) == len(KINDS) and all(len(rewards) == 2 for rewards in seen.values())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, seed, monkeypatch):
+    """Catches a judge that asks twice, and one that passes over what is not settled."""
+    tokenizer = tokenizers[seed % 2]
+    model, prompts, paths, _ = case_of(seed, tokenizer)
+    wanted, entered = [], []
+    for prompt, path in zip(prompts, paths):
+        made = generate(model, [prompt.ids], fixed(path), prompt.question.budget, prompt.stop_ids)
+        ids = made.tokens[0] + [prompt.stop_ids[0]] * (made.passes[0] > len(made.tokens[0]))
+        agreed = next((k for k, pair in enumerate(zip(ids, prompt.gold)) if len(set(pair)) > 1),
+                      len(prompt.gold))
+        if settled_grade(ids[:agreed + 1], prompt, tokenizer) is None:
+            wanted.append((prompt.ids, tuple(path.tolist())))
+    asked = []
+    monkeypatch.setattr(tasks, "generate", lambda model, ids, route, *rest: asked.extend(
+        zip(ids, map(tuple, route.decisions.tolist()))) or generate(model, ids, route, *rest))
+    for block in model.layers:
+        block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].shape[:2]))
+    judge(model, tokenizer, prompts, paths)
+    assert sorted(asked) == sorted(wanted)
+    rest = [n for n, row in enumerate(zip(prompts, paths.tolist()))
+            if (row[0].ids, tuple(row[1])) not in asked]
+    entered.clear()
+    judge(model, tokenizer, [prompts[n] for n in rest], paths[rest])
+    assert sum(rows for rows, _ in entered) == int(paths[rest].sum())
+    assert all(T > 1 for _, T in entered)
+
+
+def test_a_model_that_says_the_gold_answer_is_asked_once(tokenizers, monkeypatch):
+    """The same for every question whose gold answer is, token by token, what the model says."""
+    monkeypatch.setattr(tasks, "generate", lambda *_: pytest.fail("an answer was generated"))
+    for seed in range(12):
+        model, prompts, paths, _ = case_of(seed, tokenizers[0])
+        for prompt, path in zip(prompts, paths):
+            made = generate(model, [prompt.ids], fixed(path), 4, prompt.stop_ids)
+            question = replace(prompt.question, max_new_tokens=int(made.passes[0]))
+            gold = tuple(made.tokens[0])
+            judge(model, tokenizers[0], [replace(prompt, question=question, gold=gold)], path[None])
+
+
+def test_progress_counts_every_prompt_once(tokenizers):
+    """Catches a bar that passes its end where answers are generated."""
+    model, prompts, paths, _ = case_of(1, tokenizers[0])
+    steps = []
+    judge(model, tokenizers[0], prompts, paths, 3, steps.append)
+    assert sum(steps) == len(prompts) and max(steps) <= 3
+
+
+# ---- states that paths share ----
+
+class Counted:
+    """How many rows entered each block of a model."""
+
+    def __init__(self, model):
+        self.rows = [0] * len(model.layers)
+        for layer, block in enumerate(model.layers):
+            block.register_forward_pre_hook(lambda _, inputs, layer=layer: self.add(
+                layer, len(inputs[0])))
+
+    def add(self, layer, rows):
+        self.rows[layer] += rows
+
+
+def asked_often(seed, L, number=6):
+    """Calls of through_layers: (rows of sequences, each with its id lists and its path)."""
+    rng = random.Random(seed)
+    sequences = [rng.choices(range(2, len(WORDS)), k=rng.randint(1, 9)) for _ in range(3)]
+    calls = []
+    for _ in range(number):
+        rows = rng.sample(range(3), rng.randint(1, 3))
+        calls.append([(row, sequences[row], tuple(rng.randrange(3) for _ in range(L)))
+                      for row in rows])
+    return calls
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(1, 5), seeds)
+def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(family, L, seed):
+    """Catches a state of another path, row or layer, padding kept as a state, a beginning that is
+    computed again, and a first pass of a repeat taken for both. Hidden states within 1e-10."""
+    model, known = tiny_model(seed % 7, family, num_layers=L), {0: {}, 1: {}, 2: {}}
+    plain = tiny_model(seed % 7, family, num_layers=L)
+    counted, wanted, met = Counted(model), [0] * L, {0: set(), 1: set(), 2: set()}
+    for call in asked_often(seed, L):
+        rows, sequences, paths = (list(part) for part in zip(*call))
+        lengths = [max(1, len(ids) - 2) for ids in sequences]
+        found = through_layers(model, sequences, lengths, torch.tensor(paths),
+                               [known[row] for row in rows])
+        tokens, ends = pad(sequences)
+        hidden, _ = prefill(plain, tokens, fixed(paths), ends)
+        for n, end in enumerate(ends):
+            torch.testing.assert_close(found[n, :end], hidden[n, :end], rtol=0, atol=1e-10)
+        for row, path in zip(rows, paths):
+            start = max((l for l in range(1, L) if path[:l] in met[row]), default=0)
+            for layer in range(start, L):
+                wanted[layer] += path[layer]
+            met[row] |= {path[:l] for l in range(start + 1, L)}
+        assert counted.rows == wanted
+    assert {row: set(states) for row, states in known.items()} == met
+
+
+def test_a_beginning_of_any_length_is_computed_once_by_hand():
+    """Four layers. (1,1,1,1) computes 4; (1,1,2,1) shares two layers and computes 3; the default
+    again computes its last; (0,1,1,1) shares nothing and computes 3; (1,1,2,0) has all it needs."""
+    model, known = tiny_model(num_layers=4), [{}]
+    counted, blocks = Counted(model), []
+    for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
+        before = sum(counted.rows)
+        through_layers(model, [[3, 4, 5]], [2], torch.tensor([path]), known)
+        blocks.append(sum(counted.rows) - before)
+    assert blocks == [4, 3, 1, 3, 0]
+
+
+def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):
+    """Catches states looked up by the path alone, in one store for all rows."""
+    model = tiny_model(1)
+    known, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
+    through_layers(model, [[3, 4], [5, 6, 7]], [2, 3], paths, known)
+    assert [set(states) for states in known] == [{(1,), (1, 2)}] * 2
+    assert [states[1, 2].shape for states in known] == [(2, 16), (3, 16)]
+    assert not torch.equal(known[0][1,], known[1][1,][:2])

@@ -287,7 +287,8 @@ def read_statics(file, num_layers):
         raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
     for _, path in statics:
         if len(path) != num_layers or not set(path) <= {0, 1, 2}:
-            raise InputError(f"{file}: path {path} is not {num_layers} numbers in 0..2")
+            raise InputError(f"{file}: a path of {len(path)} layers, {path}; the model has "
+                             f"{num_layers}")
     return statics
 
 
@@ -298,6 +299,7 @@ def read_prompts(files, args, model, tokenizer):
 
 def main(argv=None):
     args = parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))

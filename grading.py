@@ -407,7 +407,7 @@ def answers_equal(prediction, gold):
     """True if two answers are equal under the conventions above; never raises, never hangs."""
     if max(len(prediction), len(gold)) > MAX_LENGTH:
         return prediction.strip() == gold.strip()
-    tokens = [tokenize(text) for text in (prediction, gold)]
+    tokens = sorted(tokenize(text) for text in (prediction, gold))  # one order, one verdict
     words = [" ".join(t.lower() if t[0] == '"' else t for t in side) for side in tokens]
     words = [re.sub(r'"|(?<=(?<!\\)\b[A-Za-z]) (?=[A-Za-z]\b)', "", text) for text in words]
     if words[0] == words[1]:

@@ -9,6 +9,7 @@ not depend on what is searched beside it.
     python label.py --model demo/model --out labels.jsonl --limit 100
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
 """
+import contextlib
 import glob
 import hashlib
 import json
@@ -172,9 +173,10 @@ def checked(row, num_layers):
     return row
 
 
-def parts(file):
-    """What several processes wrote of a labels file, one part each."""
-    return sorted(file.parent.glob(f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"))
+def parts(file, form="{}"):
+    """What several processes wrote of a labels file, one part each; ".{}.lock": their locks."""
+    names = f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"
+    return sorted(file.parent.glob(form.format(names)))
 
 
 def read_all(file, num_layers, mine):
@@ -196,9 +198,9 @@ def merge(file, num_layers, questions):
         write_whole(file, lambda part: part.write_text(text))
     for part in parts(file):
         part.unlink()
-    for lock in file.parent.glob(f".{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}.lock"):
+    for lock in parts(file, ".{}.lock"):
         with contextlib.suppress(InputError), cli.locked(lock.with_name(lock.name[1:-5])):
-            pass  # left by a killed process: who takes it and lifts it removes it
+            pass  # left by a killed process: to take it and lift it removes it
 
 
 # ---- all questions ----

@@ -401,7 +401,7 @@ def settled_grade(said, prompt, tokenizer):
     if ended or len(said) == question.budget or question.stop and question.stop in text:
         return grade(text, question)
     if question.choices:
-        letter = extract_answer(text + "\n", question)
+        letter = extract_answer(text, question)
         return 0.0 if letter not in (None, question.answer, "A") else None  # "A" begins "Answer:"
     if question.asks_for_box:
         closed = not question.stop and _closed_by_text(text) is not None

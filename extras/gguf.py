@@ -265,6 +265,8 @@ def read_tokenizer(values, rows):
 
 def build(tokens, kinds, merges, pre):
     """The byte-level BPE tokenizer. Rows of embeddings beyond the tokens in use have none."""
+    for merge in merges:
+        _require(merge.count(" ") == 1, f"merge {merge!r} is not of two tokens")
     used = max(i + 1 for i, kind in enumerate(kinds) if kind != UNUSED)
     try:
         tokenizer = Tokenizer(models.BPE(

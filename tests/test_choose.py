@@ -169,7 +169,7 @@ def test_edit_effects_recover_an_additive_truth(layers, seed):
     truth = torch.randn(layers, 3, generator=rng)
     truth[:, 1] = 0
     rows = []
-    for question in range(12):
+    for _ in range(12):
         tried = torch.randint(3, (40, layers), generator=rng)
         worth = truth[torch.arange(layers), tried].sum(1)
         right = worth > worth.median()
@@ -207,7 +207,7 @@ def test_an_edit_that_all_paths_of_a_question_share_says_nothing(layers, questio
     skips would seem to matter, and would change what the others seem to do."""
     rng = random.Random(seed)
     plain, shared = [], []
-    for question in range(questions):
+    for _ in range(questions):
         paths = [[rng.randrange(3) for _ in range(layers)] for _ in range(10)]
         split = rng.randrange(11)
         for rows, first in ((plain, 1), (shared, rng.choice((1, edit)))):

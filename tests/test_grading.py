@@ -2,7 +2,6 @@ r"""Answers: what must be equal, what must not, and what hostile text must not d
 
 Every test says which mistake it catches.  The long fuzz: GRADING_FUZZ=20000 pytest -k fuzz
 """
-
 import ast
 import builtins
 import gc
@@ -10,12 +9,9 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,30 +20,27 @@ from hypothesis import strategies as st
 import grading
 from grading import answers_equal, extract_boxed
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-FUZZ = settings(
-    max_examples=int(os.environ.get("GRADING_FUZZ", 300)),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+HANG = 1.0  # seconds of CPU; what is measured is below 0.13
+FUZZ = settings(max_examples=int(os.environ.get("GRADING_FUZZ", 200)), deadline=None,
+                suppress_health_check=list(HealthCheck))
 
 EQUAL = r"""
 -- fractions, mixed numbers, decimals
 \frac ab | a/b
 \frac{14}{4} | 3.5
 \dfrac{-2}{7} | -\frac27
-\frac{1}{2}x | x/2
+\frac{\sqrt{3}}2 | \frac{\sqrt3}{2}
 1/2x | \frac{x}{2}
 2\frac13 | 7/3
 -2\frac13 | -7/3
 4 3/4 | 4.75
 3\frac{\sqrt{2}}{2} | \frac{3\sqrt2}{2}
+2\frac{x}{3} | \frac{2x}{3}
 {1 \over 8} | .125
 0.\overline{142857} | \frac17
 2.08\overline{3} | \frac{25}{12}
 6.0e-2 | 0.06
 7\times10^{-3} | 0.007
--.5 | -\frac12
 \frac12. | 0.5
 -- thousands
 12,345 | 12345
@@ -55,7 +48,6 @@ EQUAL = r"""
 2{,}500 | 2500
 30 000 | 30000
 \text{2,048} | 2048
-100,200 | 100, 200
 -- powers, roots, functions
 -2^2 | -4
 2^{-1} | 0.5
@@ -64,13 +56,15 @@ x^10 | x^{10}
 (-27)^{1/3} | -3
 \sqrt{x^2} | |x|
 |x-1| | |1-x|
+10x \sqrt{21x} | \sqrt{2100x^3}
 \frac{\sqrt6}2 | \sqrt{1.5}
-sqrt(2)/2 | \frac{1}{\sqrt{2}}
+3sqrt(2)/2 | \frac{3}{\sqrt{2}}
 \sqrt{-4} | 2i
+(x+i)^2 | x^2+2ix-1
+|3+4i| | 5
 e^{i\pi} | -1
 e^{\ln 7} | 7
 2\sin 30^\circ | 1
-\tan 45^\circ | 1
 \sin x \cos x | \cos x\sin x
 \cos 2x | 1-2\sin^2 x
 \sin^{-1}(1) | \pi/2
@@ -80,17 +74,17 @@ sinx | \sin x
 \ln(x^2+1) | \ln(1+x^2)
 \lfloor \pi \rfloor | 3
 \lceil -2.5 \rceil | -2
+\lfloor \log_2 8 \rfloor | 3
 5! | 120
 \frac{n!}{(n-2)!} | n(n-1)
-\binom{7}{3} | 35
+\binom{n}{2} | \frac{n(n-1)}{2}
 (-1)^n | (-1)^{n+2}
 2^{100}\cdot 3 | 3\cdot 2^{100}
 -- algebra
 (2x+3)(x-3) | 2x^2-3x-9
-10x \sqrt{21x} | \sqrt{2100x^3}
 \frac{1}{1+\frac{1}{x}} | \frac{x}{x+1}
 2πr | 2\pi r
-a_{1}+b | b+a_1
+a_{1}+b_{12} | b_{12}+a_1
 AB=12+12\sqrt{3} | 12(1+\sqrt{3})
 -- equations and inequalities
 f(x)=2x+1 | 2x+1
@@ -98,24 +92,23 @@ y=\frac{x}{2}+1 | x-2y+2=0
 (x-1)^2+(y-2)^2=9 | x^2-2x+y^2-4y=4
 \sqrt{x}=2 | 2\sqrt x=4
 2x<6 | x<3
+-x<-3 | x>3
 3 \geqslant x | x \le 3
 x \neq 2 | 2 \ne x
 0.56 = 56\% | 0.56
 -- sets of reals
-x \in \mathbb{R} | (-\infty,\infty)
+x \in [0,1] | [0,1]
 x\ne 2 | (-\infty,2)\cup(2,\infty)
-\mathbb{R}\setminus\{2\} | x \ne 2
-(-\infty,1)\cup(0,\infty) | \mathbb{R}
 [1,3]\cup[2,5] | [1,5]
 (-\infty,0.5)\cup[\frac12,1) | (-\infty,1)
-[0,4]\cap(1,9) | (1,4]
-x>1 \text{ and } x<3 | (1,3)
-x<-\sqrt2 \text{ or } x>\sqrt2 | (-\infty,-\sqrt2)\cup(\sqrt2,\infty)
+[0,\sqrt4) | 0 \le x < 2
+x<-\sqrt2 \text{ or } x>\sqrt2 | (-\infty,-\sqrt2)\cup(\sqrt{8}/2,\infty)
 -80\leq g(x)\leq 82 | [-80,82]
 -- tuples, sets, lists
 \left(\frac12, -3\right) | (0.5,-3)
 [a +b, b] | [b+a,b]
 (x,y)=(1,2) | x=1, y=2
+x=1,y=2,z=3 | (1,2,3)
 \{1,1,2\} | \{2,1\}
 \emptyset | \{\}
 2, 3, \text{ and } 4 | 4,3,2
@@ -124,27 +117,25 @@ x = 2, x = -2 | \pm 2
 x=2 \text{ or } 3 | \{2,3\}
 \frac{1\pm\sqrt{5}}{2} | \frac{1-\sqrt5}{2},\frac{1+\sqrt5}{2}
 \begin{bmatrix}1\\x+1\end{bmatrix} | \begin{pmatrix}1\\ 1+x\\\end{pmatrix}
-3:4 | 3 : 4
 -- units, percent, degrees, money, bases
 50\% | 0.5
-60^\circ | \frac{\pi}{3}
 -30^{\circ} | -30
 75° | 75 degrees
 480 + 480\sqrt{3}\text{ feet} | 480(1+\sqrt3)
-32\text{ square cm} | 32\text{ cm}^2
-5 \text{ m/s} | 5 \text{ meters per second}
+10 cm | 10\text{ cm}
+12\text{ square inches} | 12
+9 \text{ m}^2 | 9
 \approx 8.24 \text{ mph} | 8.24
-\$\dfrac23 \approx \$0.67 | \frac23
 -\$5 | \$-5
+5\text{ dollars} | \$5
 1101_2 | 1101_{2}
-8\pmod{11} | 8
 -- words and wrapping
 \text{CBAD} | CBAD
 \textbf{(E)} | E
 \text{Yes} | yes
+\text{red} | red
 $12$. | 12
 \boxed{\frac{1}{3}} | 1/3
-Final answer: 17 | 17
 """
 
 UNEQUAL = r"""
@@ -162,7 +153,11 @@ x + 10^{-90} | x
 |x-100| | 100-x
 |x-50|+|x-52| | 2|x-51|
 |x| | x
+|xy| | xy
+|x|+|y| | |x+y|
+\sqrt{(x+100)^2} | x+100
 \lfloor x\rfloor | x
+\lfloor 10x\rfloor | 10\lfloor x\rfloor
 \sqrt{x^2} | x
 \log 100 | 2
 \ln x | \log x
@@ -187,6 +182,7 @@ x' | x
 1,000 | 1, 0
 (1,000) | 1000
 7.000 | 7000
+0$3 | 3
 -- words
 listen | silent
 CBAD | ABCD
@@ -207,9 +203,11 @@ AB | BA
 0.5\% | 50
 5\% | 0.5
 30^\circ | \frac{\pi}{3}
+-- number bases
+40_9 | 40
+1011_2 | 1011
 1101_2 | 13
 12_3 | 12_4
-8 \pmod 7 | 8 \pmod 9
 -- equations and inequalities
 x=y | y=2x
 x^2=4 | x=2
@@ -227,11 +225,15 @@ x=1,y=2 | 2,1
 -- intervals, tuples, sets
 (1,3) | [1,3)
 (1,3] | [1,3)
-(-\infty,1)\cup(1,\infty) | \mathbb{R}
+(-\infty,1)\cup(1,\infty) | (-\infty,\infty)
 (0,1)\cup(2,3) | (0,3)
+(0,1)\cup(5,2) | (0,1)
+(2,1) | (5,3)
 (2,1) | \emptyset
+x<1, x>2 | (-\infty,1)\cup(2,\infty)
 \{1,2\} | (1,2)
 (1,2) | (2,1)
+y, x | (x,y)
 [1,2] | 1,2
 \{5\} | 5
 1, 1 | 1
@@ -240,8 +242,7 @@ x=1,y=2 | 2,1
 \pm 2 | 2, 2
 \pm1\pm2 | 3,-3
 \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
-\begin{vmatrix}1&2\\3&4\end{vmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}
-3:4 | 4:3
+\begin{pmatrix}1&2\end{pmatrix} | (1,2)
 -- nothing to compare
 1/0 | 2/0
 0^0 | 1
@@ -261,15 +262,23 @@ x\in x | (0,1)\cup\emptyset
 HOSTILE = [
     "9^9^9^9", "9^{9^{9^9}}", "2^{2^{99}}", "(10^9)!", "((7!)!)!", "1e999999999", "0.1^{10^{12}}",
     "(x+y+z)^{900}", "x^{x^{x^{x^x}}}", r"\exp(\exp(\exp(99)))", r"\sin(10^{10^9})",
-    r"\binom{x}{y}!", r"\cosh(10^{300}x)+\sqrt{" + "7" * 600 + "}",
-    r"\tan(2^{900}i)", r"\cosh(10^{99})", "(" * 400 + "1" + ")" * 400, "{" * 999, r"\frac{1}{" * 99,
+    r"\binom{x}{y}!", r"\cosh(10^{300}x)+\sqrt{" + "7" * 600 + "}", "(10^{90}+.5)^{10^{90}+.5}",
+    r"\tan(2^{900}i)", "(" * 400 + "1" + ")" * 400, "{" * 999, r"\frac{1}{" * 99, "1 1/2" * 199,
     "2^" * 400 + "2", "|" * 901, "-" * 999 + "1", "1," * 499 + "1", "7" * 10**6, r"\boxed{" * 10**5,
     r"\sqrt{" * 24 + "x" + "}" * 24, "+".join([r"\sin x"] * 140), "+".join(["1/x"] * 200) + "+y",
     r"\begin{pmatrix}" * 60, r"(1\pm2)" * 90, r"\text{a}" * 140, "1,000," * 160, "\\" * 999, "\0",
     "𝟝", "٣", "\ud800", "x\u20d7", "__import__('os').abort()", "().__class__.__bases__[0]",
     "lambda:0", "exec('1')", r"\input{/etc/passwd}", "{0.__class__}", "%s%n", "nan", "oo",
-    ",".join(rf"\sqrt{{{k}}}" for k in range(100)), r"\sqrt{5\text{ " + "\ud800ab}}x",
-]  # fmt: skip
+    r"\arctan" * 80 + "x", r"\sqrt{5\text{ " + "\ud800ab}}x", r"\sin" * 100 + "1", "a " * 499,
+]
+SERIES = [  # long answers of many items, with a mark between them
+    (",", r"\ln {k}x"), ("+", r"\ln{k}"), (",", r"\ln({k}i)"), ("+", "|{k}+i|"),
+    ("*", "1/({k}x+i)"), (",", "({k}+i)^{{{k}+i}}"), (",", "x^{{.{k}}}"), (",", r"\arccos {k}x"),
+    (",", "{k}^{{9^{{99}}.5}}"), (",", "x^{{{k}}}/({k}x+1)^{{{k}}}"), ("+", "1/(x+{k})^{{50}}"),
+    (",", "9{k}!"), ("+", "|x-{k}|"), (r"\cup ", r"(\sqrt{{{k}}},\sqrt{{{k}.5}})"),
+    (" or ", r"x \ne {k}"), (" and ", r"x \ne {k}"), (r"\ne ", "{k}"), (",", "{k}x<{k}y"),
+    (",", "x={k}"), (",", r"\sqrt{{{k}}}"), (",", "x+{k}"),
+]
 
 
 def rows(table):
@@ -284,24 +293,23 @@ def both_ways(a, b):
 
 
 def timed(a, b):
-    """(result, seconds of this thread's CPU): neither a busy machine nor the rubbish that other
-    tests left is a slow grader."""
+    """The verdict, which must not take long. Seconds of this thread's CPU without the garbage
+    collector: neither a busy machine nor the rubbish that other tests left is a slow grader."""
     gc.disable()
     start = time.thread_time()
     try:
-        return answers_equal(a, b), time.thread_time() - start
+        result = answers_equal(a, b)
+        assert time.thread_time() - start < HANG, (ascii(a), ascii(b))
     finally:
         gc.enable()
+    return result
 
 
 def read_lines(path):
-    if not path.exists():
-        pytest.skip(f"NOT CHECKED: {path} is absent")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ---------------------------------------------------------------- worked examples
-
+# ---- worked examples ----
 
 @pytest.mark.parametrize("a, b", rows(EQUAL))
 def test_equal_answers_are_accepted(a, b):
@@ -315,21 +323,11 @@ def test_unequal_answers_are_rejected(a, b):
     assert not both_ways(a, b)
 
 
-@pytest.mark.parametrize(
-    "text, content",
-    [
-        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"\boxed{1} then \fbox{2}", "2"),
-        (r"\boxed{1}, no: \boxed 5$", "5"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-        (r"\boxed{\left\{1\right.}", r"\left\{1\right."),
-        (r"\boxed{a\boxed{b}}", "b"),
-        (r"\boxed{1} or \boxed{2", None),
-        (r"\boxedx{1}", None),
-        ("5", None),
-        ("", None),
-    ],
-)
+@pytest.mark.parametrize("text, content", [
+    (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"), (r"\boxed{1} then \fbox{2}", "2"),
+    (r"\boxed{1}, no: \boxed 5$", "5"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\left\{1\right.}", r"\left\{1\right."), (r"\boxed{a\boxed{b}}", "b"),
+    (r"\boxed{1} or \boxed{2", None), (r"\boxedx{1}", None), ("5", None), ("", None)])
 def test_last_closed_box_is_extracted(text, content):
     """Catches taking the first box, stopping at the first brace, or reading an unclosed box."""
     assert extract_boxed(text) == content
@@ -341,7 +339,7 @@ def test_empty_answers_are_never_equal():
         assert not answers_equal(blank, blank)
 
 
-# ---------------------------------------------------------------- properties
+# ---- properties ----
 
 integers = st.integers(-(10**6), 10**6)
 rationals = st.builds(Fraction, integers, st.integers(1, 999))
@@ -353,15 +351,21 @@ def latex(value):
 
 
 @given(rationals, rationals)
-@settings(deadline=None)
 def test_fractions_are_equal_exactly_when_their_values_are(a, b):
     """Catches a tolerance, or a sign lost in writing."""
     assert both_ways(latex(a), f"{b.numerator}/{b.denominator}") == (a == b)
     assert both_ways(latex(a), f"{3 * a.numerator}/{3 * a.denominator}")
 
 
+@given(st.integers(0, 999), st.integers(1, 99), st.integers(2, 99))
+def test_mixed_numbers_are_sums_of_a_number_and_a_proper_fraction(whole, top, bottom):
+    """Catches 1 2/3 read as a product, and 1 3/2 read at all."""
+    value = latex(whole + Fraction(top, bottom))
+    for text in (rf"{whole}\frac{{{top}}}{{{bottom}}}", f"{whole} {top}/{bottom}"):
+        assert both_ways(text, value) == (top < bottom)
+
+
 @given(st.integers(0, 10**12))
-@settings(deadline=None)
 def test_thousands_separators_keep_the_value(n):
     """Catches 1,000 read as a list or as 1."""
     for mark in (",", r",\!", "{,}"):
@@ -370,10 +374,8 @@ def test_thousands_separators_keep_the_value(n):
 
 
 @given(st.lists(integers, min_size=1, max_size=4), st.lists(integers, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_polynomials_are_equal_exactly_when_their_coefficients_are(a, b):
     """Catches an identity test that too few or too friendly points satisfy."""
-
     def written(coefficients):
         return "+".join(f"({c})x^{{{k}}}" for k, c in enumerate(coefficients))
 
@@ -383,8 +385,7 @@ def test_polynomials_are_equal_exactly_when_their_coefficients_are(a, b):
     assert both_ways(written(a), "+".join(reversed(written(a).split("+"))))
 
 
-@given(st.lists(integers, min_size=2, max_size=5), st.randoms())
-@settings(deadline=None)
+@given(st.lists(integers, min_size=2, max_size=5), st.randoms(use_true_random=False))
 def test_only_sets_and_bare_lists_ignore_order(items, random):
     """Catches ordered sets and unordered tuples."""
     shuffled = random.sample(items, len(items))
@@ -394,16 +395,23 @@ def test_only_sets_and_bare_lists_ignore_order(items, random):
     assert both_ways(f"({first})", f"({second})") == (items == shuffled)
 
 
-@given(st.sampled_from("(["), st.sampled_from(")]"), st.sampled_from("(["), st.sampled_from(")]"))
-def test_every_bracket_of_an_interval_counts(a, b, c, d):
-    r"""Catches (0,1] = [0,1), also as part of a union."""
-    assert both_ways(f"{a}0,1{b}", f"{c}0,1{d}") == (a + b == c + d)
-    unions = [rf"{x}0,1{y}\cup{x}3,4{y}" for x, y in (a + b, c + d)]
-    assert both_ways(*unions) == (a + b == c + d)
+intervals = st.tuples(st.sampled_from("(["), st.integers(0, 4), st.integers(1, 3),
+                      st.sampled_from(")]"))
+
+
+@given(st.lists(intervals, min_size=1, max_size=3), st.lists(intervals, min_size=1, max_size=3))
+def test_unions_are_equal_exactly_when_their_members_are(a, b):
+    r"""Catches a bracket that does not count, and unions compared as they are written."""
+    def member(union, x):
+        return any(low < x < low + size or (x == low and left == "[")
+                   or (x == low + size and right == "]") for left, low, size, right in union)
+
+    texts = [r"\cup".join(f"{left}{low},{low + size}{right}" for left, low, size, right in union)
+             for union in (a, b)]
+    assert both_ways(*texts) == all(member(a, n / 2) == member(b, n / 2) for n in range(15))
 
 
 @given(rationals, integers.filter(bool))
-@settings(deadline=None)
 def test_scaling_keeps_equations_and_only_positive_scaling_keeps_inequalities(a, c):
     """Catches an inequality that keeps its direction under a negative factor."""
     assert both_ways(f"x={latex(a)}", f"({c})x=({c})({latex(a)})")
@@ -411,7 +419,6 @@ def test_scaling_keeps_equations_and_only_positive_scaling_keeps_inequalities(a,
 
 
 @given(rationals)
-@settings(deadline=None)
 def test_percent_means_the_number_or_its_hundredth(a):
     """Catches a percent sign that scales by anything else."""
     assert both_ways(latex(a) + r"\%", latex(a)) and both_ways(latex(a) + r"\%", latex(a / 100))
@@ -419,75 +426,81 @@ def test_percent_means_the_number_or_its_hundredth(a):
 
 
 LETTERS = st.text(alphabet=r"0123456789xyei.,+-*/^_=<>()[]{}|!%$&\:; 'abSf", max_size=40)
-PIECES = st.lists(
-    st.sampled_from(r"""\frac \sqrt \sin \tan \ln \log \left( \right) ( ) [ ] { } \{ \} | ^ _
-    + - * / , ; : = < > \le \pm \mp \cup \in \infty \pi e i x y 1 2 10 99 0.5 1,000 1e9 ! %
-    ^\circ {\circ}
-    \text{cm} \text{or} \begin{pmatrix} \end{pmatrix} & \\ \boxed{ \binom \lfloor \rfloor \over
-    \mathbb{R} \$ $ . ' \approx \overline{3} 0. words and feet \pmod ^{99} \exp °""".split()),
-    max_size=30,
-).map("".join)  # fmt: skip
-SHAPES = [
+PIECES = st.lists(st.sampled_from(r"""\frac \sqrt \sin \tan \ln \log \left( \right) ( ) [ ] { } \{
+    \} | ^ _ + - * / , ; : = < > \le \pm \mp \cup \in \infty \pi e i x y 1 2 10 99 0.5 1,000 1e9 !
+    % ^\circ {\circ} \text{cm} \text{or} \begin{pmatrix} \end{pmatrix} & \\ \boxed{ \binom \lfloor
+    \rfloor \over \mathbb{R} \$ $ . ' \approx \overline{3} 0. words and feet ^{99} \exp °
+    """.split()), max_size=30).map("".join)
+FORMULA_SHAPES = [
     "({}+{})", "({}-{})", "{}*{}", "\\frac{{{}}}{{{}}}", "({})^{{{}}}", "\\sqrt{{{}}}", "|{}|",
     "\\sin({})", "\\ln({})", "\\exp({})", "({})!", "\\binom{{{}}}{{{}}}", "\\sqrt[3]{{{}}}",
-    "\\tan({})", "\\arcsin({})", "\\lfloor {} \\rfloor", "\\cosh({})", "{}={}", "({},{})",
-    "[{},{}]", "\\{{{},{}\\}}", "{}<{}", "{},{}", "{}\\cup {}", "\\log_{{{}}} {}",
-    "{}\\in {}", "[{},{})", "x={}", "x<{}", "{}\\text{{ or }}{}", "\\pm {}", "{}\\%", "{}^\\circ",
-    "{}\\text{{ cm}}", "\\begin{{pmatrix}}{}&{}\\end{{pmatrix}}", "{}:{}", "{}\\setminus {}",
-]  # fmt: skip
-EXPRESSIONS = st.recursive(
-    st.sampled_from(["x", "y", "2", "10", "0.5", r"\pi", "e", "i", "n", "123456789", r"\infty"]),
-    lambda inner: st.builds(str.format, st.sampled_from(SHAPES), inner, inner),
-    max_leaves=12,
-)
-STRINGS = st.one_of(LETTERS, PIECES, EXPRESSIONS, st.text(max_size=40))
+    "\\tan({})", "\\arcsin({})", "\\lfloor {} \\rfloor", "\\log_{{{}}} {}",
+]
+SHAPES = FORMULA_SHAPES + [
+    "{}={}", "({},{})", "[{},{}]", "\\{{{},{}\\}}", "{}<{}", "{},{}", "{}\\cup {}", "{}\\in {}",
+    "[{},{})", "x={}", "x<{}", "{}\\text{{ or }}{}", "\\pm {}", "{}\\%", "{}^\\circ",
+    "{}\\text{{ cm}}", "\\begin{{pmatrix}}{}&{}\\end{{pmatrix}}", "{}:{}", "{}\\ne {}",
+]
+
+
+def trees(shapes):
+    leaves = st.sampled_from(["x", "y", "2", "10", "0.5", r"\pi", "e", "i", "n", "123456789",
+                              r"\infty"])
+    return st.recursive(leaves, lambda inner: st.builds(str.format, st.sampled_from(shapes), inner,
+                                                        inner), max_leaves=12)
+
+
+STRINGS = st.one_of(LETTERS, PIECES, trees(SHAPES), st.text(max_size=40))
 
 
 @given(STRINGS, st.one_of(STRINGS, st.sampled_from(["5", "x+1", r"\frac{1}{2}", "(0,1)"])))
 @FUZZ
 def test_fuzz_nothing_raises_or_hangs_and_order_does_not_matter(a, b):
     """Catches an exception, a slow path, or an answer that depends on which side is the gold."""
-    result, seconds = timed(a, b)
-    assert seconds < 0.2, (a, b)
-    assert answers_equal(b, a) == result
+    assert timed(a, b) == timed(b, a)
     extract_boxed(a)
 
 
-@given(EXPRESSIONS)
+@given(trees(FORMULA_SHAPES))
 @FUZZ
 def test_fuzz_changes_of_value_are_noticed(a):
     """Catches accepting everything that is too hard: a + 1 never equals a."""
     assert not answers_equal(a, f"({a})+1")
 
 
-# ---------------------------------------------------------------- hostile text
-
+# ---- hostile text ----
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda t: ascii(t)[1:25])
 def test_hostile_text_is_rejected_quickly(text):
     """Catches a missing cap: unbounded powers, factorials, nesting, backtracking or matching."""
     for other in ("5", "x+1", r"\frac{1}{2}", "1,2", r"\sin x"):
-        for pair in ((text, other), (other, text)):
-            result, seconds = timed(*pair)
-            assert not result and seconds < 0.2, (seconds, other)
+        assert not timed(text, other) and not timed(other, text)
 
 
-def test_long_equal_answers_stop_at_the_work_limit():
-    """Catches a missing budget: each piece is small, but there are many pairs of them."""
-    terms = [r"\sin x"] * 100 + [rf"\sqrt{{{'7' * 200}}}"]
-    for items, pattern in (
-        ([rf"\sqrt{{{k}}}" for k in range(90)], r"\{%s\}"),
-        ([f"x+{k}" for k in range(160)], "%s"),
-    ):
-        pair = [pattern % ",".join(v) for v in (items, items[::-1])]
-        assert timed(*pair)[1] < 0.2
-    assert timed("+".join(terms), "+".join(terms[::-1]))[1] < 0.2
+@pytest.mark.parametrize("mark, item", SERIES, ids=[item for _, item in SERIES])
+def test_long_answers_stop_at_the_work_limit(mark, item):
+    """Catches a missing budget: each piece is small, but there are many, and many pairs of them."""
+    items = [item.format(k=k) for k in range(10, 300)]
+    while len(mark.join(items)) > grading.MAX_LENGTH:
+        items.pop()
+    assert not timed(mark.join(items), "5") and not timed(mark.join(items), "x>3")
+    timed(mark.join(items), mark.join(items[::-1]))
+    timed(rf"\{{{','.join(items)}\}}", rf"\{{{','.join(items[::-1])}\}}")
+
+
+def test_work_is_counted(monkeypatch):
+    """Catches a budget that nothing is charged to."""
+    for a, b in (("x+1", "1+x"), (r"\sqrt8", r"2\sqrt2"), ("0<x<1", "(0,1)")):
+        assert answers_equal(a, b)
+        with monkeypatch.context() as patch:
+            patch.setattr(grading, "MAX_WORK", 40)
+            assert not answers_equal(a, b)
 
 
 def test_text_is_never_run(monkeypatch):
     """Catches eval, exec, compile or sympify on the text."""
     ran = []
-    assert answers_equal(r"\sqrt4", "2")  # loads mpmath, which does compile
+    assert answers_equal(r"\sqrt4", "2")  # whatever sympy still has to load
     with monkeypatch.context() as patch:
         for name in ("eval", "exec", "compile", "open"):
             patch.setattr(builtins, name, lambda *_, **__: ran.append("a builtin"))
@@ -497,20 +510,15 @@ def test_text_is_never_run(monkeypatch):
     source = ast.parse(inspect.getsource(grading))
     used = {n.id for n in ast.walk(source) if isinstance(n, ast.Name)}
     used |= {n.attr for n in ast.walk(source) if isinstance(n, ast.Attribute)}
-    assert not used & {"eval", "exec", "sympify", "parse_expr", "signal", "subprocess", "lambdify"}
-
-
-def test_import_loads_no_algebra_package():
-    """Catches a slow import: mpmath and sympy must wait for the first comparison."""
-    command = "import sys, grading; print({'sympy', 'mpmath'} & set(sys.modules))"
-    root = Path(grading.__file__).parent
-    done = subprocess.run([sys.executable, "-c", command], cwd=root, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
+    used |= {n.name for n in ast.walk(source) if isinstance(n, ast.alias)}
+    assert not used & {"eval", "exec", "sympify", "parse_expr", "simplify", "lambdify", "mpmath",
+                       "signal", "subprocess"}
 
 
 def test_threads_do_not_disturb_each_other():
-    """Catches shared precision: one thread's 500-digit number must not spoil another's."""
-    pairs = [(r"\sqrt{2}+10^{-200}", r"\sqrt2", False), (r"\sqrt8", r"2\sqrt2", True)] * 20
+    """Catches a verdict that depends on what other threads calculate at the same time."""
+    pairs = [(r"\sqrt{2}+10^{-90}", r"\sqrt2", False), (r"\sqrt8", r"2\sqrt2", True),
+             (r"\ln 4+\pi", r"\pi+2\ln 2", True), (r"\arctan 1", r"\pi/4", True)] * 10
     wrong = []
 
     def work():
@@ -523,47 +531,50 @@ def test_threads_do_not_disturb_each_other():
     assert not wrong
 
 
-# ---------------------------------------------------------------- the shared files
+# ---- real inputs ----
 
-
-def test_shared_cases():
-    """Catches a fall below 97% of the firm cases, and any wrong accept."""
-    cases = read_lines(SHARED / "grading" / "cases.jsonl")
-    judged = [(answers_equal(c["pred"], c["gold"]), c) for c in cases]
+def test_shared_cases(shared):
+    """Catches a fall below 97.5% of the firm cases, and any wrong accept."""
+    cases = read_lines(shared / "grading" / "cases.jsonl")
+    judged = [(both_ways(c["pred"], c["gold"]), c) for c in cases]
     accepted = [c for result, c in judged if result and not c["equal"]]
     firm = [result == c["equal"] for result, c in judged if not c.get("debatable")]
-    assert not accepted and sum(firm) >= 0.97 * len(firm), accepted
+    assert not accepted and sum(firm) >= 0.975 * len(firm), accepted
 
 
-def test_shared_hostile(tmp_path):
+def test_shared_hostile(shared, tmp_path):
     """Catches text that runs, raises, hangs or is accepted."""
-    for case in read_lines(SHARED / "grading" / "hostile.jsonl"):
+    for case in read_lines(shared / "grading" / "hostile.jsonl"):
         text = case.get("pred") or "".join(piece * n for piece, n in case["pred_parts"])
         text = text.replace("@CANARY@", str(tmp_path))
         for gold in case["golds"]:
-            for pair in ((text, gold), (gold, text)):
-                result, seconds = timed(*pair)
-                assert result == case["equal"] and seconds < 0.2, (case["id"], seconds)
+            assert timed(text, gold) == timed(gold, text) == case["equal"], case["id"]
     assert not list(tmp_path.iterdir())
 
 
 REWRITINGS = {
+    "fractions": lambda s: re.sub(r"(?<!\d)\\d?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", s),
     "dfrac": lambda s: s.replace(r"\frac", r"\dfrac"),
-    "dollars": lambda s: f"${s}$",
     "spaces": lambda s: "  " + re.sub(r"([+=])", r" \1 ", s) + " ",
     "left right": lambda s: re.sub(
         r"(\\left|\\right)?([()\[\]])",
         lambda m: (r"\left" if m[2] in "([" else r"\right") + m[2], s),
-    "period": lambda s: s + ".",
-    "boxed": lambda s: rf"\boxed{{{s}}}",
+    "wrapped": lambda s: rf"\boxed{{${s}$}}.",
     "unit": lambda s: s + r"\text{ units}" if re.fullmatch(r"[-\d.]+", s) else s,
+    "no unit": lambda s: re.sub(r"(?<=\d) ?(\\(text|mbox)\{[a-z .]*\}(\^2)?|\\%|\^\\circ)$", "", s)
+    if "=" not in s else s,
     "label": lambda s: f"x={s}" if "x" not in s and "=" not in s else s,
-}  # fmt: skip
+    "no label": lambda s: re.sub(r"^[a-z] ?= ?", "", s),
+    "plain": lambda s: s.replace(r"\sqrt", "√").replace(r"\pi", "π").replace(r"\infty", "∞"),
+}
 
 
 @pytest.mark.parametrize("rewrite", REWRITINGS.values(), ids=REWRITINGS)
-def test_every_math_answer_equals_its_rewritings(rewrite):
+def test_every_real_answer_equals_its_rewritings(shared, rewrite):
     """Catches a way of writing that changes the value of a real answer."""
-    lines = read_lines(SHARED / "data" / "math" / "MATH_train_3000.jsonl")
-    answers = sorted({line["answer"] for line in lines if line.get("answer")})
-    assert [a for a in answers if not both_ways(rewrite(a), a)] == []
+    files = [*sorted((shared / "data" / "math").glob("*.jsonl")),
+             *sorted((shared / "data" / "gsm8k").glob("*.jsonl"))]
+    answers = {line.get("answer") or "" for file in files for line in read_lines(file)}
+    answers = {answer.rpartition("####")[2].strip() for answer in answers} - {""}
+    assert len(answers) > 1000
+    assert [a for a in sorted(answers) if not both_ways(rewrite(a), a)] == []

@@ -64,7 +64,7 @@ def tokenizers(tmp_path_factory):
 # ---- questions of every kind ----
 
 KINDS = ("letter", "letter asked", "box asked", "box begun", "whole text", "stopped text",
-         "stopped box", "words in common", "words in common, boxed")
+         "stopped box", "words in common", "words in common, boxed", "words in common, stopped")
 
 
 def question_of(kind, rng, said, name="q"):
@@ -131,11 +131,17 @@ COMMON = replace(VERBATIM, answer="the cat", metric="f1")
     (VERBATIM, ["5"] * 6, 0.0), (VERBATIM, ["12", " ", " ", " ", " ", " "], 1.0),
     (STOPPED, ["5"], 0.0), (STOPPED, ["3#"], 0.0), (STOPPED, ["1"], None), (STOPPED, [" "], None),
     (STOPPED, ["12"], None), (STOPPED, ["12", "#"], 1.0), (STOPPED, ["12", "3#"], 0.0),
+    (replace(STOPPED, answer="é"), ["Ã"], None), (replace(STOPPED, answer="é"), ["©"], None),
+    (replace(STOPPED, answer="5", answers=("5", "12")), ["1"], None),
+    (replace(STOPPED, answer="1 2"), ["1", " ", " ", "2"], None),
     (BEGUN, ["12"], None), (BEGUN, ["12", "}"], 1.0), (BEGUN, ["5}"], 0.0), (BEGUN, ["{"], None),
     (BEGUN, ["{", "}"], None), (BEGUN, ["it", "end"], 0.0),
+    (replace(BEGUN, stop="}#"), ["12", "}"], None),
+    (replace(BEGUN, stop="."), ["12", "}", "."], 1.0),
     (LETTER, ["C"], None), (LETTER, ["D"], 0.0), (LETTER, ["A"], None), (LETTER, ["("], None),
     (LETTER, ["(", "B", ")"], 0.0), (LETTER, ["C", "end"], 1.0), (LETTER, ["C", "cat"], None),
-    (COMMON, ["the", "cat"], None), (COMMON, ["3#"], None), (COMMON, ["cat", "end"], 1.0)])
+    (COMMON, ["the", "cat"], None), (COMMON, ["3#"], None), (COMMON, ["cat", "end"], 1.0),
+    (replace(COMMON, stop="#"), ["5"], None), (replace(COMMON, stop="#"), ["cat", "3#"], 0.0)])
 def test_what_settles_a_grade_by_hand(tokenizers, question, said, settled):
     """Catches a judge that is right because it settles nothing, and generates every answer."""
     tokenizer = tokenizers[False]
@@ -180,9 +186,9 @@ def case_of(seed, tokenizer, family="llama", dtype=torch.float64):
     rng = random.Random(seed)
     model = tiny_model(seed % 7, family, dtype, max_positions=256)
     likely = ("A", "B", "D", "}", "5}", "1", "#", "end")  # else hardly a box were ever closed
-    model.lm_head.weight[[*map(tokenizer.fast.token_to_id, likely)]] *= 1.7
+    model.lm_head.weight[[*map(tokenizer.fast.token_to_id, likely)]] *= 2
     asked = [asked_of(model, tokenizer, rng.choice(KINDS), rng, f"q{n}") for n in range(4)]
-    rows = [(prompt, path if rng.random() < 0.5 else rng.choice(PATHS))
+    rows = [(prompt, path if rng.random() < 0.7 else rng.choice(PATHS))
             for prompt, path in rng.choices(asked, k=10)]
     return model, [row[0] for row in rows], torch.tensor([row[1] for row in rows]), rng
 

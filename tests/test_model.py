@@ -88,7 +88,7 @@ def alone(model, tokens, decisions):
 def greedy(model, prompt, decisions, max_new_tokens, stop_ids=()):
     """(tokens, passes, logprob) of one row by recomputing everything for each new token."""
     tokens, logprob = [], 0.0
-    for passes in range(1, max_new_tokens + 1):
+    for passes in range(1, max_new_tokens + 1):  # noqa: B007 - returned
         scores = alone(model, prompt + tokens, decisions)[-1].log_softmax(-1)
         logprob += scores.max().item()
         if scores.argmax().item() in stop_ids:

@@ -1,8 +1,11 @@
 """The paper's experiments on a tiny run: all of them answer, resume and refuse."""
+import ast
+import graphlib
 import json
 import random
 import shutil
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,6 +263,26 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, cho
     paper.main(["router", *line])    # the paper's own figures are to be had of it
 
 
+def test_imports_run_one_way():
+    """No circle anywhere, and the core does not wait for what is built on it."""
+    root, needs = Path(paper.__file__).parents[1], {}
+    names = {".".join(file.relative_to(root).with_suffix("").parts): file
+             for pattern in ("*.py", "extras/*.py") for file in root.glob(pattern)}
+    for name, file in names.items():
+        lines = ast.parse(file.read_text()).body    # of the module itself, not of its functions
+        found = {alias.name for line in lines if isinstance(line, ast.Import)
+                 for alias in line.names}
+        for line in (line for line in lines if isinstance(line, ast.ImportFrom)):
+            found |= {line.module, *(f"{line.module}.{alias.name}" for alias in line.names)}
+        needs[name] = found & names.keys()
+    order = list(graphlib.TopologicalSorter(needs).static_order())    # CycleError if there is one
+    assert order.index("extras.lab") < order.index("extras.experiments")
+    assert "train" not in needs["extras.baselines"] and "evaluate" not in needs["extras.baselines"]
+    upward = {(name, one) for name in names for one in needs[name]
+              if one.startswith("extras.") and not name.startswith("extras.")}
+    assert upward == {("tasks", "extras.schemas")}    # a table that imports nothing of the models
+
+
 # ---- parts ----
 
 def test_search_statistics_by_hand():
@@ -303,7 +326,8 @@ def test_other_router_shapes_are_per_prompt_and_learn(kind):
 def test_embedding_route_shows_every_layer_the_embeddings():
     model, seen = tiny_model(dtype=torch.float32), []
     routers = experiments.Routers(3, 16).requires_grad_(False)
-    routers.forward = lambda pooled, counts, layers: seen.append(pooled) or torch.zeros(1, 1, 3)
+    execute = torch.tensor([[[0.0, 1.0, 0.0]]])    # the states change from layer to layer
+    routers.forward = lambda pooled, counts, layers: seen.append(pooled) or execute
     generate(model, [[5, 6, 7]], experiments.EmbeddingRoute(routers), 1)
     states = pool_windows(model.embed_tokens(torch.tensor([[5, 6, 7]])), torch.tensor([3]), 8)
     assert len(seen) == 3 and all(torch.equal(pooled[:, 0], states) for pooled in seen)

@@ -130,7 +130,8 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
     run(folder)    # the same command again makes nothing twice
     assert (folder / "out" / "labels.jsonl").read_bytes() == labels
-    assert kept == {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
+    routers = folder / "out" / "routers"
+    assert kept == {file: file.stat().st_mtime_ns for file in routers.iterdir()}
     assert json.loads((folder / "out" / "metrics.json").read_text())["routes"] == metrics["routes"]
 
 

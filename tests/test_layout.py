@@ -1,0 +1,135 @@
+"""Claims about the files as a whole: which there are, what imports what, and what importing does."""
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+from conftest import ROOT
+
+# a file uses only files before it; the tutorial has them in this order
+ORDER = ["cli", "hf_folder", "model_llama", "mcts", "grading", "tasks", "label", "drllm", "choose",
+         "evaluate", "train"]
+EXTRAS = sorted(f"extras.{file.stem}" for file in ROOT.glob("extras/*.py")
+                if file.stem != "__init__")
+FORMATS = "extras.schemas"  # the one file of extras that the core cannot do without
+HOOK = ("evaluate", "extras.baselines")  # other methods, asked for by name
+NEVER = {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib", "transformers"}
+OPTIONAL = {("extras.bench", "transformers")}  # compared with, where it is installed
+
+
+def source(name):
+    return (ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def modules_in(tree):
+    """The modules that are imported in a syntax tree, inside functions too. `from extras import
+    lab` imports extras.lab."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import"
+            yield from {f"{node.module}.{alias.name}" if node.module == "extras" else node.module
+                        for alias in node.names}
+
+
+@cache
+def imports(name):
+    return frozenset(modules_in(ast.parse(source(name))))
+
+
+def own(name):
+    """The files of this project that a file imports, but for the hook's late import."""
+    found = imports(name) & {*ORDER, *EXTRAS}
+    return {other for other in found if (name, other) != HOOK}
+
+
+# ---- which files there are ----
+
+def test_these_eleven_files_stand_at_the_top_level():
+    assert sorted(file.stem for file in ROOT.glob("*.py")) == sorted(ORDER)
+
+
+# ---- what imports what ----
+
+def test_every_file_uses_only_files_before_it():
+    """Catches an arrow that goes up, also one inside a function: the reader meets a name before it
+    is explained."""
+    for place, name in enumerate(ORDER):
+        assert own(name) <= {*ORDER[:place], FORMATS}, name
+    assert own(FORMATS) <= set(ORDER[:ORDER.index("tasks")])
+
+
+def test_imports_never_run_in_a_circle():
+    """Takes away, again and again, what uses nothing that is left: a circle is what stays."""
+    left = {name: own(name) for name in [*ORDER, *EXTRAS]}
+    while ready := [name for name, used in left.items() if not used & left.keys()]:
+        for name in ready:
+            del left[name]
+    assert not left
+
+
+def test_the_core_reaches_for_other_methods_only_when_they_are_asked_for():
+    """Catches an import at the top of evaluate.py, without which nothing ran if extras/ were gone.
+    """
+    user, method = HOOK
+    assert method in imports(user)
+    top = [node for node in ast.parse(source(user)).body
+           if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert method not in set(modules_in(ast.Module(top, [])))
+
+
+@pytest.mark.parametrize("name", [*ORDER, *EXTRAS])
+def test_nothing_runs_what_a_stranger_wrote(name):
+    """Catches pickle and its kin, transformers, and text taken for a program."""
+    used = {(name, module.partition(".")[0]) for module in imports(name)}
+    assert not {pair for pair in used - OPTIONAL if pair[1] in NEVER}
+    called = {node.func.id for node in ast.walk(ast.parse(source(name)))
+              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "compile", "__import__"}
+    attributes = {(node.value.id, node.attr) for node in ast.walk(ast.parse(source(name)))
+                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    assert not attributes & {("torch", "load"), ("sympy", "sympify"), ("sympy", "parse_expr"),
+                             ("np", "load"), ("numpy", "load"), ("os", "system")}
+
+
+def test_a_circle_and_a_late_import_would_be_noticed(monkeypatch):
+    """The tests around this one could not fail if they read nothing."""
+    assert "tasks" in own("train") and "extras.lab" in own("extras.paper")
+    late = ast.parse("def f():\n    import train\n    from extras import lab, paper as p\n")
+    assert set(modules_in(late)) == {"train", "extras.lab", "extras.paper"}
+    monkeypatch.setitem(globals(), "own", lambda name, own=own: own(name) | (
+        {"train"} if name == "cli" else set()))
+    for test in (test_imports_never_run_in_a_circle, test_every_file_uses_only_files_before_it):
+        with pytest.raises(AssertionError):
+            test()
+
+
+# ---- what importing does ----
+
+QUIET = """
+import importlib, os, random, sys, threading
+import torch
+sys.modules["transformers"] = None  # not installed, whatever there is
+state = lambda: (os.getcwd(), sys.getrecursionlimit(), dict(os.environ), threading.active_count(),
+                 random.getstate(), torch.get_rng_state().sum(), torch.get_default_dtype(),
+                 torch.is_grad_enabled(), torch.get_num_threads())
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    assert state() == before, name
+"""
+
+
+def test_importing_a_file_does_nothing(tmp_path):
+    """Catches output, files, threads, random numbers or settings that come with an import."""
+    names = [name for name in [*ORDER, *EXTRAS] if name != "extras.lm_eval_drllm"
+             or importlib.util.find_spec("lm_eval")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    made = subprocess.run([sys.executable, "-W", "error", "-c", QUIET, *names], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True, timeout=300)
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    assert not any(tmp_path.iterdir())

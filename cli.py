@@ -141,7 +141,8 @@ def locked(path):
 
     The lock lies beside it; the system lifts it however its process ends.
     """
-    side = Path(path).with_name(f".{Path(path).name}.lock")
+    side = Path(path).resolve()  # "." has no name of its own
+    side = side.with_name(f".{side.name}.lock")
     with writing(path):
         side.parent.mkdir(parents=True, exist_ok=True)
         lock = open(side, "a+b", buffering=0)

@@ -163,11 +163,17 @@ def checked(row, num_layers):
     for key, kind in ROW.items():
         if type(row[key]) is not kind:
             raise ValueError(f"{key} must be of type {kind.__name__}, got {row[key]!r}")
-    row["correct"] = [(tuple(path), float(sure)) for path, sure in row["correct"]]
+    row["correct"] = [(tuple(path), sure) for path, sure in row["correct"]]
     row["wrong"], row["decisions"] = [*map(tuple, row["wrong"])], tuple(row["decisions"])
     for path in [row["decisions"], *(path for path, _ in row["correct"]), *row["wrong"]]:
         if len(path) != num_layers or any(type(n) is not int or not 0 <= n <= 2 for n in path):
-            raise ValueError(f"path {list(path)} is not {num_layers} numbers in 0..2")
+            raise ValueError(f"path {list(path)} of {len(path)} layers; the model has "
+                             f"{num_layers}, each run 0, 1 or 2 times")
+    for path, sure in row["correct"]:
+        if type(sure) is not float or not 0 <= sure <= 1:
+            raise ValueError(f"the probability of path {list(path)} is {sure!r}, not in 0..1")
+    if row["correct"] and row["decisions"] not in dict(row["correct"]):
+        raise ValueError(f"decisions {list(row['decisions'])} are no right path")
     if row["length"] != sum(row["decisions"]):
         raise ValueError(f"length {row['length']} of a path of {sum(row['decisions'])} layers")
     return row
@@ -221,6 +227,9 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=256,
               f"{model.config.max_positions} tokens and are left out: "
               f"{', '.join(q.id for q in too_long[:5])} ...")
     with cli.locked(mine if rank else file):
+        for part in parts(file) if world == 1 else ():  # one of torchrun's may be at work yet
+            with cli.locked(part):
+                pass
         check_header(file, header(model, config, seed))
         rows = read_all(file, layers, mine)
         missing = [p for p in prompts

@@ -198,6 +198,9 @@ def labels_of(run, rows, prompts):
         statics = frontier(paths, right)
         agreed, price_used = consensus_of_neighbours(space, right, paths, price)
         print(f"{len(paths)} paths tried on every question; price of a layer: {price_used}")
+        if chosen == "consensus" and not any(agreed):
+            raise InputError(f"{run.out / 'paths.json'}: none of the {len(paths)} paths answers "
+                             f"any of {len(prompts)} questions; another --choose needs none")
         pays = chosen == "consensus" or expect(run, *expected(run, prompts, space, paths, right))
         labels[chosen] = lambda: agreed if pays else [default] * len(prompts)
     return {choice: labels[choice]() for choice in dict.fromkeys((chosen, "shortest"))}, statics
@@ -213,8 +216,12 @@ def expected(run, prompts, space, paths, right, folds=4):
     gain, layers = torch.zeros(len(prompts)), torch.zeros(len(prompts))
     for fold in tqdm(range(folds), desc="is routing expected to pay?", unit="fold"):
         rest, held = (fold_of != fold).nonzero().flatten(), (fold_of == fold).nonzero().flatten()
-        labels, _ = consensus_of_neighbours(space[rest], right[rest], paths, run.args.price)
+        labels = [] if len(rest) < 2 else consensus_of_neighbours(
+            space[rest], right[rest], paths, run.args.price)[0]
         kept = [n for n, path in zip(rest.tolist(), labels) if path]
+        if not kept:  # nothing to learn from: every layer is executed
+            layers[held] = len(paths[0])
+            continue
         decisions = torch.tensor([path for path in labels if path])
         pooled, counts = features(run.model, [prompts[n] for n in kept], decisions,
                                   run.config.windows, store=run.store)

@@ -41,9 +41,9 @@ LETTERS = byte_letters()
 as_letters = lambda text: "".join(LETTERS[b] for b in text.encode())
 CHUNKS = ["the", "The", " the", " hello", "HELLO", "don", "'t", "'S", "'ll", " it's", "I'M", "0",
           "1", "42", " 1234567", "3.14", " ", "  ", "    ", "\n", "\n\n", " \n", "\r\n", "\t", "é",
-          "e\u0301", "naïve", " über", "ß", "日本", "русский", "😀", "👩‍👩‍👧", "½", "²", "…", "def f(x):",
-          "    return x[0] != y_1;", "//", "{}", "=>", "a_b", " zz", "zz", "<|endoftext|>", "<think>",
-          "<|im", "!?", " -", ".\n", "\u00a0", "٣٤", "x²"]
+          "e\u0301", "naïve", " über", "ß", "日本", "русский", "😀", "👩‍👩‍👧", "½", "²", "…",
+          "def f(x):", "    return x[0] != y_1;", "//", "{}", "=>", "a_b", " zz", "zz",
+          "<|endoftext|>", "<think>", "<|im", "!?", " -", ".\n", "\u00a0", "٣٤", "x²"]
 SPECIAL = [("<|endoftext|>", CONTROL), ("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL),
            ("<think>", USER_DEFINED)]
 
@@ -56,7 +56,8 @@ def texts(number=200):
 def small_vocabulary():
     """(tokens, kinds, merges): special ones first, bytes, words; one that no merge makes; unused"""
     merges, words = {}, ["the", " the", " hello", "HELLO", "don", "'t", "'ll", "  ", "    ", "\n\n",
-                         " \n", "42", "1234567", " 123", "é", "über", "日本", "😀", "return", "!=", "."]
+                         " \n", "42", "1234567", " 123", "é", "über", "日本", "😀", "return", "!=",
+                         "."]
     for word in map(as_letters, words):
         for i in range(1, len(word)):
             merges[word[:i], word[i]] = None

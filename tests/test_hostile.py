@@ -410,6 +410,10 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "a labels row of 2 layers": ("train", row_changed(wrong=[[1, 1]]), LABELS + ":1", ["2", "3"]),
     "a labels row of three passes": ("train", row_changed(correct=[[[1, 3, 1], 0.5]]),
                                      LABELS + ":1", ["3"]),
+    "a labels row twice": ("label", changed(
+        LABELS, lambda data: data[:data.index(b"\n") + 1] + data), LABELS + ":2", ["q0", "twice"]),
+    "a labels row twice, to train": ("train", changed(
+        LABELS, lambda data: data[:data.index(b"\n") + 1] + data), LABELS + ":2", ["q0", "twice"]),
     "labels are a folder": ("label", flags("--out", "{at}/model"), "model", []),
     "labels in a folder's name": ("label", flags("--out", "{at}/run"), "run", ["a folder"]),
     "labels below a file": ("label", flags("--out", "{at}/q.jsonl/labels.jsonl"), "q.jsonl", []),
@@ -437,9 +441,45 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
                                     PATHS, ["2 layers", "3"]),
     "results below a file": ("evaluate", flags("--out", "{at}/q.jsonl"), "q.jsonl", []),
     # the command itself
+    "nothing fits, to label": ("label", config(max_position_embeddings=8), "", ["0 of 10", "8"]),
+    "nothing fits, to train": ("train", config(max_position_embeddings=8), "", ["0 of", "8"]),
+    "nothing fits, to evaluate": ("evaluate", config(max_position_embeddings=8), "",
+                                  ["0 of 10", "8"]),
     "no such device": ("label", flags("--device", "nonsense"), "", ["--device nonsense"]),
     "a device of no numbers": ("train", flags("--device", "meta"), "", ["--device meta"]),
 }
+DEEPER = {"decisions": [1] * 4, "length": 4, "correct": [], "wrong": [[1] * 4]}
+EDITED = {  # name: (changes to the first row of a labels file, what must be said)
+    "of another depth": (DEEPER, [4, 3]),
+    "with a path of another depth": ({"wrong": [[1, 1, 1, 1]]}, [4, 3]),
+    "with a number for its id": ({"id": 7}, ["id", 7]),
+    "with half a level": ({"level": 1.5}, ["level", 1.5]),
+    "with a truth for its level": ({"level": True}, ["level", True]),
+    "with a default that may be right": ({"default_correct": "maybe"}, ["maybe"]),
+    "with a default that is 1": ({"default_correct": 1}, ["default_correct", 1]),
+    "with decisions of other kinds": ({"decisions": [1.0, True, 1]}, ["[1.0, True, 1]"]),
+    "with decisions in words": ({"decisions": "111"}, ["decisions", "111"]),
+    "with three passes": ({"decisions": [1, 3, 1], "length": 5}, [3]),
+    "with another length": ({"length": 2}, ["length 2", 3]),
+    "with a path of no probability": ({"correct": [[[1, 1, 1]]]}, []),
+    "with a probability in words": ({"correct": [[[1, 1, 1], "0.5"]]}, ["0.5"]),
+    "with a probability of 2": ({"correct": [[[1, 1, 1], 2.0]]}, [2.0]),
+    "with a probability that is none": ({"correct": [[[1, 1, 1], float("nan")]]}, ["nan"]),
+    "with a label that is not right": ({"correct": [[[1, 1, 2], 0.5]]}, ["[1, 1, 1]"]),
+    "without its content": ({"content": ABSENT}, ["content"])}
+CASES |= {f"a labels row {name}, to {command}": (
+              command, row_changed(**changes), LABELS + ":1", words)
+          for name, (changes, words) in EDITED.items() for command in ("label", "train")}
+NUMBERS = {"label": {"limit": (0, -1, 1.5, "x", "nan"), "simulations": (0, -1), "batch-size": (0,),
+                     "threads": (0,), "reuse-memory": ("nan", "inf", -1, "x"), "seed": (-1, "x")},
+           "train": {"limit": (0,), "seeds": (0, -3), "clusters": (0,), "price": ("nan", "inf"),
+                     "feature-memory": ("nan", -1), "reuse-memory": ("nan", "inf", -1)},
+           "evaluate": {"limit": (0,), "tilt": ("nan", "inf", "x"), "control": (2, -1.5, "nan"),
+                        "batch-size": (0, 10**10)}}
+CASES |= {f"--{name} {value}, to {command}": (command, flags(f"--{name}={value}"), "",
+                                              [f"--{name}", value])
+          for command, wrong in NUMBERS.items() for name, values in wrong.items()
+          for value in values}
 
 
 @pytest.mark.parametrize("name", CASES)

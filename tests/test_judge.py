@@ -7,7 +7,7 @@ model says along some path is taken for gold, so that right and wrong answers ar
 import itertools
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch

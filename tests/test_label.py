@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -541,6 +542,122 @@ def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys, proces
     assert (tmp_path / "two" / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert len(list((tmp_path / "two").iterdir())) == 2
     assert made.stdout.count("9 questions") == 1
+
+
+# ---- two runs at once ----
+
+HELD = """
+import os, sys, time
+import cli, label
+judge, left = label.judge, 6
+def held(*arguments, **options):
+    global left
+    left -= 1
+    if not left:
+        print("held", flush=True)
+    while left <= 0 and not os.path.exists(sys.argv[1]):
+        time.sleep(0.02)
+    return judge(*arguments, **options)
+label.judge = held
+cli.run(lambda: label.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def other_run(world, tmp_path):
+    """start(out, RANK=..): a run in a process of its own that stops after its first row or two,
+    until go() is called. It is killed in the end, if it is still there."""
+    running = []
+
+    def start(out, **environment):
+        made = subprocess.Popen(
+            [sys.executable, "-c", HELD, str(tmp_path / "go"), *command(world, out)], cwd=ROOT,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        running.append(made)
+        assert made.stdout.readline() == "held\n"
+        made.go = (tmp_path / "go").touch
+        return made
+    yield start
+    for made in running:
+        made.kill()
+        made.communicate()
+
+
+def refused_for(process, arguments, out, capsys, monkeypatch, **environment):
+    """Whether a run is refused in one line that names the file and the process that has it."""
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code, said = leaves(lambda: labelling.main(arguments), capsys)
+    return (code, said) == (2, f"error: {out}: process {process.pid} is at work on it\n")
+
+
+def test_a_second_run_into_one_file_is_refused_and_the_first_loses_nothing(
+        world, tmp_path, other_run, capsys, monkeypatch):
+    """Catches a file that is renamed under a run that still writes: its later rows were gone. With
+    the same questions, others, fewer, and as the first process of a torchrun."""
+    out, alone_ = tmp_path / "labels.jsonl", tmp_path / "alone.jsonl"
+    labelling.main(command(world, alone_))
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join(row_text(replace(question, id=f"other-{question.id}"))
+                              for question in world.questions))
+    first = other_run(out)
+    rows = out.read_bytes()
+    assert 0 < rows.count(b"\n") < COUNT
+    same = command(world, out)
+    for arguments, environment in [(same, {}), (same + ["--data", str(others)], {}),
+                                   (same + ["--limit", "1"], {}),
+                                   (same, {"RANK": "0", "WORLD_SIZE": "2"})]:
+        assert refused_for(first, arguments, out, capsys, monkeypatch, **environment)
+        assert out.read_bytes() == rows
+    first.go()
+    assert first.wait(timeout=300) == 0
+    assert out.read_bytes() == alone_.read_bytes()
+    labelling.main(same + ["--data", str(others)])  # now it is free, and both stand in it
+    assert {json.loads(line)["id"] for line in out.read_bytes().splitlines()} == {
+        name + q.id for q in world.questions for name in ("", "other-")}
+    assert {file.name for file in tmp_path.glob("*labels*")} == {"labels.jsonl", "labels.meta.json"}
+
+
+def test_a_part_that_a_process_still_writes_is_taken_by_no_other_run(
+        world, tmp_path, other_run, capsys, monkeypatch):
+    """Catches a part that two processes append to, and one that is merged and removed under a
+    process that outlived its torchrun."""
+    out, alone_ = tmp_path / "labels.jsonl", tmp_path / "alone.jsonl"
+    labelling.main(command(world, alone_))
+    orphan, mine = other_run(out, RANK="1", WORLD_SIZE="2"), part(out, 1)
+    rows = mine.read_bytes()
+    assert rows.count(b"\n") >= 1
+    for size in ("2", "3"):
+        assert refused_for(orphan, command(world, out), mine, capsys, monkeypatch, RANK="1",
+                           WORLD_SIZE=size)
+    assert refused_for(orphan, command(world, out), mine, capsys, monkeypatch)
+    assert mine.read_bytes() == rows and not out.exists()
+    orphan.kill()
+    orphan.wait()
+    labelling.main(command(world, out))
+    assert out.read_bytes() == alone_.read_bytes()
+    assert {file.name for file in tmp_path.glob("*labels*")} == {"labels.jsonl", "labels.meta.json"}
+
+
+def test_of_runs_that_begin_together_all_are_served_or_refused_and_no_row_is_lost(world, tmp_path):
+    """Catches the moment between the lock's making and its taking."""
+    labelling.main(command(world, tmp_path / "alone.jsonl"))
+    out = tmp_path / "labels.jsonl"
+    how = {"cwd": ROOT, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE,
+           "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    made = [subprocess.Popen([sys.executable, "label.py", *command(world, out)], **how)
+            for _ in range(2)]
+    said = [one.communicate(timeout=300)[1] for one in made]
+    assert {one.returncode for one in made} <= {0, 2} and 0 in {one.returncode for one in made}
+    for one, text in zip(made, said):
+        if one.returncode:
+            pid = re.fullmatch(f"error: {out}: process (\\d*) is at work on it\n", text)[1]
+            assert pid in {"", *(str(other.pid) for other in made)} - {str(one.pid)}  # "": just now
+    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert {file.name for file in tmp_path.glob("*labels*")} == {"labels.jsonl", "labels.meta.json"}
 
 
 # ---- the command line ----

@@ -1,4 +1,4 @@
-"""Claims about the files as a whole: which there are, what imports what, and what importing does."""
+"""Claims about the files as a whole: which there are, what uses what, and what an import does."""
 import ast
 import importlib.util
 import os

@@ -1,16 +1,20 @@
 """Training on a tiny model: what is learnt, what is left alone, and what a run leaves behind."""
 import json
+import os
+import random
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from cli import InputError
+from choose import CHOICES
+from cli import InputError, locked
 from drllm import GUARD, Routers, pool_windows
-from model_llama import generate, load_model
+from mcts import edits
+from model_llama import fixed, generate, load_model, load_tokenizer
 from tasks import Prompt, Question
-from tiny import save_tiny, tiny_model
+from tiny import WORDS, save_tiny, tiny_model
 
 
 def test_learning_rate_warms_up_for_eight_percent_then_falls_to_zero():
@@ -163,6 +167,81 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
                "--out", str(tmp_path / "o"), *ARGS]
     with pytest.raises(InputError, match="answered none of 5 questions"):
         train.main(command + ["--test", str(folder / "q.jsonl")])
+
+
+@pytest.fixture(scope="module")
+def far(folder):
+    """Questions that the model answers right along no path near the default: a menu of paths, all
+    of about its depth, answers none of them."""
+    model, tokenizer = load_model(folder / "model"), load_tokenizer(folder / "model")
+    rng, rows = random.Random(0), []
+    near = [(1, 1, 1)] + edits((1, 1, 1))
+    while len(rows) < 12:
+        prompt = " ".join(rng.choice(WORDS[2:38]) for _ in range(rng.randint(3, 14)))
+        say = lambda path: tokenizer.decode(generate(
+            model, [tokenizer.encode(prompt)], fixed(path), 2, tokenizer.stop_ids).tokens[0])
+        gold = say((0, 0, 1))
+        if gold.strip() and gold not in map(say, near):
+            rows.append({"prompt": prompt, "answer": gold, "max_new_tokens": 2, "task": "own"})
+    (folder / "far.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "far.jsonl"
+
+
+def train_on(folder, out, file, choice, number):
+    """The metrics of a run on the first so many questions of a file."""
+    train.main(["--model", str(folder / "model"), "--data", str(file), "--test",
+                str(folder / "q.jsonl"), "--out", str(out), "--simulations", "26", "--seeds", "1",
+                "--clusters", "2", "--choose", choice, "--limit", str(number)])
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("choice", [name for name in CHOICES if name != "consensus"])
+def test_questions_that_no_usual_path_answers_train_routers_all_the_same(
+        folder, far, tmp_path, choice, number):
+    """Catches a fold without a label, a group of one question, and a mean over no neighbours."""
+    metrics = train_on(folder, tmp_path / "out", far, choice, number)
+    if choice == "safe":
+        assert metrics["routes"]["dr.llm"]["layers"] == 3.0
+
+
+def test_consensus_that_labels_no_question_says_so(folder, far, tmp_path):
+    """Catches a traceback from training on nothing."""
+    with pytest.raises(InputError, match="any of 12 questions.* --choose"):
+        train_on(folder, tmp_path / "out", far, "consensus", 12)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+@pytest.mark.parametrize("choice", ["safe", "consensus"])
+def test_a_handful_of_questions_is_enough(folder, tmp_path, choice, number):
+    """Catches statistics of one question alone: a spread of nothing, a nearest of none."""
+    rows = [json.loads(line) for line in (folder / "q.jsonl").read_text().splitlines()]
+    mine = [row | {"id": f"mine-{row['id']}"} for row in rows[1::2]]  # right on the default path
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+    metrics = train_on(folder, tmp_path / "out", tmp_path / "mine.jsonl", choice, number)
+    assert metrics["routes"]["dr.llm"]["n"] == number and len(metrics["seeds"]) == 1
+
+
+# ---- one run at a time ----
+
+def test_a_folder_or_labels_that_another_run_has_are_refused(folder, tmp_path):
+    """Catches two runs that write one folder, and train.py beside label.py."""
+    command = ["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), *ARGS, "--out"]
+    for taken in (tmp_path / "out", tmp_path / "out" / "labels.jsonl"):
+        with locked(taken), pytest.raises(InputError, match=f"{taken}: process {os.getpid()} "):
+            train.main([*command, str(tmp_path / "out")])
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_the_folder_one_is_in_may_be_the_runs(folder, tmp_path, monkeypatch):
+    """Catches a lock beside a folder without a name: `--out .` ended with a traceback."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with locked(tmp_path / "here"), pytest.raises(InputError, match="at work"):
+        run(folder, "--out", ".")
+    run(folder, "--out", ".")
+    assert (tmp_path / "here" / "metrics.json").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["here"]
 
 
 def test_test_questions_that_are_also_labelled_are_refused(folder, tmp_path):

@@ -83,7 +83,7 @@ def tokenize(text):
     for pattern, new in REWRITINGS:
         text = pattern.sub(new, text)
     if not re.search(r"[(\[]|\\\{", text):  # in brackets, a comma stands between two items
-        text = re.sub(r"(?<![\d.,])\d{1,3}([, ]\d{3})+(?!,?\d| ?/)",
+        text = re.sub(r"(?<![\d.,^_])\d{1,3}([, ]\d{3})+(?!,?\d| ?/)",
                       lambda match: re.sub("[, ]", "", match[0]), text)
     return [ALIASES.get(token, token) for token in TOKEN.findall(WORD.sub(quoted, text))]
 

@@ -249,6 +249,8 @@ def expect(run, gain, layers):
 def learn(run, pooled, counts, decisions, seed, progress=None):
     """Routers of one seed, with their guard."""
     routers = train_routers(pooled, counts, decisions, seed, run.config, run.args.device, progress)
+    if (decisions == EXECUTE).all():  # so does every other prompt, whatever few examples leave open
+        routers.w2.zero_()
     if run.config.guard and len(pooled) >= SMALLEST_GROUP:
         routers.set_guard(*fit_guard(pooled, counts, seed))
     return routers

@@ -176,8 +176,8 @@ def contents(folder):
 def compare(found, wanted):
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
-            raise Difference(f"{name}, in an undisturbed run {len(wanted.get(name, b''))} bytes, "
-                             f"is here {len(found.get(name, b''))} bytes and not the same")
+            how = "left over" if name not in wanted else "wrong" if name in found else "missing"
+            raise Difference(f"{name} is {how}, compared with an undisturbed run")
 
 
 def clear(folder):

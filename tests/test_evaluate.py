@@ -1,5 +1,8 @@
 """The figures of the report on cases one can work by hand."""
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,17 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
         routed.layers.float().mean().item())
     assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["static"]) == 2
     assert "In domain, 8 questions" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(command):
+    """Catches .metrics.json.PID.part that stays for ever."""
+    out, ended = Path(command[1][5]), subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    out.mkdir()
+    for number in (ended.pid, os.getpid()):
+        (out / f".metrics.json.{number}.part").write_text("half")
+    metrics_of(command[1])
+    assert [file.name for file in out.iterdir()] == ["metrics.json"]
 
 
 @pytest.mark.parametrize("routes, asked", [

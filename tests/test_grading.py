@@ -50,6 +50,7 @@ EQUAL = r"""
 \text{2,048} | 2048
 -- powers, roots, functions
 -2^2 | -4
+5--3 | 8
 2^{-1} | 0.5
 x^10 | x^{10}
 \sqrt[3]{-8} | -2
@@ -74,7 +75,8 @@ sinx | \sin x
 \ln(x^2+1) | \ln(1+x^2)
 \lfloor \pi \rfloor | 3
 \lceil -2.5 \rceil | -2
-\lfloor \log_2 8 \rfloor | 3
+\lfloor \log_5 125 \rfloor | 3
+\log_3 243 | 5
 5! | 120
 \frac{n!}{(n-2)!} | n(n-1)
 \binom{n}{2} | \frac{n(n-1)}{2}
@@ -112,6 +114,7 @@ x=1,y=2,z=3 | (1,2,3)
 \{1,1,2\} | \{2,1\}
 \emptyset | \{\}
 2, 3, \text{ and } 4 | 4,3,2
+5, (1,2) | (1,2), 5
 (-4, 27);(2, 15) | (2,15),(-4,27)
 x = 2, x = -2 | \pm 2
 x=2 \text{ or } 3 | \{2,3\}
@@ -215,6 +218,9 @@ xy=6 | 6
 2x=10 | 5
 x = 5 | y = 5
 x=2x+1 | 2x+1
+x-x=0 | x=1
+x<5 | 5
+x \ne 5 | 5
 x<3 | -x<-3
 x>3 | x\ge 3
 x>3 | y>3
@@ -245,6 +251,8 @@ y, x | (x,y)
 \begin{pmatrix}1&2\end{pmatrix} | (1,2)
 -- nothing to compare
 1/0 | 2/0
+\infty | 5
+\infty | -\infty
 0^0 | 1
 \infty-\infty | 0
 \tan 90^\circ | \infty
@@ -269,7 +277,8 @@ HOSTILE = [
     r"\begin{pmatrix}" * 60, r"(1\pm2)" * 90, r"\text{a}" * 140, "1,000," * 160, "\\" * 999, "\0",
     "𝟝", "٣", "\ud800", "x\u20d7", "__import__('os').abort()", "().__class__.__bases__[0]",
     "lambda:0", "exec('1')", r"\input{/etc/passwd}", "{0.__class__}", "%s%n", "nan", "oo",
-    r"\arctan" * 80 + "x", r"\sqrt{5\text{ " + "\ud800ab}}x", r"\sin" * 100 + "1", "a " * 499,
+    r"\arctan" * 80 + "x", r"\ne ".join(map(str, range(99))) + r"\ne x",
+    r"\sqrt{5\text{ " + "\ud800ab}}x", r"\sin" * 100 + "1", "a " * 499,
 ]
 SERIES = [  # long answers of many items, with a mark between them
     (",", r"\ln {k}x"), ("+", r"\ln{k}"), (",", r"\ln({k}i)"), ("+", "|{k}+i|"),
@@ -486,6 +495,14 @@ def test_long_answers_stop_at_the_work_limit(mark, item):
     assert not timed(mark.join(items), "5") and not timed(mark.join(items), "x>3")
     timed(mark.join(items), mark.join(items[::-1]))
     timed(rf"\{{{','.join(items)}\}}", rf"\{{{','.join(items[::-1])}\}}")
+
+
+def test_depth_and_length_are_limited():
+    """Catches recursion to Python's own limit, and a depth that only grows."""
+    assert answers_equal("(" * 20 + "x+1" + ")" * 20, "1+x")
+    assert not answers_equal("(" * 30 + "x+1" + ")" * 30, "1+x")
+    assert answers_equal("+".join("1" * 40), "40")
+    assert answers_equal("0" * 900 + "5", "5") and not answers_equal("0" * 1000 + "5", "5")
 
 
 def test_work_is_counted(monkeypatch):

@@ -414,6 +414,8 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
         LABELS, lambda data: data[:data.index(b"\n") + 1] + data), LABELS + ":2", ["q0", "twice"]),
     "a labels row twice, to train": ("train", changed(
         LABELS, lambda data: data[:data.index(b"\n") + 1] + data), LABELS + ":2", ["q0", "twice"]),
+    "labels in a pipe": ("label", pipe(LABELS), LABELS, ["pipe"]),
+    "labels' header in a pipe": ("train", pipe(META), META, ["pipe"]),
     "labels are a folder": ("label", flags("--out", "{at}/model"), "model", []),
     "labels in a folder's name": ("label", flags("--out", "{at}/run"), "run", ["a folder"]),
     "labels below a file": ("label", flags("--out", "{at}/q.jsonl/labels.jsonl"), "q.jsonl", []),
@@ -423,6 +425,12 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "routers of no model": ("evaluate", routers(model=None), ROUTERS, ["None"]),
     "routers of no windows": ("evaluate", routers(windows=0), ROUTERS, ["0"]),
     "routers wider than their weights": ("evaluate", routers(width=9), ROUTERS, ["8", "9"]),
+    "routers of half a million layers": ("evaluate", routers(num_layers=2**19), ROUTERS, [2**19]),
+    "routers of too many layers": ("evaluate", routers(num_layers=9), ROUTERS, [9, 3]),
+    "routers of another hidden size": ("evaluate", routers(hidden_size=2**16), ROUTERS,
+                                       [2**16, 16]),
+    "routers of half a million windows": ("evaluate", routers(windows=2**19), ROUTERS, [2**19]),
+    "routers in a device": ("evaluate", flags("--routers", "/dev/zero"), "", ["/dev/zero"]),
     "routers of other windows among the seeds": ("evaluate", flags(
         "--routers", "{at}/run/routers.safetensors", "{at}/w4.safetensors",
         damage=lambda at: save_routers(at, "w4.safetensors", 4)), "w4.safetensors", ["4", "8"]),

@@ -177,6 +177,31 @@ def test_questions_of_one_file_search_different_trees(world):
     assert len(orders) > 3
 
 
+@pytest.mark.parametrize("searches", [0, 1, 3, 100])
+def test_shared_states_keep_to_their_memory_and_change_nothing(world, monkeypatch, searches):
+    """Catches states of finished searches that stay, and a limit that counts the wrong bytes.
+    searches: how many fit; 0: nothing is shared."""
+    longest = max(len(p.ids) + len(p.gold) for p in world.prompts)
+    each = longest * 16 * 8 * 3 * (CONFIG.simulations + 1)  # float64 states entering 3 layers
+    kept, asked = [0], []
+
+    def weighing(model, tokenizer, prompts, *rest, known):
+        found = judge(model, tokenizer, prompts, *rest, known=known)
+        asked.append(len(prompts))
+        kept.append(sum(state.nbytes for one in known or () for state in one.values()))
+        return found
+    monkeypatch.setattr(labelling, "judge", weighing)
+    plain = searched(world, world.prompts, 100)
+    kept.clear()
+    asked.clear()
+    found = search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0, 100,
+                       shared_gib=(searches + 0.5 if searches else 0) * each / 2**30)
+    assert_same_searches({prompt.question.id: (result, list(result.rewards), sure)
+                          for prompt, result, sure in found}, plain)
+    assert max(asked) == min(searches or COUNT, COUNT)
+    assert max(kept) <= searches * each and (max(kept) > 0) == (searches > 0)
+
+
 def test_progress_counts_every_path_asked(world):
     """Catches a progress bar that ends early."""
     steps = []

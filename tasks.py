@@ -359,8 +359,8 @@ def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known
 
     Prompt and gold answer go through the layers together, so one pass shows what the model says
     for as long as that is the gold answer, and what it says instead. Only where this does not
-    settle the grade is the answer generated. confidence: the probability of what settled it. known:
-    see through_layers().
+    settle the grade is the answer generated. confidence: the probability of what settled it.
+    known: see through_layers().
     """
     right, confidence, unsettled = torch.zeros(len(prompts)), torch.zeros(len(prompts)), []
     for rows in batches(prompts, batch_size):

@@ -129,6 +129,7 @@ def fields_of(row):
             (not (prompt or question).strip(), "the question is empty"),
             (context and prompt, "a prompt is given as it stands: its context belongs into it"),
             (metric not in ("", *METRICS), f"metric must be exact or f1, got {metric!r}"),
+            (metric == "f1" and choices, "metric f1 is for answers in words, not for choices"),
             (len(choices) == 1 or len(choices) > len(LETTERS),
              f"{len(choices)} choices; 2 to {len(LETTERS)} are supported"),
             (choices and answer not in letters,

@@ -569,3 +569,9 @@ def test_files_prepared_for_likelihood_load(shared, name, task, count, options):
         assert gold(question) == row["choices"][row["gold"]]
     if task == "winogrande":
         assert all(q.question.count("_") == 1 for q in found)
+
+
+def test_a_share_of_words_is_no_score_of_a_letter():
+    """Catches choices that are judged by their letter and graded by words in common."""
+    with pytest.raises(ValueError, match="metric f1"):
+        read_row({"question": "2 + 2?", "choices": ["3", "4"], "answer": "B", "metric": "f1"})

@@ -35,7 +35,7 @@ README, TUTORIAL = PAGES["README.md"], PAGES["docs/tutorial.md"]
 RESULTS = PAGES["docs/results.md"]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 KINDS = ("python", "console", "sh", "text", "math", "bibtex")
-OPTIONAL = {"lm-eval"}  # extras that a page may tell to install
+OPTIONAL = {"lm-eval", "gguf"}  # extras that a page may tell to install
 
 
 @dataclass
@@ -193,6 +193,8 @@ def misunderstood(command):
         return f"no rule for {words[0]}"
     if words[1:4] == ["-m", "pip", "install"]:
         return "" if set(words[4:]) <= OPTIONAL else f"not an extra: {words[4:]}"
+    if words[1:4] == ["-m", "pip", "download"] or words[1:3] == ["-m", "zipfile"]:
+        return "" if any(word.startswith("runs") for word in words) else "not into runs/"
     if words[1:3] == ["-m", "pytest"]:
         return "".join(f"no {w}; " for w in words[3:] if "/" in w and not (ROOT / w).exists())
     module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")

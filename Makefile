@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run check test clean
+.PHONY: run check test real clean
 run: .venv/ready
 	$(BIN)/python train.py
 
@@ -12,6 +12,11 @@ check: .venv/ready
 
 test: check
 	$(BIN)/python -m pytest -q
+
+# a really pretrained model: fetched, converted, labelled, trained, evaluated (about 45 minutes)
+real: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf
+	$(BIN)/python -m extras.real
 
 # PyTorch's CPU build where it can be had, else the one of the registry, with CUDA on Linux
 .venv/ready: requirements.lock requirements-cuda.lock

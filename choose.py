@@ -10,9 +10,8 @@ what holds across questions, so the choice decides whether routing pays:
 
 Consensus needs a *menu*: a few paths, each asked of every question. It groups the questions by
 what the routers see of them. What a group's searches tried says how much each single edit helps
-there; the most helpful edits together make a few paths; those that are best at some depth on some
-of the group's questions join the menu. A question's label is the path of the menu that is right
-for it and for most of its neighbours. Questions that no path of the menu answers get no label.
+there; the most helpful edits together make a few paths; the best of these at some depth join the
+menu. Questions that no path of the menu answers get no label.
 """
 import torch
 
@@ -45,8 +44,7 @@ def half_gain_price(right, share, paths):
     answered = {price: right.gather(1, (share - price * lengths).argmax(1)[:, None]).float().mean()
                 for price in PRICES_TRIED}
     half = (right[:, 0].float().mean() + max(answered.values())) / 2
-    kept = [price for price in PRICES_TRIED if answered[price] >= half]
-    return max(kept, default=PRICES_TRIED[0])
+    return max((p for p in PRICES_TRIED if answered[p] >= half), default=PRICES_TRIED[0])
 
 
 def consensus(right, share, paths, price):
@@ -54,14 +52,12 @@ def consensus(right, share, paths, price):
     right (N, K) bool: path k answers question n. share (N, K): of its neighbours."""
     lengths = torch.tensor([float(sum(path)) for path in paths])
     worth = (share - price * lengths).masked_fill(~right, -torch.inf)
-    best = worth.argmax(1)
-    return [paths[k] if answered else None
-            for k, answered in zip(best.tolist(), right.any(1).tolist())]
+    best = worth.argmax(1).tolist()
+    return [paths[k] if right[n, k] else None for n, k in enumerate(best)]
 
 
 def consensus_of_neighbours(space, right, paths, price=None):
-    """(labels, price): consensus among neighbours in space (N, S), at the half-gain price if none
-    is given."""
+    """(labels, price): consensus among neighbours in space (N, S), or at half_gain_price."""
     share = neighbours(space, right)
     price = half_gain_price(right, share, paths) if price is None else price
     return consensus(right, share, paths, price), price
@@ -74,7 +70,7 @@ def similarity_space(pooled, counts):
     thirds of the way up the default path, standardised. pooled (N, L, W, D)."""
     L = pooled.shape[1]
     space = mean_state(pooled[:, [0, L // 3, 2 * L // 3]], counts[:, None]).flatten(1)
-    return (space - space.mean(0)) / (space.std(0) + 1e-3)
+    return (space - space.mean(0)) / (space.std(0, correction=0) + 1e-3)
 
 
 def cluster(space, number, seed=0, rounds=20):
@@ -103,37 +99,33 @@ def edit_effects(rows, ridge=20.0):
     ridge is worth 20 tries of no effect."""
     edits_tried, outcome = [], []
     for row in rows:
-        paths = [path for path, _ in row["correct"]] + row["wrong"]
-        right = torch.tensor([1.0] * len(row["correct"]) + [0.0] * len(row["wrong"]))
-        counts = torch.tensor(paths)
+        counts = torch.tensor([path for path, _ in row["correct"]] + row["wrong"])
+        right = (torch.arange(len(counts)) < len(row["correct"])).float()
         edited = torch.cat([counts == SKIP, counts == REPEAT], dim=1).float()  # (paths, 2L)
         edits_tried.append(edited - edited.mean(0))
         outcome.append(right - right.mean())
     X, y = torch.cat(edits_tried), torch.cat(outcome)
-    L = X.shape[1] // 2
-    effect = torch.linalg.solve(X.T @ X + ridge * torch.eye(2 * L), X.T @ y)
-    return torch.stack([effect[:L], torch.zeros(L), effect[L:]], dim=1)
+    skip, repeat = torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1]), X.T @ y).chunk(2)
+    return torch.stack([skip, torch.zeros_like(skip), repeat], dim=1)
 
 
 def strongest(effects, price, most=7):
     """Legal paths with the one, two, ... most worthwhile edits: effect - price * layers added."""
-    L = len(effects)
     gains = [(effects[layer, count].item() - price * (count - EXECUTE), layer, count)
-             for layer in range(L) for count in (SKIP, REPEAT)]
-    path, paths = (EXECUTE,) * L, []
+             for layer in range(len(effects)) for count in (SKIP, REPEAT)]
+    path, paths = (EXECUTE,) * len(effects), []
     for gain, layer, count in sorted(gains, reverse=True):
         edited = path[:layer] + (count,) + path[layer + 1:]
-        if gain > 0 and len(paths) < most and path[layer] == EXECUTE and is_legal(edited):
+        if gain > 0 and path[layer] == EXECUTE and is_legal(edited):
             path = edited
             paths.append(path)
-    return paths
+    return paths[:most]
 
 
 def frontier(paths, right):
-    """[(length, path)] that no mix of two others beats by the share of questions answered: the
-    upper hull of reward over length, shortest first. paths: K tuples; right: (N, K) rewards."""
-    scores = right.float().mean(0).tolist()
-    points = sorted((sum(path), score, path) for path, score in zip(paths, scores))
+    """[(length, path)] that no mix of two others beats by the share of questions answered,
+    shortest first. paths: K tuples; right: (N, K) rewards."""
+    points = sorted(zip(map(sum, paths), right.float().mean(0).tolist(), paths))
     return [(length, path) for length, _, path in upper_hull(points)]
 
 
@@ -143,31 +135,23 @@ def upper_hull(points):
     slope = lambda a, b: (b[1] - a[1]) / (b[0] - a[0])
     hull = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if hull and point[1] <= hull[-1][1]:
-            continue
-        hull.append(point)
-        while len(hull) > 2 and slope(hull[-3], hull[-2]) <= slope(hull[-2], hull[-1]):
-            del hull[-2]
+        if not hull or point[1] > hull[-1][1]:
+            while len(hull) > 1 and slope(*hull[-2:]) <= slope(hull[-1], point):
+                hull.pop()
+            hull.append(point)
     return hull
 
 
 # ---- the menu ----
 
-def good_paths(model, tokenizer, prompts, rows, groups, most=32, batch_size=256, progress=None):
-    """What the searches of each group (a list of question numbers) suggest, asked of up to `most`
-    of its questions: the frontier of every group between 0.7 and 1.4 times the depth of the
-    model, the default path first."""
-    L = model.config.num_layers
-    found = {(EXECUTE,) * L: None}
-    for group in groups:
-        effects = edit_effects([rows[n] for n in group])
-        suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
-        paths = list(dict.fromkeys([(EXECUTE,) * L] + suggested))
-        sure = along_each(model, tokenizer, [prompts[n] for n in group[:most]], paths, batch_size,
-                          progress)
-        best = frontier(paths, sure)
-        found |= {path: None for length, path in best if 0.7 * L <= length <= 1.4 * L}
-    return list(found)
+def good_paths(model, tokenizer, prompts, rows, most=32, **how):
+    """What the searches (rows) of a group of questions suggest, asked of its first `most`: the
+    frontier between 0.7 and 1.4 times the depth of the model. how: see along_each."""
+    L, effects = model.config.num_layers, edit_effects(rows)
+    suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
+    paths = list(dict.fromkeys([(EXECUTE,) * L, *suggested]))
+    best = frontier(paths, along_each(model, tokenizer, prompts[:most], paths, **how))
+    return [path for length, path in best if 0.7 * L <= length <= 1.4 * L]
 
 
 def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None):
@@ -185,13 +169,16 @@ def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None):
     return sure
 
 
-def menu(model, tokenizer, prompts, rows, space, clusters, batch_size, progress=None):
-    """(paths, right (N, K)): good paths of all questions together and of every group of similar
-    ones, each asked of all questions. space (N, S): see similarity_space."""
+def menu(model, tokenizer, prompts, rows, space, clusters, **how):
+    """(paths, right (N, K)): the default path, good paths of all questions together and of every
+    group of similar ones, each asked of all questions. space (N, S): see similarity_space."""
     everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     member_of = cluster(space, clusters)
     groups = [[n for n in everyone if member_of[n] == g] for g in range(clusters)]
     groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
-    how = {"batch_size": batch_size, "progress": progress}
-    paths = good_paths(model, tokenizer, prompts, rows, groups, **how)
+    paths = [(EXECUTE,) * model.config.num_layers]
+    for group in groups:
+        asked, searched = [prompts[n] for n in group], [rows[n] for n in group]
+        paths += good_paths(model, tokenizer, asked, searched, **how)
+    paths = list(dict.fromkeys(paths))
     return paths, along_each(model, tokenizer, prompts, paths, **how) > 0

@@ -20,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DEMO = Path(__file__).resolve().parent / "demo"
 DEMO_MODEL, DEMO_LABEL = DEMO / "model", DEMO / "questions" / "label.jsonl"
 DEMO_TEST = [DEMO / "questions" / "test.jsonl", DEMO / "questions" / "ood.jsonl"]
+SCORES = ("letter", "likelihood", "likelihood-per-byte")
 MOST_BYTES, MOST_JSON = 2 ** 32, 2 ** 24  # of a file that is read whole; of a folder's settings
 
 
@@ -36,28 +37,28 @@ def run(main):
         main()
         sys.stdout.flush()
     except InputError as error:
-        sys.exit(_say(f"error: {' '.join(str(error).split())}", 2))
+        leave(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit(_say("\nstopped; the same command again goes on where it stopped", 130))
+        leave("\nstopped; the same command again goes on where it stopped", 130)
     except (torch.OutOfMemoryError, MemoryError):
-        sys.exit(_say("error: out of memory; a smaller --batch-size needs less", 2))
+        leave("error: out of memory; a smaller --batch-size needs less")
     except BrokenPipeError:  # `| head` closed our output: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # unreadable file, full disk: the system's own words, and the file
-        sys.exit(_say(f"error: {error.filename or 'output'}: {error.strerror}", 2))
+        leave(f"error: {error.filename or 'output'}: {error.strerror}")
 
 
-def _say(line, code):
+def leave(line, code=2):
+    """Ends the process with a line on standard error."""
     print(line, file=sys.stderr)
-    return code
+    sys.exit(code)
 
 
 # ---- files ----
 
 @contextlib.contextmanager
 def open_file(path):
-    """A regular file, open to read bytes; InputError for any other: a pipe hangs, a device may
-    never end."""
+    """A regular file, open to read bytes; InputError for a pipe, which hangs, or a device."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f"{path}: a directory, a pipe or a device, not a file")
@@ -137,10 +138,8 @@ def write_json(path, value):
 
 @contextlib.contextmanager
 def locked(path):
-    """Keeps a file or folder to one process at a time; InputError naming the one that has it.
-
-    The lock lies beside it; the system lifts it however its process ends.
-    """
+    """Keeps a file or folder to one process at a time; InputError naming the one that has it. The
+    lock lies beside it; the system lifts it however its process ends."""
     side = Path(path).resolve()  # "." has no name of its own
     side = side.with_name(f".{side.name}.lock")
     with writing(path):
@@ -211,6 +210,9 @@ def add_data_flags(parser, data, batch_size):
     """The flags that name questions and how many are taken, the same in every command."""
     parser.add_argument("--data", nargs="+", default=data, metavar="FILE",
                         help="question files, FILE or TASK=FILE")
+    parser.add_argument("--score", choices=SCORES, default=SCORES[0],
+                        help="how multiple choice is answered: by the letter written, or by the "
+                             "option found likeliest, its log-probability summed or per byte")
     parser.add_argument("--limit", type=count, metavar="N", help="take only the first N questions")
     parser.add_argument("--seed", type=number(0, 2 ** 63 - 1, int), default=0, metavar="N",
                         help="of every random choice: searches, routers, controls")
@@ -221,9 +223,11 @@ def add_data_flags(parser, data, batch_size):
 
 
 def use_device(args):
-    """Sets --threads and checks --device; of several GPUs each process of torchrun has its own."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    """Sets --threads and checks --device. Each process of torchrun has a GPU, or its share of the
+    CPU's threads, of its own."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = args.threads or max(1, torch.get_num_threads() // together)
+    torch.set_num_threads(threads)
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     check_device(args.device)

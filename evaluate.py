@@ -253,6 +253,8 @@ def parse_args(argv=None):
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
+    args.routers = [file / "routers.safetensors" if file.is_dir() else file
+                    for file in args.routers]
     if set(args.routes) - set(ROUTES):
         from extras.baselines import BASELINES
         unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})
@@ -294,7 +296,8 @@ def read_statics(file, num_layers):
 
 def read_prompts(files, args, model, tokenizer):
     """Prompts of the first --limit questions in files."""
-    return prepare(load_all(files, args.skip_bad_rows)[:args.limit], tokenizer, model)[0]
+    questions = load_all(files, args.skip_bad_rows, args.score)[:args.limit]
+    return prepare(questions, tokenizer, model)[0]
 
 
 def main(argv=None):

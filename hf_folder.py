@@ -2,29 +2,19 @@
 
 The folder is somebody else's input. Every key that changes the computation is honoured or
 refused by name; nothing is guessed. Weights are read from safetensors files only: a pickle is
-a program. A chat template is one too, so it runs in jinja2's immutable sandbox in a process of
-its own, which the system bounds in time and memory, whatever the template finds to do.
-
-Left out: rope scalings other than llama3, sliding windows, quantised and remote-code folders.
+a program. A chat template is one too, which is why extras/chat_template.py runs it.
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
-import contextlib
-import functools
-import inspect
-import json
 import math
-import os
-import subprocess
-import sys
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as FastTokenizer, normalizers, pre_tokenizers
 
 from cli import DTYPES, MOST_JSON, InputError, open_tensors, read_file, read_json
+from extras import chat_template
 
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 FOLLOWED = {  # keys that change the computation, and the only value this decoder follows
@@ -34,9 +24,6 @@ FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that 
 HEAD = "lm_head.weight"
 TABLES = {HEAD, "model.embed_tokens.weight"}  # which some folders tie: one tensor for both
 MOST_LAYERS, MOST_TOKENIZER = 1000, 2 ** 28  # bytes of a tokenizer.json
-SECONDS, MEMORY, LARGEST = 2.0, 2 ** 29, 10 ** 6  # of work, bytes, characters: one rendering
-FIXED_DATE = "26 Jul 2024"  # of the Llama 3 templates: labels made today must hold tomorrow
-ALONE = threading.Lock()  # for one conversation at a time with the process that renders
 LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
@@ -82,7 +69,7 @@ def read_config(folder):
     file = Path(folder) / "config.json"
     raw = read_json(file)
     try:
-        _refuse(raw)
+        _check_keys(raw)
         config = _resolve(raw)
         _check_sizes(config)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
@@ -91,7 +78,7 @@ def read_config(folder):
     return config
 
 
-def _refuse(raw):
+def _check_keys(raw):
     family, architecture = raw.get("model_type"), (raw.get("architectures") or [None])[0]
     _require(family in FAMILIES and architecture in (None, FAMILIES[family]),
              f"model_type {family!r}, architecture {architecture!r}: not supported; supported are "
@@ -106,19 +93,17 @@ def _refuse(raw):
 
 
 def _resolve(raw):
-    family, hidden, heads = raw["model_type"], raw["hidden_size"], raw["num_attention_heads"]
-    qwen = family != "llama"
-    kv_heads = raw.get("num_key_value_heads", 32 if qwen else None)  # Qwen's own default is 32
-    head_dim = raw.get("head_dim", 128 if family == "qwen3" else None)
-    bias = bool(raw.get("attention_bias", False))
+    """The Config, with the defaults of the family's library of origin."""
+    family, heads, theta, scaling = raw["model_type"], raw["num_attention_heads"], *_rope(raw)
+    qwen, bias = family != "llama", bool(raw.get("attention_bias", False))
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     _require(dtype in DTYPES, f"dtype {dtype!r}: supported are {', '.join(DTYPES)}")
-    theta, scaling = _rope(raw)
     return Config(
-        model_type=family, vocab_size=raw["vocab_size"], hidden_size=hidden,
+        model_type=family, vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"],
         intermediate_size=raw["intermediate_size"], num_layers=raw["num_hidden_layers"],
-        num_heads=heads, num_kv_heads=kv_heads or heads,
-        head_dim=head_dim or hidden // max(1, heads),
+        num_heads=heads, num_kv_heads=raw.get("num_key_value_heads", 32 if qwen else None) or heads,
+        head_dim=raw.get("head_dim", 128 if family == "qwen3" else None)
+        or raw["hidden_size"] // max(1, heads),
         max_positions=raw.get("max_position_embeddings", 32768 if qwen else 2048),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -143,11 +128,10 @@ def _rope(raw):
 
 
 def _check_sizes(config):
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
-                 "num_kv_heads", "head_dim", "max_positions"):
-        value = getattr(config, name)
-        _require(type(value) is int and 0 < value < 2 ** 48,
-                 f"{name} must be a positive integer, got {value!r}")
+    for field in fields(config):
+        value = getattr(config, field.name)
+        _require(field.type is not int or type(value) is int and 0 < value < 2 ** 48,
+                 f"{field.name} must be a positive integer, got {value!r}")
     _require(config.num_layers <= MOST_LAYERS,
              f"num_hidden_layers {config.num_layers}; the limit is {MOST_LAYERS}")
     _require(config.num_heads % config.num_kv_heads == 0, f"{config.num_heads} query heads do not "
@@ -197,10 +181,9 @@ def list_tensors(folder):
 def read_weights(folder, config, shapes, device, dtype):
     """The model's state dict from a folder: names as stored, without a leading "model.".
 
-    shapes: {name: shape} that the model wants. Raises InputError naming what is missing,
-    unexpected or mis-shaped, before a tensor is read, and then what is not finite. Where config
-    ties the two tables and one is absent, or both are equal, they are the same tensor.
-    """
+    shapes: {name: shape} that the model wants. InputError names what is missing, unexpected or
+    mis-shaped, before a tensor is read, and then what is not finite. Where config ties the two
+    tables and one is absent, or both are equal, they are the same tensor."""
     wanted = {name if name == HEAD else f"model.{name}": tuple(shapes[name]) for name in shapes}
     found, weights = list_tensors(folder), {}
     spare = TABLES if config.tie_embeddings and found.keys() & TABLES else set()
@@ -223,10 +206,8 @@ def read_weights(folder, config, shapes, device, dtype):
 # ---- tokenizer ----
 
 class Tokenizer:
-    """Text to token ids and back, with the folder's own chat template.
-
-    `.chat(messages)` gives the ids of a rendered conversation that waits for the answer;
-    `.has_template` says whether the folder has a template; `.stop_ids` end an answer.
+    """Text to token ids and back, with the folder's own chat template, where it `.has_template`:
+    `.chat(messages)` gives the ids of a conversation that waits for its answer. `.stop_ids` end it.
     """
 
     def __init__(self, folder):
@@ -234,7 +215,7 @@ class Tokenizer:
         file, side = self.folder / "tokenizer.json", self.folder / "tokenizer_config.json"
         _require(self.folder.is_dir(), f"{folder}: no such folder")
         _require(file.exists(), f"{file}: no such file; only the tokenizer.json format is read")
-        data, settings = read_file(file, MOST_TOKENIZER), _optional_json(side)
+        data, settings = read_file(file, MOST_TOKENIZER), read_json(side) if side.exists() else {}
         try:
             self.fast = FastTokenizer.from_buffer(data)
         except Exception as error:  # the library raises bare Exception
@@ -266,20 +247,17 @@ class Tokenizer:
     def render(self, messages, add_generation_prompt=True):
         """The text of a conversation; it waits for an answer if add_generation_prompt."""
         _require(self.has_template, f"{self.folder}: no chat template; use encode")
-        return render(self.folder, self.template, messages=messages, date_string=FIXED_DATE,
-                      add_generation_prompt=add_generation_prompt, enable_thinking=False,
-                      **self.special)
+        text, problem = chat_template.render(self.template, {
+            "messages": messages, "add_generation_prompt": add_generation_prompt,
+            "enable_thinking": False, **self.special})
+        _require(not problem, f"{self.folder}: chat template: {problem}")
+        return text
 
     def chat(self, messages):
-        # the template prints BOS itself
-        return self.encode(self.render(messages), add_special_tokens=False)
+        return self.encode(self.render(messages), add_special_tokens=False)  # it prints BOS itself
 
 
 load_tokenizer = Tokenizer  # of a folder, as load_model
-
-
-def _optional_json(file):
-    return read_json(file) if file.exists() else {}
 
 
 def _template(folder, template):
@@ -301,79 +279,10 @@ def _template(folder, template):
 def _stop_ids(folder, fast, special):
     """Ids that end an answer: generation_config.json's, else config.json's; and eos_token."""
     for file in (folder / "generation_config.json", folder / "config.json"):
-        found = _optional_json(file).get("eos_token_id")
+        found = read_json(file).get("eos_token_id") if file.exists() else None
         ids = found if isinstance(found, list) else [found]
         _require(all(type(i) in (int, type(None)) for i in ids),
                  f"{file}: eos_token_id must be a number or a list, got {found!r}")
         if found is not None:
             break
     return tuple(sorted({*ids, fast.token_to_id(special.get("eos_token", ""))} - {None}))
-
-
-# ---- chat templates ----
-
-def render(where, template, **values):
-    """The text of a chat template; InputError if it fails or wants too much time or memory."""
-    with ALONE:
-        child, answer = _child(os.getpid()), ""
-        try:
-            with contextlib.suppress(BrokenPipeError):
-                print(json.dumps([template, values]), file=child.stdin, flush=True)
-                answer = child.stdout.readline()
-        finally:
-            if not answer:  # it died, or we stop here: its answer must not meet another question
-                child.kill()
-                child.wait()
-                _child.cache_clear()
-    text, reason = json.loads(answer or f'["", "ran over {SECONDS} s or out of memory"]')
-    _require(not reason, f"{where}: chat template: {reason}")
-    return text
-
-
-@functools.lru_cache(maxsize=1)
-def _child(parent):
-    """The process that renders for this one; it ends when its input does, that is, with us."""
-    program = (f"{inspect.getsource(_serve)}\n_serve({[*map(str, sys.path)]}, {SECONDS}, {MEMORY}, "
-               f"{LARGEST}, {FIXED_DATE!r})")
-    return subprocess.Popen(
-        [sys.executable, "-I", "-c", program], text=True, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-
-def _serve(path, seconds, memory, largest, date):
-    """Renders templates for ever: the whole program of a process of its own.
-
-    A line in is JSON, [template, values]; a line out is [text, ""] or ["", why not]. The system
-    ends the process after `seconds` of work on one line; waiting for a busy machine is no work.
-    """
-    import functools
-    import json
-    import resource
-    import signal
-    import sys
-    sys.path[:] = path
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def fail(message=""):
-        raise TemplateError(message)
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                            extensions=["jinja2.ext.loopcontrols"])
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent)
-    sandbox.globals.update(raise_exception=fail, strftime_now=lambda form: date)
-    compiled = functools.lru_cache(maxsize=16)(sandbox.from_string)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        try:
-            template, values = json.loads(line)
-            text, reason = compiled(template).render(values), ""
-            if len(text) > largest:
-                text, reason = "", f"renders {len(text)} characters; the limit is {largest}"
-        except MemoryError:
-            text, reason = "", f"takes over {memory} bytes"
-        except Exception as error:  # a stranger's program may fail in any way there is
-            text, reason = "", f"{type(error).__name__}: {error}"[:500]
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps([text, reason]), flush=True)

@@ -9,8 +9,6 @@ not depend on what is searched beside it.
     python label.py --model demo/model --out labels.jsonl --limit 100
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
 """
-import contextlib
-import glob
 import hashlib
 import json
 import math
@@ -26,14 +24,13 @@ import torch
 from tqdm import tqdm
 
 import cli
-from cli import InputError, read_json, write_json, write_whole
+from cli import InputError
+from extras.label_file import check_header, merge, parts, read_all, read_rows
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from tasks import Prompt, judge, load_all, prepare
 
-SHARED_GIB = 2.0  # memory for hidden states that paths of a question share
-ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": bool, "length": int,
-       "simulations": int, "correct": list, "wrong": list, "decisions": list}  # of labels.jsonl
+SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
 
 @dataclass
@@ -47,45 +44,40 @@ class Search:
     known: dict = field(default_factory=dict)
 
 
-def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None,
-               shared_gib=SHARED_GIB, search=search):
+def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None, share=True,
+               search=search):
     """Yields (prompt, SearchResult, {decisions: confidence of right paths}) as searches finish.
 
-    At most batch_size searches are under way, fewer if their shared states need more than
-    shared_gib (0: nothing is shared). They begin a few at a time, so that they also end a few at a
-    time and an interruption loses little.
+    At most batch_size searches are under way, fewer where the states that they share need too much
+    memory. They begin a few at a time, so that they also end a few at a time and an interruption
+    loses little. share=False computes every path from its first layer on.
     """
-    waiting = sorted(reversed(prompts), key=lambda p: len(p.ids))  # the longest is popped first
-    batch_size = min(batch_size, how_many_fit(model, prompts, config, shared_gib))
+    waiting = sorted(reversed(prompts), key=lambda p: len(p.sequence))  # the longest comes first
+    if share and waiting:
+        weight = model.embed_tokens.weight
+        state = len(waiting[-1].sequence) * weight.shape[1] * weight.element_size()  # bytes
+        each = state * model.config.num_layers * (config.simulations + 1)
+        batch_size = max(1, min(batch_size, SHARED_BYTES // each))
     a_few, running = math.ceil(batch_size / (config.simulations + 1)), []
     while waiting or running:
         for _ in range(min(a_few, len(waiting), batch_size - len(running))):
             prompt = waiting.pop()
             steps = search(model.config.num_layers, config, question_rng(prompt.question.id, seed))
             running.append(Search(prompt, steps, next(steps)))
-        asked, paths = [one.prompt for one in running], torch.tensor([one.path for one in running])
-        known = [one.known for one in running] if shared_gib else None
-        rewards, sure = judge(model, tokenizer, asked, paths, batch_size, known=known)
+        rewards, sure = judge(model, tokenizer, [one.prompt for one in running],
+                              torch.tensor([one.path for one in running]), batch_size,
+                              known=[one.known for one in running] if share else None)
         if progress:
             progress(len(running))
-        still = []
-        for one, reward, confidence in zip(running, rewards.tolist(), sure.tolist()):
+        asked, running = running, []
+        for one, reward, confidence in zip(asked, rewards.tolist(), sure.tolist()):
             if reward > 0:
                 one.confidence[one.path] = confidence
             try:
                 one.path = one.steps.send(reward)
-                still.append(one)
+                running.append(one)
             except StopIteration as end:
                 yield one.prompt, end.value, one.confidence
-        running = still
-
-
-def how_many_fit(model, prompts, config, gib):
-    """How many searches under way keep at most so many GiB of hidden states; no limit for 0."""
-    longest = max((len(prompt.ids) + len(prompt.gold) for prompt in prompts), default=1)
-    state = longest * model.config.hidden_size * model.embed_tokens.weight.element_size()  # bytes
-    each = state * model.config.num_layers * (config.simulations + 1)
-    return max(1, int(gib * 2 ** 30 / each)) if gib else len(prompts)
 
 
 def digest(*values):
@@ -117,7 +109,7 @@ def row_of(prompt, result, confidence):
             "simulations": len(tried) - 1}
 
 
-# ---- the file ----
+# ---- all questions ----
 
 def header(model, config, seed):
     """What must be the same for rows to stand in one file."""
@@ -125,94 +117,7 @@ def header(model, config, seed):
     return {"model": model.fingerprint(), "dtype": dtype, "search": asdict(config), "seed": seed}
 
 
-def check_header(file, wanted):
-    """Writes the header beside a new labels file; refuses a file made under another one."""
-    side = file.with_suffix(".meta.json")
-    if not file.exists() and not parts(file):
-        return write_json(side, wanted)
-    found = read_json(side)
-    flat = lambda header: {**header, **header.get("search", {})}
-    for key, here in flat(wanted).items():
-        if key != "search" and (there := flat(found).get(key)) != here:
-            raise InputError(f"{file}: made with {key} {there}; this run has {key} {here}. Choose "
-                             "another --out, or remove the file")
-
-
-def read_rows(file, num_layers, mend=False):
-    """{id: row} of a labels file, paths as tuples; InputError naming the line that is no row of a
-    model with so many layers. A question that was edited and searched again has its last row.
-    mend: a last line that a crash left unfinished is cut off the file."""
-    rows, data = {}, cli.read_file(file) if file.exists() else b""
-    end = data.rfind(b"\n") + 1
-    if mend and end < len(data):
-        os.truncate(file, end)
-    for number, line in enumerate(data[:end].splitlines(), 1):
-        try:
-            row = checked(cli.parse_json(line, "the line"), num_layers)
-            if row["content"] == rows.get(row["id"], {}).get("content"):
-                raise ValueError(f"id {row['id']!r} stands there twice")
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{file}:{number}: not a labels row: {reason}") from error
-        rows[row["id"]] = row
-    return rows
-
-
-def checked(row, num_layers):
-    """A labels row, paths as tuples; KeyError, TypeError or ValueError if it is none."""
-    for key, kind in ROW.items():
-        if type(row[key]) is not kind:
-            raise ValueError(f"{key} must be of type {kind.__name__}, got {row[key]!r}")
-    row["correct"] = [(tuple(path), sure) for path, sure in row["correct"]]
-    row["wrong"], row["decisions"] = [*map(tuple, row["wrong"])], tuple(row["decisions"])
-    for path in [row["decisions"], *(path for path, _ in row["correct"]), *row["wrong"]]:
-        if len(path) != num_layers or any(type(n) is not int or not 0 <= n <= 2 for n in path):
-            raise ValueError(f"path {list(path)} of {len(path)} layers; the model has "
-                             f"{num_layers}, each run 0, 1 or 2 times")
-    for path, sure in row["correct"]:
-        if type(sure) is not float or not 0 <= sure <= 1:
-            raise ValueError(f"the probability of path {list(path)} is {sure!r}, not in 0..1")
-    if row["correct"] and row["decisions"] not in dict(row["correct"]):
-        raise ValueError(f"decisions {list(row['decisions'])} are no right path")
-    if row["length"] != sum(row["decisions"]):
-        raise ValueError(f"length {row['length']} of a path of {sum(row['decisions'])} layers")
-    return row
-
-
-def parts(file, form="{}"):
-    """What several processes wrote of a labels file, one part each; ".{}.lock": their locks."""
-    names = f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"
-    return sorted(file.parent.glob(form.format(names)))
-
-
-def read_all(file, num_layers, mine):
-    """{id: row} of a labels file and its parts; only the file written by this process is mended."""
-    rows = {}
-    for one in [file, *parts(file)]:
-        rows |= read_rows(one, num_layers, mend=one == mine)
-    return rows
-
-
-def merge(file, num_layers, questions):
-    """Puts the rows of a finished labels file and its parts in the questions' order, whatever
-    process wrote them and when; rows of other questions follow."""
-    rows = read_all(file, num_layers, file)
-    order = {q.id: n for n, q in enumerate(questions)}
-    ids = sorted(rows, key=lambda name: (order.get(name, len(order)), name))
-    text = "".join(json.dumps(rows[name]) + "\n" for name in ids)
-    if not file.exists() or file.read_text() != text:
-        write_whole(file, lambda part: part.write_text(text))
-    for part in parts(file):
-        part.unlink()
-    for lock in parts(file, ".{}.lock"):
-        with contextlib.suppress(InputError), cli.locked(lock.with_name(lock.name[1:-5])):
-            pass  # left by a killed process: to take it and lift it removes it
-
-
-# ---- all questions ----
-
-def label(model, tokenizer, questions, file, config, seed=0, batch_size=256,
-          shared_gib=SHARED_GIB):
+def label(model, tokenizer, questions, file, config, seed=0, batch_size=256):
     """Rows of labels for the questions, made now or found in the file, in the questions' order.
 
     Under torchrun each process takes the questions whose id falls to its rank and appends to a
@@ -235,8 +140,7 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=256,
         missing = [p for p in prompts
                    if rows.get(p.question.id, {}).get("content") != content_hash(p)
                    and int(digest(p.question.id), 16) % world == rank]
-        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,
-                           shared_gib=shared_gib)
+        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size)
         append_rows(mine, searches, rows, len(missing), config.simulations + 1)
         if world > 1:
             torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
@@ -274,20 +178,12 @@ def summary(rows):
     return f"saved {saved:.2f} layers, repaired {repaired}/{len(wrong)}"
 
 
-def add_search_flags(parser):
-    """The flags of a search, the same in label.py and train.py."""
-    parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
-                        help="paths tried per question after the default")
-    parser.add_argument("--reuse-memory", type=cli.number(0, 2 ** 20), default=SHARED_GIB,
-                        metavar="GIB", help="for hidden states that paths of a question share; 0 "
-                                            "computes all anew")
-
-
 def main(argv=None):
     parser = cli.Parser(description=__doc__.split("\n")[0])
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
-    add_search_flags(parser)
+    parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
+                        help="paths tried per question after the default")
     parser.add_argument("--out", type=Path, default=Path("runs/labels.jsonl"),
                         help="labels file to append to")
     args = parser.parse_args(argv)
@@ -297,9 +193,8 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-    questions = load_all(args.data, args.skip_bad_rows)[:args.limit]
-    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size,
-                 args.reuse_memory)
+    questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
+    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
     if os.environ.get("RANK", "0") == "0":
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 

@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 
 SKIP, EXECUTE, REPEAT = 0, 1, 2
-LONGEST_SKIP = 2  # layers in a row (paper §3.2)
 
 
 # ---- paths ----
@@ -27,27 +26,19 @@ def path_of(decisions):
 
 def decisions_of(path, num_layers):
     """The decisions of a path; ValueError unless it is in order with at most two of each."""
-    if list(path) != sorted(path) or any(not 0 <= layer < num_layers for layer in path):
-        raise ValueError(f"path {tuple(path)} is not an ordered walk through layers "
-                         f"0..{num_layers - 1}")
-    decisions = [0] * num_layers
-    for layer in path:
-        decisions[layer] += 1
+    path = tuple(path)
+    if list(path) != sorted(path) or not {*path} <= {*range(num_layers)}:
+        raise ValueError(f"path {path} is not an ordered walk through layers 0..{num_layers - 1}")
+    decisions = tuple(path.count(layer) for layer in range(num_layers))
     if max(decisions, default=0) > REPEAT:
-        raise ValueError(f"path {tuple(path)} runs a layer {max(decisions)} times; 2 is the most")
-    return tuple(decisions)
+        raise ValueError(f"path {path} runs a layer {max(decisions)} times; 2 is the most")
+    return decisions
 
 
 def is_legal(decisions):
-    """True if every value is 0, 1 or 2 and no three layers in a row are skipped."""
-    run = 0
-    for count in decisions:
-        if count not in (SKIP, EXECUTE, REPEAT):
-            return False
-        run = run + 1 if count == SKIP else 0
-        if run > LONGEST_SKIP:
-            return False
-    return True
+    """True if every value is 0, 1 or 2 and no three layers in a row are skipped (paper §3.2)."""
+    threes = zip(decisions, decisions[1:], decisions[2:])
+    return {*decisions} <= {SKIP, EXECUTE, REPEAT} and (SKIP, SKIP, SKIP) not in threes
 
 
 def edits(decisions):
@@ -94,9 +85,8 @@ class Node:
 
 
 def score(child, config):
-    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2), where
-    V is the parent's visits. Worked by hand: Q=1, v=2, V=4, |path|=11, L=12 gives
-    0.5 + 1.8 * 0.8326 - 3.0 * 0.9167 = -0.7514."""
+    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2); V are
+    the parent's visits. Q=1, v=2, V=4, |path|=11, L=12: 0.5 + 1.8 * 0.8326 - 2.75 = -0.7514."""
     mean = child.total_reward / child.visits
     bonus = math.sqrt(math.log(child.parent.visits) / child.visits)
     length = sum(child.decisions) / len(child.decisions)
@@ -104,12 +94,10 @@ def score(child, config):
 
 
 def select(root, known, config, rng):
-    """The node to give a new child, or None where every legal path has been asked.
-
-    Progressive widening: a node with v visits may have v ** widening children that do no worse
-    than it. From the root down, the first node that may have one more and has an edit nobody
-    tried is chosen; a node that is full hands on to one of its children.
-    """
+    """The node to give a new child, or None where every legal path has been asked. From the root
+    down, this is the first with an edit nobody tried and room: a node with v visits may have
+    v ** widening children that do no worse than it (progressive widening). A full node hands on
+    to one of its children."""
     node = root
     while not root.exhausted:
         live = [child for child in node.children if not child.exhausted]
@@ -148,9 +136,8 @@ def backpropagate(node):
 
 
 def search(num_layers, config, rng, select=select):
-    """Generator of one question's search: yields decisions, is sent their reward in [0, 1]
-    (above 0: the answer is right), returns a SearchResult. rng: a random.Random of its own.
-    select: the rule that says which node grows (see extras/searches.py for others)."""
+    """Generator of one question's search: yields decisions, is sent their reward in [0, 1] (above
+    0: right), returns a SearchResult. rng: a random.Random. select: which node grows."""
     default = (EXECUTE,) * num_layers
     rewards = {default: (yield default)}
     root = Node(default, rewards[default], None)

@@ -5,11 +5,8 @@ the batch runs that layer, given the prompt's hidden states entering it (paper Â
 on the prompt only; decoding replays its decisions. The plain model, a searched path, the trained
 routers and every baseline are routes through this loop, and nothing else runs a block.
 
-Departures from the authors' code: keys and values have a slot per (layer, pass), so a repeated
-layer's second pass attends to second-pass keys; every row of a batch has its own path; the
-cache owns the lengths, so a skipped layer cannot shift a position.
-
-Left out: training, sampling, sliding windows, tensor parallelism.
+Departures from the authors' code: a slot of keys and values per (layer, pass), so that a second
+pass attends to second-pass keys; a path per row; lengths that no skipped layer can shift.
 
     model = load_model("demo/model"); model(torch.tensor([[1, 2, 3]])).shape
 """
@@ -30,27 +27,20 @@ from hf_folder import load_tokenizer, read_config, read_weights  # noqa: F401 - 
 Route = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden (B,T,D), lengths (B,)) -> (B,)
 
 
-# ---- rotary positions ----
+# ---- positions, keys and values ----
 
-def inverse_frequencies(config, device=None):
+def inverse_frequencies(config):
     """RoPE's angle per position for each pair of channels, (E/2,), float32, radians."""
-    exponents = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     frequencies = config.rope_theta ** -exponents
     rope = config.rope_scaling
     if rope is None:
         return frequencies
     # llama3: wavelengths beyond the original context are slowed, a ramp joins the two regimes
     turns = rope.original_max_position_embeddings * frequencies / (2 * torch.pi)
-    ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    ramp = ramp.clamp(0, 1)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    ramp = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
-
-
-def angle_table(config, positions, like):
-    """(cos, sin), each (positions, E), of every position's angles."""
-    turn = torch.arange(positions, device=like.device)[:, None]
-    angles = (turn * inverse_frequencies(config, like.device)).repeat(1, 2)  # (positions, E)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 def rotate(heads, cos, sin):
@@ -61,71 +51,63 @@ def rotate(heads, cos, sin):
 
 @dataclass
 class Span:
-    """Positions, rotary angles and mask of T new tokens per row, made once per call for all layers.
+    """Where T new tokens per row stand and what each sees; made once per call, for all layers.
 
-    start: how many tokens are cached before them, where all rows agree; None where rows differ.
-    """
-    start: int | None
-    cos: Tensor                      # (T, E), or (B, 1, T, E) where rows differ
-    sin: Tensor                      # the same
-    mask: Tensor | None = None       # (B or 1, 1, T, S) True where visible; None: see attention()
-    positions: Tensor | None = None  # (B, T) where rows differ
+    All rows store them in the same columns of the cache. Behind a shorter prompt this leaves a gap,
+    which the mask hides and positions do not count."""
+    start: int                  # column of the first new token
+    cos: Tensor                 # (T, E), or (B, 1, T, E) where rows differ
+    sin: Tensor                 # the same
+    mask: Tensor | None = None  # (B, 1, T, S), True where visible; None: see attention()
 
     def take(self, rows):
-        """The span of some rows."""
-        if self.start is not None:
+        """The span of some rows; they differ only where there is a mask."""
+        if self.mask is None:
             return self
-        return Span(None, self.cos[rows], self.sin[rows], self.mask[rows], self.positions[rows])
+        return Span(self.start, self.cos[rows], self.sin[rows], self.mask[rows])
 
-
-# ---- keys and values ----
 
 class Slot:
     """Keys and values (N, K, capacity, E) of one (layer, pass), for exactly the rows that run it:
-    (N,) row numbers, or None for every row. Nothing is stored where no decoding follows."""
+    (N,) row numbers, or None for every row. A capacity of 0 keeps nothing."""
 
-    def __init__(self, rows, keys=None, values=None):
-        self.rows, self.keys, self.values = rows, keys, values
+    def __init__(self, rows, capacity=0):
+        self.rows, self.capacity, self.keys, self.values = rows, capacity, None, None
 
     def write(self, keys, values, span):
-        """Stores the new keys and values (N, K, T, E); returns all that are visible."""
-        if self.keys is None:
+        """Stores the new keys and values (N, K, T, E); returns all so far, (N, K, S, E)."""
+        if not self.capacity:
             return keys, values
-        if span.start is not None:
-            end = span.start + keys.shape[2]
-            self.keys[:, :, span.start:end] = keys
-            self.values[:, :, span.start:end] = values
-        else:
-            where = span.positions[:, None, :, None].expand_as(keys)
-            self.keys.scatter_(2, where, keys)
-            self.values.scatter_(2, where, values)
-            end = span.mask.shape[-1]
+        N, K, T, E = keys.shape
+        if self.keys is None:
+            self.keys, self.values = keys.new_empty(2, N, K, self.capacity, E)
+        end = span.start + T
+        self.keys[:, :, span.start:end] = keys
+        self.values[:, :, span.start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
-    """What a batch remembers: its lengths, its decisions, and one Slot per (layer, pass).
-
-    A layer that a row skips stores nothing for it; a layer that it repeats stores two sets.
-    capacity: tokens per row, prompt included; 0 keeps no keys. angles: see angle_table.
-    """
+    """What a batch remembers: its decisions, one Slot per (layer, pass), and the tokens per row,
+    before decoding (prompts) and now (lengths). capacity: tokens per row that fit, prompt included;
+    0 keeps no keys. angles: (cos, sin) of every position, each (positions, E)."""
 
     def __init__(self, lengths, num_layers, capacity=0, angles=None):
-        self.lengths = list(lengths)
+        self.prompts = self.lengths = list(lengths)
         self.capacity, self.angles = capacity, angles
         self.slots = [[] for _ in range(num_layers)]
         self.decisions = torch.ones(len(self.lengths), num_layers, dtype=torch.long)
 
-    def admit(self, layer, counts, empty):
-        """Opens the slots of a layer: counts (B,) in {0, 1, 2}; empty(N) gives their storage."""
+    def admit(self, layer, counts):
+        """Opens the slots of a layer, a pass each, for rows that run it counts (B,) times."""
         if counts.shape != (len(self.lengths),) or counts.min() < 0 or counts.max() > 2:
             raise ValueError(f"layer {layer}: a route must give {len(self.lengths)} counts in "
                              f"0..2, got {counts.tolist()}")
         self.decisions[:, layer] = counts
         for visit in range(int(counts.max())):
             rows = (counts > visit).nonzero().flatten()
-            stored = empty(len(rows), self.capacity) if self.capacity else ()
-            self.slots[layer].append(Slot(None if len(rows) == len(counts) else rows, *stored))
+            everyone = len(rows) == len(counts)
+            self.slots[layer].append(Slot(None if everyone else rows, self.capacity))
 
 
 # ---- the network; parameters carry the checkpoint's own names ----
@@ -142,29 +124,25 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-# Kept for speed alone: torch sends float32 products on a CPU to MKL, which takes twice as long as
-# oneDNN on AMD processors. This operator is private; where it is absent, F.linear does the work.
-ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private: may be absent
 
 
 class Linear(nn.Linear):
-    """nn.Linear, whose large frozen float32 products on a CPU are computed by oneDNN."""
+    """nn.Linear, for speed alone by oneDNN where a float32 product on a CPU is large and frozen:
+    torch's own choice, MKL, takes twice as long on AMD processors."""
 
     def forward(self, x):
-        large = x.is_cpu and x.numel() * self.out_features >= 2 ** 20
+        large = self.weight.numel() >= 2 ** 18 or x.numel() * self.out_features >= 2 ** 20
         frozen = not (x.requires_grad or self.weight.requires_grad)
-        if ONEDNN_LINEAR and large and frozen and x.dtype == torch.float32:
+        if ONEDNN_LINEAR and x.is_cpu and large and frozen and x.dtype == torch.float32:
             return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
 
 def attention(queries, keys, values, mask):
-    """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E).
-
-    mask None means causal from an empty cache, or a single token that sees everything.
-    """
-    N, H, T, E = queries.shape
-    K = keys.shape[1]
+    """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E). No mask means
+    causal from an empty cache, or a single token that sees everything."""
+    (N, H, T, E), K = queries.shape, keys.shape[1]
     if T == 1:  # the H/K queries that share a key head become rows of one product
         queries = queries.reshape(N, K, H // K, E)
         return F.scaled_dot_product_attention(queries, keys, values, mask).reshape(N, H, 1, E)
@@ -188,9 +166,9 @@ class Attention(nn.Module):
 
     def forward(self, x, span, slot):
         """(N, T, D) of normed hidden states (N, T, D); keys and values are kept in slot."""
-        heads = [product(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                 for product in (self.q_proj, self.k_proj, self.v_proj)]
-        queries, keys, values = heads  # (N, H, T, E), twice (N, K, T, E)
+        queries, keys, values = (  # (N, H, T, E), twice (N, K, T, E)
+            product(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for product in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, span.cos, span.sin), rotate(keys, span.cos, span.sin)
@@ -225,14 +203,7 @@ class Block(nn.Module):
 
     def forward(self, hidden, span, slot):
         """hidden (N, T, D) after this block; its keys and values are kept in slot."""
-        return self.feed(self.attend(hidden, span, slot))
-
-    def attend(self, hidden, span, slot):
-        """hidden (N, T, D) plus attention, the block's first half."""
-        return hidden + self.self_attn(self.input_layernorm(hidden), span, slot)
-
-    def feed(self, hidden):
-        """hidden (N, T, D) plus the MLP, the block's second half."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), span, slot)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -258,17 +229,17 @@ class Llama(nn.Module):
         return self.lm_head(self.norm(hidden))
 
     def span(self, cache, start, T):
-        """The Span of T new tokens that stand after `start` cached ones; None: after each row's
-        own length. start 0 means that the cache is empty."""
+        """The Span of T new tokens per row, kept from column `start` on: 0 for the prompt, then
+        the longest row's length."""
         cos, sin = cache.angles
-        if start == 0 or (T == 1 and start is not None):  # nothing to hide but what is causal
-            here = slice(start, start + T)
-            return Span(start, cos[here], sin[here])
-        first = torch.tensor(cache.lengths if start is None else [start], device=cos.device)
-        positions = first[:, None] + torch.arange(T, device=cos.device)  # (B or 1, T)
-        seen = torch.arange(int(first.max()) + T, device=cos.device)
-        mask = (seen <= positions[..., None])[:, None]  # (B or 1, 1, T, S)
-        return Span(start, cos[positions][:, None], sin[positions][:, None], mask, positions)
+        if start == 0 or (T == 1 and min(cache.lengths) == start):  # causal, and no gap
+            return Span(start, cos[start:start + T], sin[start:start + T])
+        lengths, prompts = torch.tensor([cache.lengths, cache.prompts], device=cos.device)
+        new, column = (torch.arange(size, device=cos.device) for size in (T, start + T))
+        positions = lengths[:, None] + new  # (B, T)
+        gap = (prompts[:, None] <= column) & (column < max(cache.prompts))  # (B, S)
+        mask = (column <= start + new[:, None]) & ~gap[:, None, None]  # (B, 1, T, S)
+        return Span(start, cos[positions][:, None], sin[positions][:, None], mask)
 
     def named_weights(self):
         """{name in a checkpoint: parameter}; a tied lm_head is not named twice."""
@@ -286,13 +257,9 @@ class Llama(nn.Module):
 
     def empty_cache(self, lengths, T, capacity=0):
         """A KVCache for prompts of these lengths, T tokens wide with their padding."""
-        angles = angle_table(self.config, max(T, capacity), self.embed_tokens.weight)
-        return KVCache(lengths, self.config.num_layers, capacity, angles)
-
-    def empty_slot(self, rows, capacity):
-        """Zeroed keys and values, twice (rows, K, capacity, E)."""
-        return self.embed_tokens.weight.new_zeros(
-            2, rows, self.config.num_kv_heads, capacity, self.config.head_dim).unbind()
+        angles = torch.arange(max(T, capacity))[:, None] * inverse_frequencies(self.config)
+        cos_sin = [turn.repeat(1, 2).to(self.norm.weight) for turn in (angles.cos(), angles.sin())]
+        return KVCache(lengths, self.config.num_layers, capacity, cos_sin)
 
 
 # ---- the one loop, and its two regimes ----
@@ -303,13 +270,13 @@ def run_blocks(model, hidden, span, cache, route=None):
     lengths = None if route is None else torch.tensor(cache.lengths, device=hidden.device)
     for layer, block in enumerate(model.layers):
         if route is not None:
-            cache.admit(layer, route(layer, hidden, lengths), model.empty_slot)
+            cache.admit(layer, route(layer, hidden, lengths))
         for slot in cache.slots[layer]:
-            if slot.rows is None:
+            rows = slot.rows
+            if rows is None:
                 hidden = block(hidden, span, slot)
-            elif len(slot.rows):
-                some = block(hidden[slot.rows], span.take(slot.rows), slot)
-                hidden = hidden.index_copy(0, slot.rows, some)
+            else:
+                hidden = hidden.index_copy(0, rows, block(hidden[rows], span.take(rows), slot))
     return hidden
 
 
@@ -327,20 +294,17 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
     cache = model.empty_cache(lengths, T, capacity)
-    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, 0, T), cache, route)
-    return hidden, cache
+    span = model.span(cache, 0, T)
+    return run_blocks(model, model.embed_tokens(tokens), span, cache, route), cache
 
 
 def decode(model, tokens, cache):
     """hidden (B, T, D) of the next T tokens (B, T) of every row, after those in the cache."""
-    T, lengths = tokens.shape[1], cache.lengths
-    if max(lengths) + T > cache.capacity:
-        raise ValueError(f"{max(lengths)} tokens and {T} new ones; the cache has room for "
-                         f"{cache.capacity}")
-    start = lengths[0] if min(lengths) == max(lengths) else None
-    span = model.span(cache, start, T)
-    hidden = run_blocks(model, model.embed_tokens(tokens), span, cache)
-    cache.lengths = [length + T for length in lengths]
+    start, T = max(cache.lengths), tokens.shape[1]
+    if start + T > cache.capacity:
+        raise ValueError(f"{start} tokens and {T} new; the cache has room for {cache.capacity}")
+    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, start, T), cache)
+    cache.lengths = [length + T for length in cache.lengths]
     return hidden
 
 
@@ -376,12 +340,9 @@ def pad(prompts, device=None):
 
 @torch.inference_mode()
 def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
-    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation.
-
-    An answer ends with a stop id, after max_new_tokens, or where the model's context ends. Rows
-    that have ended run on, unheard, until the last one has."""
-    if not prompts:
-        raise ValueError("no prompts: generate() wants at least one list of token ids")
+    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation. An answer
+    ends with a stop id, after max_new_tokens, or with the model's context; its row runs on,
+    unheard, until the last row has ended."""
     tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
     (B, T), context = tokens.shape, model.config.max_positions
     if T >= context:
@@ -410,18 +371,15 @@ def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
 
 def load_model(folder, device="cpu", dtype=None):
     """The Llama of a Hugging Face folder, frozen. dtype None: the checkpoint's, float32 on a CPU.
-
-    Raises InputError naming a tensor that is missing, unexpected, mis-shaped or not finite.
-    """
+    InputError names a tensor that is missing, unexpected, mis-shaped or not finite."""
     check_device(device)
     config = read_config(folder)
-    if dtype is None:
-        dtype = torch.float32 if torch.device(device).type == "cpu" else config.dtype
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else config.dtype)
     with torch.device("meta"):  # shapes only: nothing is allocated before the files agree
         model = Llama(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     weights = read_weights(folder, config, shapes, device, dtype)
-    model.load_state_dict(weights, strict=True, assign=True)
+    model.load_state_dict(weights, assign=True)
     if weights["lm_head.weight"] is weights["embed_tokens.weight"]:  # one table for both
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval().requires_grad_(False)

@@ -3,30 +3,29 @@
 Every file format and every schema of rows, ours and the usual benchmarks', is described in
 extras/schemas.py; a schema is known by its fields, never by its file's name. Prompts are the
 paper's (Appendix A): through the chat template if the folder has one, else the base prompt with
-the answer already begun. Multiple choice is answered by a letter, anything else inside \\boxed{}.
-Model output is text to compare, never to run.
+the answer already begun. Multiple choice is answered by a letter, or scored by the likelihood of
+its options as the lm-evaluation-harness does; anything else is answered inside \\boxed{}. Model
+output is text to compare, never to run.
 
     load_questions("demo/questions/test.jsonl")[0].prompt
 """
 import functools
 import json
 import re
-import string
 import sys
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from cli import InputError
-from extras.schemas import LETTERS, fields_of, rows_of
+from extras import likelihood  # likelihood and schemas are parts of this file, read on trust
+from extras.schemas import LETTERS, f1, fields_of, rows_of
 from grading import answers_equal, extract_boxed
-from model_llama import fixed, generate, pad, prefill, run_blocks
+from model_llama import fixed, generate, pad, run_blocks
 
 OPENED = "\\boxed{"
 LETTER_TOKENS, BOXED_TOKENS = 10, 15  # the authors' limits on a new answer
-NO_ANSWER = ("unanswerable", "not answerable", "no answer", "na")  # "N/A" without its mark
 
 CHAT_LETTER = """Question: {question}
 {choices}
@@ -54,8 +53,10 @@ Answer: \\boxed{{"""
 class Question:
     """One question. `choices` are the texts of its options, () if it is not multiple choice;
     `answer` is then the right letter. `prompt` is used verbatim if given. `stop` is a text that
-    ends an answer. `answers`: every right answer where there are several, else (). `continuation`:
-    the text that follows each of the choices when they are scored by likelihood."""
+    ends an answer. `answers`: every right answer where there are several, else (). `metric` says
+    what is right: "exact", "f1" (SQuAD's), or the option that "likelihood" or
+    "likelihood-per-byte" finds. `unfinished`: the choices go on with the question's text rather
+    than answer it. `continuation`: a text after each choice, whose likelihood then decides."""
     id: str
     task: str
     level: int
@@ -68,6 +69,7 @@ class Question:
     answers: tuple = ()
     metric: str = "exact"
     continuation: str = ""
+    unfinished: bool = False
 
     @property
     def asks_for_box(self):
@@ -84,10 +86,8 @@ class Question:
 
 def load_questions(file, task=None, skip_bad_rows=False):
     """The questions of a file in any of the schemas, in order; repeats are dropped and counted.
-
     task: their task's name, instead of the schema's. A row that cannot be used raises InputError
-    naming file and row, before any question is returned; with skip_bad_rows it is counted instead.
-    """
+    naming file and row, before any question is returned; with skip_bad_rows it is counted."""
     file, questions, bad, notes = Path(file), {}, [], []
     rows = rows_of(file)
     for number, raw, label in rows:
@@ -113,12 +113,19 @@ def load_questions(file, task=None, skip_bad_rows=False):
     return list(questions.values())
 
 
-def load_all(files, skip_bad_rows=False):
-    """The questions of several FILE or TASK=FILE arguments; an id may stand in one file only."""
+def load_all(files, skip_bad_rows=False, score="letter"):
+    """The questions of several FILE or TASK=FILE arguments; an id may stand in one file only.
+    score: "letter", or the metric by which their options are to be compared."""
     questions = {}
     for argument in files:
         task, _, file = str(argument).rpartition("=")
         for question in load_questions(file, task or None, skip_bad_rows):
+            if score != "letter":
+                if len(set(question.choices)) < max(2, len(question.choices)):
+                    raise InputError(f"{file}: question {question.id} has {len(question.choices)} "
+                                     f"choices, {len(set(question.choices))} of them different; "
+                                     f"--score {score} compares two or more")
+                question = replace(question, metric=score)
             if questions.setdefault(question.id, question) != question:
                 raise InputError(f"{file}: id {question.id!r} also stands in another file")
     return list(questions.values())
@@ -132,13 +139,22 @@ def read_row(row):
 # ---- prompts ----
 
 def prompt_ids(question, tokenizer):
-    """The token ids a model is given for a question."""
+    """The token ids a model is given for a question that it answers in writing."""
     if question.prompt is not None:
         return tokenizer.encode(question.prompt)
     if tokenizer.has_template:
         content = _fill(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
         return tokenizer.chat([{"role": "user", "content": content}])
     return tokenizer.encode(_fill(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
+
+
+def _fill(question, letter_form, boxed_form, option_form):
+    if not question.choices:
+        return boxed_form.format(question=question.question)
+    letters = LETTERS[:len(question.choices)]
+    choices = "\n".join(option_form.format(*pair) for pair in zip(letters, question.choices))
+    listed = ", ".join(letters[:-1]) + f" or {letters[-1]}"
+    return letter_form.format(question=question.question, choices=choices, letters=listed)
 
 
 def gold_ids(question, tokenizer):
@@ -156,21 +172,15 @@ def gold_ids(question, tokenizer):
         forms = (question.answer + "}", question.answer + " }")  # some tokenizers split at spaces
     else:
         forms = (question.answer,)
-    squeezed = lambda text: "".join(text.split())
     for text in forms:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if squeezed(tokenizer.decode(ids)) == squeezed(text):
+        if _squeezed(tokenizer.decode(ids)) == _squeezed(text):
             break
     return ids[:question.budget]
 
 
-def _fill(question, letter_form, boxed_form, option_form):
-    if not question.choices:
-        return boxed_form.format(question=question.question)
-    letters = LETTERS[:len(question.choices)]
-    choices = "\n".join(option_form.format(*pair) for pair in zip(letters, question.choices))
-    listed = ", ".join(letters[:-1]) + f" or {letters[-1]}"
-    return letter_form.format(question=question.question, choices=choices, letters=listed)
+def _squeezed(text):
+    return "".join(text.split())
 
 
 # ---- reward ----
@@ -182,11 +192,9 @@ _WORDS = re.compile(r"\w(?: \w)+")  # single letters or digits, one after the ot
 
 
 def extract_answer(text, question):
-    """What a model's answer text says: a letter, or the expression in its box; else None.
-
-    A box that the prompt opened is the answer; else the last box of the text. A verbatim prompt
-    that asks for no box takes the whole text, too, and only that where a `stop` ends it.
-    """
+    """What a model's answer text says: a letter, or the expression in its box; else None. A box
+    that the prompt opened is the answer; else the last box of the text. A verbatim prompt that
+    asks for no box takes the whole text, too, and only that where a `stop` ends it."""
     if question.choices:
         found = _LETTER.match(text)
         return (found.group(1) or found.group(2)).upper() if found else None
@@ -207,31 +215,11 @@ def _closed_by_text(text):
     return None
 
 
-def f1(text, golds):
-    """SQuAD's score of a text, in [0, 1], by the gold answer that is nearest to it: the harmonic
-    mean of the share of its words that are gold and of the share of the gold words that it has.
-    Articles, case and punctuation do not count; two that say "no answer" agree."""
-    said, best = _plain_words(text), 0.0
-    for gold in map(_plain_words, golds):
-        common = sum((Counter(said) & Counter(gold)).values())
-        either = len(said) + len(gold)
-        best = max(best, 2 * common / either if either else 1.0)
-    return best
-
-
-def _plain_words(text):
-    """The words that SQuAD compares; none where the text says that there is no answer."""
-    letters = "".join(c for c in text.lower() if c not in string.punctuation)
-    words = re.sub(r"\b(a|an|the)\b", " ", letters).split()
-    return [] if " ".join(words) in NO_ANSWER else words
-
-
 def grade(text, question):
     """The reward of a model's answer text in [0, 1]: 1 where it is right, SQuAD's f1 where that is
-    the question's metric. Never raises, never hangs, never evaluates the text as code.
-
-    An answer that a `stop` ends is compared as it is spelled, like words and letters; any other
-    by what it means (grading.py)."""
+    the question's metric. Never raises, never hangs, never evaluates the text as code. An answer
+    that a `stop` ends is compared as it is spelled, like words and letters; any other by what it
+    means (grading.py)."""
     text = text[:4000]
     if question.stop:
         text = text.partition(question.stop)[0]
@@ -251,17 +239,24 @@ def _same(found, gold, question):
 
 # ---- answers: one model, many prompts, any route ----
 
-BATCH_TOKENS = 16384  # prompt tokens in one call, whatever the number of rows
+BATCH_TOKENS = 16384  # tokens in one call, whatever the number of rows
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A question as one model's token ids. gold: the right answer as the model may write it.
-    stop_ids end an answer."""
+    stop_ids end an answer. options, scored: see likelihood.option_ids; () if it is written."""
     question: Question
     ids: tuple
     gold: tuple = ()
     stop_ids: tuple = ()
+    options: tuple = ()
+    scored: tuple = ()
+
+    @property
+    def sequence(self):
+        """All ids that one pass reads to judge an answer."""
+        return self.ids + sum(self.options, self.gold)
 
 
 @dataclass
@@ -279,18 +274,33 @@ class Answers:
 
 def prepare(questions, tokenizer, model):
     """(prompts, too long): questions whose prompt and answer exceed the context are set apart.
-    InputError if that is all of them."""
-    prompts = [Prompt(q, tuple(prompt_ids(q, tokenizer)), tuple(gold_ids(q, tokenizer)),
-                      stop_ids(q.stop, tokenizer)) for q in questions]
-    for prompt in prompts:
-        check_ids(prompt, tokenizer, model.config.vocab_size)
-    limit = model.config.max_positions
-    fits = [len(p.ids) + p.question.budget <= limit for p in prompts]
-    if not any(fits):
+    InputError if that is all of them, or if the tokenizer is another model's."""
+    limit, size, prompts, too_long = model.config.max_positions, model.config.vocab_size, [], []
+    for question in questions:
+        prompt = make_prompt(question, tokenizer)
+        largest = max(prompt.sequence, default=-1)
+        if not prompt.ids or largest >= size:
+            raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {question.id} "
+                             f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
+                             f"{size - 1}")
+        added = max(map(len, prompt.options), default=question.budget)
+        if len(prompt.ids) + added <= limit:
+            prompts.append(prompt)
+        else:
+            too_long.append(question)
+    if not prompts:
         raise InputError(f"{tokenizer.folder}: 0 of {len(questions)} questions fit into the "
                          f"model's context of {limit} tokens, so there is nothing to do")
-    return ([p for p, fit in zip(prompts, fits) if fit],
-            [p.question for p, fit in zip(prompts, fits) if not fit])
+    return prompts, too_long
+
+
+def make_prompt(question, tokenizer):
+    """The Prompt of a question for this tokenizer's model."""
+    if question.metric.startswith("likelihood"):
+        ids, options, scored = likelihood.option_ids(question, tokenizer)
+        return Prompt(question, tuple(ids), options=options, scored=scored)
+    return Prompt(question, tuple(prompt_ids(question, tokenizer)),
+                  tuple(gold_ids(question, tokenizer)), stop_ids(question.stop, tokenizer))
 
 
 @functools.lru_cache
@@ -301,24 +311,16 @@ def stop_ids(stop, tokenizer):
                                              if tokenizer.decode([i]).startswith(stop))
 
 
-def check_ids(prompt, tokenizer, vocab_size):
-    """InputError where a tokenizer of another model gives ids that this one lacks, or none."""
-    largest = max(prompt.ids + prompt.gold, default=-1)
-    if not prompt.ids or largest >= vocab_size:
-        raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {prompt.question.id} "
-                         f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
-                         f"{vocab_size - 1}")
-
-
 def batches(prompts, batch_size):
     """Lists of prompt indices of the same answer budget and stop, of like length, longest first."""
-    kind = lambda i: (prompts[i].question.budget, prompts[i].question.stop or "")
-    order = sorted(range(len(prompts)), reverse=True, key=lambda i: (kind(i), len(prompts[i].ids)))
+    kind = lambda i: (bool(prompts[i].options), prompts[i].question.budget,
+                      prompts[i].question.stop or "")
+    length = [len(p.sequence) if p.options else len(p.ids) for p in prompts]
     current = []
-    for i in order:
+    for i in sorted(range(len(prompts)), reverse=True, key=lambda i: (kind(i), length[i])):
         if current:
-            full = len(current) == batch_size or \
-                (len(current) + 1) * len(prompts[current[0]].ids) > BATCH_TOKENS
+            full = (len(current) == batch_size
+                    or (len(current) + 1) * length[current[0]] > BATCH_TOKENS)
             if full or kind(i) != kind(current[0]):
                 yield current
                 current = []
@@ -327,28 +329,44 @@ def batches(prompts, batch_size):
         yield current
 
 
-def answer(model, tokenizer, prompts, route, batch_size=512, progress=None):
+def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, known=None):
     """The Answers of every prompt. route: a Route, None, or decisions (N, L), a path per prompt.
-
-    progress: called with the number of prompts answered by each batch.
-    """
+    progress: called with the number of prompts answered by each batch. known: of options scored by
+    likelihood, see through_layers()."""
     N, L = len(prompts), model.config.num_layers
     result = Answers(torch.zeros(N), torch.zeros(N), torch.ones(N, L, dtype=torch.long),
-                     torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.long), [""] * N)
+                     torch.zeros(N, dtype=torch.long), torch.ones(N, dtype=torch.long), [""] * N)
     for rows in batches(prompts, batch_size):
         here = fixed(route[rows]) if isinstance(route, torch.Tensor) else route
-        first = prompts[rows[0]]
-        made = generate(model, [prompts[i].ids for i in rows], here, first.question.budget,
-                        first.stop_ids)
-        result.decisions[rows], result.layers[rows] = made.decisions, made.layers_executed
-        result.passes[rows] = made.passes
-        result.confidence[rows] = made.logprobs.exp()
-        for i, ids in zip(rows, made.tokens):
-            result.texts[i] = tokenizer.decode(ids)
-            result.right[i] = grade(result.texts[i], prompts[i].question)
+        some = [prompts[i] for i in rows]
+        if some[0].options:
+            said, result.confidence[rows], decisions = likeliest(
+                model, some, here, known and [known[i] for i in rows])
+            result.decisions[rows], result.layers[rows] = decisions, decisions.sum(1)
+        else:
+            made = generate(model, [p.ids for p in some], here, some[0].question.budget,
+                            some[0].stop_ids)
+            result.decisions[rows], result.layers[rows] = made.decisions, made.layers_executed
+            result.passes[rows], result.confidence[rows] = made.passes, made.logprobs.exp()
+            said = [tokenizer.decode(ids) for ids in made.tokens]
+        for i, text in zip(rows, said):
+            result.texts[i] = text
+            result.right[i] = grade(text, prompts[i].question)
         if progress:
             progress(len(rows))
     return result
+
+
+def likeliest(model, prompts, route, known=None):
+    """(letters, confidence (B,), decisions (B, L)) of the options that the model finds likeliest
+    (extras/likelihood.py). The route sees the text before the options. known: through_layers()."""
+    hidden, decisions = through_layers(
+        model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], route, known,
+        likelihood.span_of(model, prompts))
+    picked = [likelihood.pick(p.question, likelihood.scores_of(model, states, p))
+              for p, states in zip(prompts, hidden)]
+    confidence = torch.tensor([confidence for _, confidence in picked])
+    return [LETTERS[option] for option, _ in picked], confidence, decisions
 
 
 # ---- is the answer right along a path? ----
@@ -356,18 +374,19 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None):
 @torch.inference_mode()
 def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known=None):
     """(right (N,), confidence (N,)) of the answers along paths (N, L): answer()'s grades, sooner.
-
     Prompt and gold answer go through the layers together, so one pass shows what the model says
     for as long as that is the gold answer, and what it says instead. Only where this does not
     settle the grade is the answer generated. confidence: the probability of what settled it.
-    known: see through_layers().
-    """
+    known: see through_layers()."""
+    if prompts and prompts[0].options:
+        made = answer(model, tokenizer, prompts, paths, batch_size, progress, known)
+        return made.right, made.confidence
     right, confidence, unsettled = torch.zeros(len(prompts)), torch.zeros(len(prompts)), []
     for rows in batches(prompts, batch_size):
         some = [prompts[i] for i in rows]
-        hidden = through_layers(model, [p.ids + p.gold for p in some], [len(p.ids) for p in some],
-                                paths[rows], known and [known[i] for i in rows])
-        asked = [states[len(p.ids) - 1:len(p.ids) + len(p.gold)] for p, states in zip(some, hidden)]
+        hidden, _ = through_layers(model, [p.sequence for p in some], [len(p.ids) for p in some],
+                                   fixed(paths[rows]), known and [known[i] for i in rows])
+        asked = [states[len(p.ids) - 1:len(p.sequence)] for p, states in zip(some, hidden)]
         best, ids = model.head(torch.cat(asked)).float().log_softmax(-1).max(-1)
         sizes = [len(states) for states in asked]
         for i, logprobs, here in zip(rows, best.split(sizes), ids.split(sizes)):
@@ -407,9 +426,9 @@ def settled_grade(said, prompt, tokenizer):
     if question.asks_for_box:
         closed = not question.stop and _closed_by_text(text) is not None
         return grade(text, question) if closed else None
-    squeezed = lambda text: "".join(text.split()).rstrip("\ufffd")  # half of a character is none
+    begun = _squeezed(text).rstrip("\ufffd")  # half of a character is none
     may_be_right = not question.stop or question.metric == "f1" or any(
-        squeezed(gold + question.stop).startswith(squeezed(text))
+        _squeezed(gold + question.stop).startswith(begun)
         for gold in question.answers or (question.answer,))
     return None if may_be_right else 0.0
 
@@ -417,17 +436,19 @@ def settled_grade(said, prompt, tokenizer):
 # Kept for speed alone: paths of a question are edits of one another, and all that lies before the
 # first difference is the same for both. Measured in docs/results.md.
 
-def through_layers(model, sequences, lengths, paths, known=None):
-    """hidden (B, T, D) of B id lists after the paths (B, L); routes see the first `lengths` tokens.
-
-    known: per row a dict {decisions of the first l layers: hidden (T, D) entering layer l}. A row
-    goes on from the longest beginning of its path that is known, and adds what it computes.
-    """
+def through_layers(model, sequences, lengths, route, known=None, span=None):
+    """(hidden (B, T, D), decisions (B, L)) of B id lists; the route sees the first `lengths`
+    tokens. span: their positions and mask, where they are not those of a plain text. known: per row
+    {decisions of the first l layers: hidden (T, D) entering layer l}. A row goes on from the
+    longest beginning of its path that is known, and adds what it computes; the route is fixed."""
     tokens, ends = pad(sequences, model.embed_tokens.weight.device)
+    (B, T), L = tokens.shape, model.config.num_layers
+    hidden, cache = model.embed_tokens(tokens), model.empty_cache(lengths, T)
+    route, span = route or fixed((1,) * L), span or model.span(cache, 0, T)
     if known is None:
-        return prefill(model, tokens, fixed(paths), lengths)[0]
-    T, L = tokens.shape[1], paths.shape[1]
-    decisions, hidden = [tuple(path) for path in paths.tolist()], model.embed_tokens(tokens)
+        return run_blocks(model, hidden, span, cache, route), cache.decisions
+    paths = route.decisions.expand(B, L)
+    decisions = [tuple(path) for path in paths.tolist()]
     starts = [max((l for l in range(1, L) if path[:l] in found), default=0)
               for path, found in zip(decisions, known)]
     for row, start in enumerate(starts):
@@ -440,5 +461,4 @@ def through_layers(model, sequences, lengths, paths, known=None):
             if layer > start:
                 known[row][decisions[row][:layer]] = entering[row, :ends[row]].clone()
         return remaining[:, layer]
-    cache = model.empty_cache(lengths, T)
-    return run_blocks(model, hidden, model.span(cache, 0, T), cache, remember)
+    return run_blocks(model, hidden, span, cache, remember), paths

@@ -296,11 +296,11 @@ def view(model, layers):
 class SharedCache(KVCache):
     """A layer's second pass reads the first pass's keys and values and writes none."""
 
-    def admit(self, layer, counts, empty):
-        super().admit(layer, counts, empty)
+    def admit(self, layer, counts):
+        super().admit(layer, counts)
         if self.slots[layer]:
             first, *more = self.slots[layer]
-            first = Remembering(first.rows, first.keys, first.values)
+            first = Remembering(first.rows, first.capacity)
             self.slots[layer] = [first, *(Reading(first, slot.rows) for slot in more)]
 
 
@@ -472,7 +472,10 @@ class Half(nn.Module):
         self.block, self.attention = block, attention
 
     def forward(self, hidden, span, slot):
-        return self.block.attend(hidden, span, slot) if self.attention else self.block.feed(hidden)
+        block = self.block
+        if self.attention:
+            return hidden + block.self_attn(block.input_layernorm(hidden), span, slot)
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
 
 def mindskip(setting):

@@ -28,7 +28,7 @@ import cli
 from drllm import Routers
 from evaluate import aligned
 from hf_folder import Config, Llama3Rope
-from label import SHARED_GIB, search_all
+from label import search_all
 from mcts import SearchConfig, is_legal
 from model_llama import Llama, fixed, generate, load_model, load_tokenizer
 from tasks import Prompt, Question, answer, judge, load_all, prepare
@@ -351,20 +351,20 @@ def without_cache(model, prompt, path, new, stop_ids=()):
 
 def labels(bench):
     """Paths tried per second by whole searches: in lockstep, with and without the hidden states
-    that paths share (--reuse-memory), over the same paths one at a time and computed anew for
+    that paths share, over the same paths one at a time and computed anew for
     every token."""
     model, tokenizer, prompts = questions_to_label(bench)
     config, stops = SearchConfig(stop_when_repaired=False), tokenizer.stop_ids
-    lockstep = lambda size, gib: list(search_all(model, tokenizer, prompts, config, 0, size,
-                                                 shared_gib=gib))
-    paths = [(prompt, path) for prompt, result, _ in lockstep(len(prompts), SHARED_GIB)
+    lockstep = lambda size, share: list(search_all(model, tokenizer, prompts, config, 0, size,
+                                                   share=share))
+    paths = [(prompt, path) for prompt, result, _ in lockstep(len(prompts), True)
              for path in result.rewards]
     few, slow = random.Random(0).sample(paths, min(len(paths), SLOW_PATHS)), "singly, no cache"
     sides = {slow: lambda: [without_cache(model, prompt.ids, path, prompt.question.budget, stops)
                             for prompt, path in few]}
-    sides |= {f"{size} together, states {shared}": partial(lockstep, size, gib)
+    sides |= {f"{size} together, states {shared}": partial(lockstep, size, share)
               for size in bench.args.together if size <= len(prompts)
-              for shared, gib in (("not shared", 0), ("shared", SHARED_GIB))}
+              for shared, share in (("not shared", False), ("shared", True))}
     each = {side: [t / len(few if side == slow else paths) for t in took] for side, took
             in interleaved(sides, bench.args.repeats, bench.device, "labels").items()}
     rows = [{"what": side, "paths/s": 1 / median(took), "times as fast": paired(each[slow], took)}
@@ -394,11 +394,11 @@ def training(bench):
     """Time per step on synthetic features, times the steps of 25 epochs: growing with examples
     and layers. The paper reports 4 GPU hours for all of it."""
     config, L, rows = TrainConfig(), bench.config.num_layers, []
-    for examples, layers, where, gigabytes in (
-            (TRAINED // 2, L, "", 1e9), (TRAINED, L, "", 1e9), (TRAINED, L // 2, "", 1e9),
-            (TRAINED, L, ", on disk", 1e-9)):
-        rng, size = torch.Generator().manual_seed(0), (examples, layers, config.windows)
-        pooled = feature_store((*size, bench.config.hidden_size), Path("."), gigabytes)
+    for examples, layers, where in ((TRAINED // 2, L, ""), (TRAINED, L, ""), (TRAINED, L // 2, ""),
+                                    (TRAINED, L, ", on disk")):
+        rng = torch.Generator().manual_seed(0)
+        size = (examples, layers, config.windows, bench.config.hidden_size)
+        pooled = feature_store(size, Path(".")) if where else torch.zeros(size)
         pooled.normal_(generator=rng)
         counts = torch.full((examples,), config.windows)
         marks = torch.randint(0, 3, (examples, layers), generator=rng)
@@ -437,9 +437,9 @@ def memory(bench):
                      "weights MB": size_of(model.parameters()) / 1e6})
     model, tokenizer, prompts = questions_to_label(bench)
     for some in (prompts[:max(1, len(prompts) // 4)], prompts):
-        for shared, gib in (("not shared", 0), ("shared", SHARED_GIB)):
+        for shared, share in (("not shared", False), ("shared", True)):
             run = lambda: list(search_all(model, tokenizer, some, SearchConfig(), 0, len(some),
-                                          shared_gib=gib))
+                                          share=share))
             rows.append({"what": f"searches, states {shared}",
                          "tokens": f"{len(some)} x {max(len(p.ids) for p in some)} at most",
                          "peak MB": peak_memory(run, bench.device)})

@@ -4,8 +4,6 @@ the experiments share. Every row of a result is kept in a file, and not computed
     lab = Lab(parse_args(["table3", "--run", "runs/demo"]))  # of extras/paper.py
     lab.figures(lab.routes(tilt=1.0))                         # the run's own routers, tilted
 """
-import argparse
-import copy
 import re
 from functools import cached_property
 
@@ -67,12 +65,12 @@ class Lab:
         self.L, self.choice = self.model.config.num_layers, self.run.args.choose
         first = self.run.args.seed
         self.seeds = list(range(first, first + args.seeds))  # as train.py counts them
-        to_label, held_out = train.load_data(self.run.args)
-        self.read_labelled(to_label)
-        self.read_tests(held_out)
+        self.tasks = set(self.run.tasks)
+        self.read_labelled(self.run.to_label)
+        self.read_tests(self.run.held_out)
 
     def read_labelled(self, questions):
-        """Sets the labelled prompts, their rows and tasks."""
+        """Sets the labelled prompts and their rows."""
         file = self.args.run / "labels.jsonl"
         self.labelled, _ = prepare(questions[:self.run.args.limit], self.tokenizer, self.model)
         rows = read_rows(file, self.L)
@@ -81,7 +79,6 @@ class Lab:
             raise InputError(f"{file}: {len(missing)} of {len(self.labelled)} label questions have "
                              f"no row, e.g. {missing[0]}")
         self.label_rows = [rows[p.question.id] for p in self.labelled]
-        self.tasks = {p.question.task for p in self.labelled}
 
     def read_tests(self, questions):
         """Sets the test prompts inside and outside the labelled tasks, --limit of each at most."""
@@ -119,9 +116,7 @@ class Lab:
         """A path or None per label question, by one choice or the run's own."""
         choice = choice or self.choice
         if choice not in self._labels:
-            run = copy.copy(self.run)
-            run.args = argparse.Namespace(**{**vars(run.args), "choose": choice})
-            self._labels[choice] = train.labels_of(run, self.label_rows, self.labelled)[0][choice]
+            self._labels[choice] = train.labels_of(self.run, choice, self.label_rows, self.labelled)
         return self._labels[choice]
 
     @cached_property
@@ -129,7 +124,7 @@ class Lab:
         """(N, 3D) where the label questions lie to each other."""
         default = torch.ones(len(self.labelled), self.L, dtype=torch.long)
         return similarity_space(*train.features(self.model, self.labelled, default,
-                                                store=self.run.store))
+                                                folder=self.run.out))
 
     @cached_property
     def menu(self):
@@ -150,7 +145,7 @@ class Lab:
         pairs = [pair for pair in zip(self.labelled, labels) if pair[1] is not None]
         decisions = torch.tensor([path for _, path in pairs])
         return *train.features(self.model, [prompt for prompt, _ in pairs], decisions, windows,
-                               store=self.run.store), decisions
+                               folder=self.run.out), decisions
 
     def trained(self, pooled, counts, decisions, config=None, guard_on=None, **how):
         """Routers of every seed. guard_on: how many of the first examples the guard is fitted

@@ -1,8 +1,8 @@
 """A routed model in the lm-evaluation-harness, so that numbers come from its own evaluator.
 
-A prompt is routed once, from its context alone; choices are decoded after the routed context,
-which those of one question share. What the routes did, per task, stands in the results' config
-under "drllm" and on the command's last lines.
+A prompt is routed once, from its context alone; the choices of a question share one pass with it.
+What the routes did, per task, stands in the results' config under "drllm" and on the command's last
+lines.
 
 Differs from the harness's `hf`, whose scores are otherwise met without routers: log-softmax in
 float32; chat templates with a fixed date, no thinking; generation greedy, ended early by special
@@ -23,11 +23,13 @@ import torch
 import cli
 from cli import DTYPES, InputError
 from drllm import RouterRoute, Routers
-from model_llama import decode, generate, load_model, load_tokenizer, pad, prefill
+from extras.likelihood import scores_of, span_of
+from model_llama import generate, load_model, load_tokenizer
+from tasks import Prompt, through_layers
 
 if __name__ == "__main__":
     if find_spec("lm_eval") is None:
-        sys.exit(cli._say("error: the lm-evaluation-harness is missing: pip install lm-eval", 2))
+        cli.leave("error: the lm-evaluation-harness is missing: pip install lm-eval")
     # some tasks import the package `evaluate`: our evaluate.py must not come before it
     sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(cli.__file__).parent)
 
@@ -37,7 +39,7 @@ from lm_eval.models import utils as requested  # noqa: E402
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-# B contexts   T tokens of a continuation   D hidden size   V vocabulary   L layers
+# B contexts   L layers
 
 GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_gen_toks"}
 
@@ -45,31 +47,13 @@ GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_g
 @torch.inference_mode()
 def score(model, contexts, continuations, route=None):
     """(answers, decisions (B, L)): answers[b][k] is (log-probability, is greedy) of context b's
-    k-th continuation. Contexts run once; each continuation is one chunk of tokens after them."""
-    tokens, lengths = pad(contexts, model.embed_tokens.weight.device)
-    room = max(len(ids) for choices in continuations for ids in choices) - 1
-    hidden, cache = prefill(model, tokens, route, lengths, max(lengths) + room if room else 0)
-    first = hidden[torch.arange(len(contexts)), torch.tensor(lengths) - 1][:, None]  # (B, 1, D)
-    answers = [[] for _ in contexts]
-    for nth in range(max(map(len, continuations))):
-        # a context with fewer choices repeats its last one, unheard
-        chosen = [choices[min(nth, len(choices) - 1)] for choices in continuations]
-        targets, sizes = pad(chosen, tokens.device)  # (B, T)
-        hidden = first
-        if targets.shape[1] > 1:
-            cache.lengths = lengths  # back to the contexts: what came after is overwritten
-            hidden = torch.cat((first, decode(model, targets[:, :-1], cache)), 1)  # (B, T, D)
-        for row, size in enumerate(sizes):
-            if nth < len(continuations[row]):  # row by row, for logits are as wide as V
-                logits = model.head(hidden[row, :size])
-                answers[row].append(likelihood(logits, targets[row, :size]))
-    return answers, cache.decisions
-
-
-def likelihood(logits, targets):
-    """(log-probability, is greedy) of targets (T,) under logits (T, V)."""
-    picked = logits.float().log_softmax(-1).gather(1, targets[:, None])
-    return picked.sum().item(), logits.argmax(-1).equal(targets)
+    k-th continuation. A context and its continuations are one sequence (extras/likelihood.py)."""
+    prompts = [Prompt(None, tuple(ids), options=tuple(map(tuple, some)),
+                      scored=tuple(map(len, some))) for ids, some in zip(contexts, continuations)]
+    hidden, decisions = through_layers(model, [p.sequence for p in prompts],
+                                       [len(p.ids) for p in prompts], route,
+                                       span=span_of(model, prompts))
+    return [scores_of(model, states, p) for p, states in zip(prompts, hidden)], decisions
 
 
 def alike(method):

@@ -5,11 +5,12 @@ parquet where pyarrow is installed, or SQuAD's nested JSON. A row of our own sch
 
     question or prompt   a question is wrapped in the paper's prompt, a prompt given as it stands
     answer               the right answer; with choices, the letter of the right one
-    choices              2 to 10 options
+    choices              2 to 13 options
     context              a text to put before the question
     answers              further right answers
     metric               "exact" (the default), or "f1" for the share of words in common
     stop                 a text that ends an answer, such as a new line
+    unfinished           true: the choices go on with the question, as in "The sky is"
     continuation         for scoring by likelihood: a text that follows each of the choices
     id, task, level, max_new_tokens
 
@@ -25,15 +26,39 @@ import io
 import json
 import os
 import re
+import string
+from collections import Counter
 
 from cli import InputError, read_file
 from grading import extract_boxed
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = "ABCDEFGHIJKLM"
 METRICS = ("exact", "f1")
+NO_ANSWER = ("unanswerable", "not answerable", "no answer", "na")  # "N/A" without its mark
 NUMBERS = ("answer", "answers", "choices", "id", "level", "max_new_tokens")  # these may be numbers
 CARRIED = ("id", "prompt", "stop", "max_new_tokens")  # ours, in whichever schema they stand
 BEYOND = "cells beyond the header"  # the field for those of a CSV
+
+
+# ---- SQuAD's metric ----
+
+def f1(text, golds):
+    """SQuAD's score of a text, in [0, 1], by the gold answer that is nearest to it: the harmonic
+    mean of the share of its words that are gold and of the share of the gold words that it has.
+    Articles, case and punctuation do not count; two that say "no answer" agree."""
+    said, best = plain_words(text), 0.0
+    for gold in map(plain_words, golds):
+        common = sum((Counter(said) & Counter(gold)).values())
+        either = len(said) + len(gold)
+        best = max(best, 2 * common / either if either else 1.0)
+    return best
+
+
+def plain_words(text):
+    """The words that SQuAD compares; none where the text says that there is no answer."""
+    letters = "".join(c for c in text.lower() if c not in string.punctuation)
+    words = re.sub(r"\b(a|an|the)\b", " ", letters).split()
+    return [] if " ".join(words) in NO_ANSWER else words
 
 
 # ---- files ----
@@ -143,6 +168,7 @@ def fields_of(row):
             "answer": answer, "choices": choices, "prompt": prompt or None, "stop": stop or None,
             "answers": tuple(dict.fromkeys((answer, *answers))) if answers else (),
             "metric": metric or "exact", "continuation": continuation,
+            "unfinished": row.get("unfinished") is True,
             "level": whole_of(row, "level", 0),
             "max_new_tokens": whole_of(row, "max_new_tokens", 1) or None}
 
@@ -257,7 +283,9 @@ def mixed(question, right, wrong):
 
 def labelled(row):
     """ARC, OpenBookQA and CommonsenseQA as AI2 or as Hugging Face publish them."""
-    question, more = row["question_stem" if "question_stem" in row else "question"], {}
+    question, more = row.get("question"), {}
+    if "question_stem" in row:  # OpenBookQA's are mostly to be finished
+        question, more = row["question_stem"], {"unfinished": True}
     if isinstance(question, dict):
         more = {"task": "commonsenseqa"} if "question_concept" in question else {}
         texts, labels = ([option[key] for option in question["choices"]]
@@ -333,7 +361,8 @@ def winogrande_contexts(row):
 def copa(row):
     joint = {"cause": ", because", "effect": ", therefore"}.get(row["question"])
     options = [text[:1].lower() + text[1:] for text in (row["choice1"], row["choice2"])]
-    return joint and chosen(row["premise"].rstrip(" .") + joint, options, row["label"])
+    return joint and chosen(row["premise"].rstrip(" .") + joint, options, row["label"],
+                            unfinished=True)
 
 
 def truthfulqa(row):
@@ -385,12 +414,12 @@ SCHEMAS = (
     ("piqa", "goal, sol1, sol2, label?", lambda row: chosen(
         row["goal"], [row["sol1"], row["sol2"]], row["label"])),
     ("hellaswag", "ctx, endings, label, ctx_a?, ctx_b?", lambda row: chosen(
-        row["ctx"], row["endings"], row["label"])),
+        row["ctx"], row["endings"], row["label"], unfinished=True)),
     ("winogrande", "sentence, option1, option2, answer", winogrande),
     ("winogrande", "context_options, continuation, gold", winogrande_contexts),
     ("copa", "premise, question, choice1, choice2, label", copa),
     ("choices", "query, choices, gold", lambda row: chosen(
-        row["query"], row["choices"], row["gold"])),
+        row["query"], row["choices"], row["gold"], unfinished=True)),
     ("arithmetic", "context, continuation", arithmetic),
     ("truthfulqa", "question, best answer, incorrect answers, correct answers?, "
                    "best incorrect answer?", truthfulqa),
@@ -401,5 +430,5 @@ SCHEMAS = (
         [row[f"incorrect answer {n}"] for n in (1, 2, 3)])),
     ("squad", "context, question, answers, plausible_answers?", squad),
     ("questions", "answer, question?, prompt?, id?, task?, level?, choices?, context?, answers?, "
-                  "stop?, max_new_tokens?, metric?, continuation?", dict),
+                  "stop?, max_new_tokens?, metric?, unfinished?, continuation?", dict),
 )

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
-from label import add_search_flags, question_rng, search_all
+from label import question_rng, search_all
 from mcts import EXECUTE, REPEAT, SKIP, SearchConfig, SearchResult, is_legal, search, select
 from model_llama import load_model, load_tokenizer
 from tasks import load_all, prepare
@@ -160,7 +160,7 @@ def row_text(rule, row):
 def ask_model(model, tokenizer, prompts, config, args, searcher):
     with tqdm(total=len(prompts) * (config.simulations + 1), unit="path", leave=False) as bar:
         found = search_all(model, tokenizer, prompts, config, args.seed, args.batch_size,
-                           bar.update, args.reuse_memory, searcher)
+                           bar.update, search=searcher)
         return [result for _, result, _ in found]
 
 
@@ -168,7 +168,8 @@ def main(argv=None):
     parser = cli.Parser(prog="python -m extras.searches", description=__doc__.split("\n")[0])
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
-    add_search_flags(parser)
+    parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
+                        help="paths tried per question after the default")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     cli.use_device(args)

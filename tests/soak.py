@@ -225,7 +225,7 @@ def jobs(base, disk, rng):
     run, file = disk / "run", disk / "run" / "labels.jsonl"
     labels = calm(Job(["label.py", *same, "--out", file], file, (1, 1, 2, 3)), disk)
     training = calm(Job(["train.py", *same, "--out", run, "--test", base / "t.jsonl", "--seeds", 2,
-                         "--clusters", 2, "--feature-memory", rng.choice([0, 1])], run, (1,)), disk)
+                         "--clusters", 2], run, (1,)), disk)
     compare({name: training.files.get(name) for name in labels.files}, labels.files)
     return labels, training
 

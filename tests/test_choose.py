@@ -1,6 +1,7 @@
 """Which right path becomes the label: each choice on cases small enough to do by hand."""
 import itertools
 import random
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import choose
 from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
-                    half_gain_price, neighbours, shortest, similarity_space, strongest)
+                    half_gain_price, menu, neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
 from model_llama import fixed, generate
 from tasks import grade
@@ -155,6 +156,14 @@ def test_similarity_ignores_windows_that_are_not_in_use():
     assert torch.allclose(both[0], both[1])
 
 
+def test_a_question_alone_lies_nowhere_in_particular():
+    """The spread of one question is no number, and asking for it a warning."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        space = similarity_space(torch.randn(1, 3, 4, 2), torch.tensor([4]))
+    assert not said and torch.equal(space, torch.zeros(1, 6))
+
+
 def test_clusters_separate_what_is_far_apart_and_are_reproducible():
     space = torch.cat([torch.randn(20, 3), torch.randn(20, 3) + 100])
     group = cluster(space, 2)
@@ -230,7 +239,7 @@ def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
     assert all(gain(b) > gain(a) for a, b in zip(paths, paths[1:]))
 
 
-def test_good_paths_hold_the_default_and_do_what_they_promise(tiny_questions):
+def test_the_menu_holds_the_default_and_the_good_paths_of_every_group(tiny_questions, monkeypatch):
     """Shares handed to the wrong path or group would still look plausible."""
     model, tokenizer, prompts = tiny_questions
     rng = random.Random(0)
@@ -240,25 +249,28 @@ def test_good_paths_hold_the_default_and_do_what_they_promise(tiny_questions):
         right = along_each(model, tokenizer, [prompt], paths)[0]
         rows.append({"correct": [(p, 1.0) for p, r in zip(paths, right) if r],
                      "wrong": [list(p) for p, r in zip(paths, right) if not r]})
-    groups = [[0, 1, 2, 3], [4, 5, 6, 7]]
-    together = good_paths(model, tokenizer, prompts, rows, groups)
-    assert together[0] == (1, 1, 1) and all(is_legal(path) for path in together)
-    alone = set().union(*(good_paths(model, tokenizer, prompts, rows, [g]) for g in groups))
-    assert set(together) == alone
+    found = good_paths(model, tokenizer, prompts, rows)
+    assert found and all(is_legal(path) for path in found)
+    monkeypatch.setattr(choose, "SMALLEST_GROUP", 4)
+    space = torch.tensor([[0.0]] * 4 + [[9.0]] * 4)
+    paths, right = menu(model, tokenizer, prompts, rows, space, 2)
+    alone = [good_paths(model, tokenizer, prompts[some], rows[some])
+             for some in (slice(8), slice(4), slice(4, 8))]
+    assert paths[0] == (1, 1, 1) and set(paths) == {(1, 1, 1)}.union(*alone)
+    assert torch.equal(right, along_each(model, tokenizer, prompts, paths) > 0)
 
 
 def paths_found(monkeypatch, groups, worth):
-    """good_paths of a model of ten layers that is not there: question n answers along a path with
-    probability worth(n, path). groups: the rows of each group."""
+    """good_paths of every group, of a model of ten layers that is not there: question n answers
+    along a path with probability worth(n, path). groups: the rows of each group."""
     def asked(model, tokenizer, prompts, paths, *args, **how):
         return torch.tensor([[worth(n, path) for path in paths] for n in prompts])
 
     monkeypatch.setattr(choose, "along_each", asked)
-    rows = sum(groups, [])
-    numbers = iter(range(len(rows)))
-    members = [[next(numbers) for _ in group] for group in groups]
+    numbers = iter(range(sum(map(len, groups))))
     model = SimpleNamespace(config=SimpleNamespace(num_layers=10))
-    return good_paths(model, None, list(range(len(rows))), rows, members)
+    return [path for rows in groups
+            for path in good_paths(model, None, [next(numbers) for _ in rows], rows)]
 
 
 def but(layer, count):
@@ -272,8 +284,7 @@ def test_good_paths_stay_between_seven_tenths_and_fourteen_tenths_of_the_depth(m
     skips = [tried(but(0, 1), but(0, 1), 1)]  # no effect at all: only a price makes skips pay
     repeats = [tried(but(layer, 2), but(0, 1), 100) for layer in range(10)]
     found = paths_found(monkeypatch, [skips, repeats], lambda n, path: (sum(path) / 20) ** 0.5)
-    assert found[0] == but(0, 1)
-    assert sorted(map(sum, found)) == [7, 8, 9, 10, 11, 12, 13, 14]
+    assert sorted(map(sum, found)) == [7, 8, 9, 10, 10, 11, 12, 13, 14]  # both have the default
 
 
 def test_good_paths_are_each_groups_own(monkeypatch):
@@ -284,7 +295,7 @@ def test_good_paths_are_each_groups_own(monkeypatch):
         return (path[helps.index(0)] == 0) + 1 - 0.2 * sum(a != b for a, b in zip(path, helps))
 
     groups = [[tried(but(layer, 0), but(0, 1), 100)] * 4 for layer in (1, 7)]
-    assert paths_found(monkeypatch, groups, worth) == [but(0, 1), but(1, 0), but(7, 0)]
+    assert paths_found(monkeypatch, groups, worth) == [but(1, 0), but(7, 0)]
 
 
 def test_along_each_columns_are_the_paths_in_the_order_given(tiny_questions):

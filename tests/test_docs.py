@@ -12,6 +12,7 @@ import doctest
 import functools
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "docs"))
 
+import make_notebook  # noqa: E402
 import make_results  # noqa: E402
 from cli import read_json  # noqa: E402
 from draw import draw  # noqa: E402
@@ -106,6 +108,36 @@ def test_wrong_values_in_examples_are_noticed(in_root):
         assert changed.count(value) == 1
         changed = changed.replace(value, value[:-2] + "7" + value[-1:])
     assert failed_examples(changed).count("Failed example") == 3
+
+
+def run_cells(cells):
+    """[(what the cell shows, what it prints)] of the cells of code, as a notebook runs them: one
+    namespace, and the value of a last expression is printed."""
+    names, found = {}, []
+    for one in cells:
+        if one["cell_type"] == "code":
+            said, body = io.StringIO(), ast.parse("".join(one["source"])).body
+            last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+            with contextlib.redirect_stdout(said):
+                exec(compile(ast.Module(body, []), "cell", "exec"), names)
+                if last is not None:
+                    value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+                    if value is not None:
+                        print(repr(value))
+            wanted = "".join(text for out in one["outputs"] for text in out["text"])
+            found.append((wanted, said.getvalue()))
+    return found
+
+
+def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
+    """Catches a notebook that was not made again, and one that runs from one folder only."""
+    text = (ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")
+    assert text == make_notebook.notebook(TUTORIAL), "run docs/make_notebook.py"
+    path = sys.path[:]
+    monkeypatch.chdir(ROOT / "docs")
+    shown = run_cells(json.loads(text)["cells"])
+    sys.path[:] = path
+    assert len(shown) > 20 and [a for a, _ in shown] == [b for _, b in shown]
 
 
 # ---- commands that are run ----
@@ -350,7 +382,7 @@ def test_tutorial_has_every_file_of_the_core_below_those_it_imports():
 
 
 def test_departures_are_numbered_and_each_names_a_test():
-    section = TUTORIAL.split("\n## Departures")[1]
+    section = TUTORIAL.split("\n## Departures")[1].split("\n## ")[0]
     items = re.split(r"^\d+\. ", section, flags=re.MULTILINE)[1:]
     assert len(items) >= 18 and all("`test_" in item for item in items)
     numbers = re.findall(r"^(\d+)\. ", section, re.MULTILINE)

@@ -376,8 +376,9 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
         {"question": "q", "answer": "A", "choices": ["x", ""]}), "q.jsonl:2", ["empty"]),
     "the right option twice": ("label", questions(
         {"question": "q", "answer": "A", "choices": ["x", "y", "x"]}), "q.jsonl:2", ["'x'"]),
-    "eleven options": ("label", questions(
-        {"question": "q", "answer": "A", "choices": list("abcdefghijk")}), "q.jsonl:2", [11, 10]),
+    "fourteen options": ("label", questions(
+        {"question": "q", "answer": "A", "choices": list("abcdefghijklmn")}), "q.jsonl:2",
+        [14, 13]),
     "a csv with a comma too many": ("label", flags("--data", "{at}/q.csv", damage=write(
         "q.csv", "question,answer\nq,1,2\n")), "q.csv:2", ["beyond the header"]),
     "labels beside the questions, too few": ("label", write("q-labels.lst", "0\n"),
@@ -479,9 +480,8 @@ CASES |= {f"a labels row {name}, to {command}": (
               command, row_changed(**changes), LABELS + ":1", words)
           for name, (changes, words) in EDITED.items() for command in ("label", "train")}
 NUMBERS = {"label": {"limit": (0, -1, 1.5, "x", "nan"), "simulations": (0, -1), "batch-size": (0,),
-                     "threads": (0,), "reuse-memory": ("nan", "inf", -1, "x"), "seed": (-1, "x")},
-           "train": {"limit": (0,), "seeds": (0, -3), "clusters": (0,), "price": ("nan", "inf"),
-                     "feature-memory": ("nan", -1), "reuse-memory": ("nan", "inf", -1)},
+                     "threads": (0,), "seed": (-1, "x")},
+           "train": {"limit": (0,), "seeds": (0, -3), "clusters": (0,), "price": ("nan", "inf")},
            "evaluate": {"limit": (0,), "tilt": ("nan", "inf", "x"), "control": (2, -1.5, "nan"),
                         "batch-size": (0, 10**10)}}
 CASES |= {f"--{name} {value}, to {command}": (command, flags(f"--{name}={value}"), "",

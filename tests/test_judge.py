@@ -323,8 +323,9 @@ def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(fa
     for call in asked_often(seed, L):
         rows, sequences, paths = (list(part) for part in zip(*call))
         lengths = [max(1, len(ids) - 2) for ids in sequences]
-        found = through_layers(model, sequences, lengths, torch.tensor(paths),
-                               [known[row] for row in rows])
+        found, decisions = through_layers(model, sequences, lengths, fixed(paths),
+                                          [known[row] for row in rows])
+        assert decisions.tolist() == [*map(list, paths)]
         tokens, ends = pad(sequences)
         hidden, _ = prefill(plain, tokens, fixed(paths), ends)
         for n, end in enumerate(ends):
@@ -345,7 +346,7 @@ def test_a_beginning_of_any_length_is_computed_once_by_hand():
     counted, blocks = Counted(model), []
     for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
         before = sum(counted.rows)
-        through_layers(model, [[3, 4, 5]], [2], torch.tensor([path]), known)
+        through_layers(model, [[3, 4, 5]], [2], fixed([path]), known)
         blocks.append(sum(counted.rows) - before)
     assert blocks == [4, 3, 1, 3, 0]
 
@@ -354,7 +355,7 @@ def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):
     """Catches states looked up by the path alone, in one store for all rows."""
     model = tiny_model(1)
     known, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
-    through_layers(model, [[3, 4], [5, 6, 7]], [2, 3], paths, known)
+    through_layers(model, [[3, 4], [5, 6, 7]], [2, 3], fixed(paths), known)
     assert [set(states) for states in known] == [{(1,), (1, 2)}] * 2
     assert [states[1, 2].shape for states in known] == [(2, 16), (3, 16)]
     assert not torch.equal(known[0][1,], known[1][1,][:2])

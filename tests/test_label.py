@@ -156,12 +156,12 @@ def test_labels_of_the_demo_in_float32_are_those_of_each_question_alone():
     model, tokenizer = load_model(cli.DEMO_MODEL), load_tokenizer(cli.DEMO_MODEL)
     prompts, _ = prepare(load_all([cli.DEMO_LABEL])[:24:3], tokenizer, model)
     config = SearchConfig(simulations=15, stop_when_repaired=False)
-    searched = lambda some, size, gib: {
+    searched = lambda some, size, share: {
         prompt.question.id: result for prompt, result, _ in
-        search_all(model, tokenizer, some, config, 0, size, shared_gib=gib)}
-    together = searched(prompts, 5, 2.0)
+        search_all(model, tokenizer, some, config, 0, size, share=share)}
+    together = searched(prompts, 5, True)
     assert together == {name: result for prompt in prompts
-                        for name, result in searched([prompt], 1, 0).items()}
+                        for name, result in searched([prompt], 1, False).items()}
     assert len({result.best for result in together.values()}) > 3
 
 
@@ -194,8 +194,9 @@ def test_shared_states_keep_to_their_memory_and_change_nothing(world, monkeypatc
     plain = searched(world, world.prompts, 100)
     kept.clear()
     asked.clear()
+    monkeypatch.setattr(labelling, "SHARED_BYTES", searches * each + each // 2)
     found = search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0, 100,
-                       shared_gib=(searches + 0.5 if searches else 0) * each / 2**30)
+                       share=searches > 0)
     assert_same_searches({prompt.question.id: (result, list(result.rewards), sure)
                           for prompt, result, sure in found}, plain)
     assert max(asked) == min(searches or COUNT, COUNT)

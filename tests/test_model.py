@@ -18,7 +18,8 @@ from torch.nn import ModuleList
 
 import model_llama
 from hf_folder import Llama3Rope
-from model_llama import Linear, Llama, decode, fixed, generate, load_model, prefill
+from model_llama import (Linear, Llama, Span, decode, fixed, generate, load_model, prefill,
+                         run_blocks)
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model
 
 HERE = Path(__file__).resolve().parent
@@ -368,6 +369,32 @@ def test_a_route_is_asked_once_per_layer_and_on_the_prompt_only(case, new):
             before = rebuilt(case.model, decisions[row][:layer])
             wanted = prefill(before, torch.tensor([prompt]))[0][0]
             close(hidden[row, :len(prompt)], wanted)
+
+
+# ---- a span made by hand ----
+
+@given(cases(min_rows=2))
+def test_options_that_share_a_prompt_in_one_row_do_not_see_each_other(case):
+    """Catches a mask or positions of a caller's own that a row, a pass or a gather loses: every
+    row is a prompt and two continuations of it, and each continuation counts from the prompt."""
+    model, rows = case.model, []
+    for row, prompt in enumerate(case.prompts):
+        rows.append((prompt, words(row + 1, case.seed + 50), words(3, case.seed + 60 + row)))
+    tokens, lengths = padded([sum(parts, []) for parts in rows])
+    T = tokens.shape[1]
+    positions, mask = torch.arange(T).repeat(len(rows), 1), torch.ones(len(rows), T, T).tril() > 0
+    for row, (prompt, one, _) in enumerate(rows):
+        second = slice(len(prompt) + len(one), lengths[row])
+        positions[row, second] -= len(one)
+        mask[row, second, len(prompt):second.start] = False
+    cache = model.empty_cache(lengths, T)
+    cos, sin = (table[positions][:, None] for table in cache.angles)
+    span = Span(0, cos, sin, mask[:, None])
+    hidden = run_blocks(model, model.embed_tokens(tokens), span, cache, fixed(case.paths))
+    for row, (prompt, one, other) in enumerate(rows):
+        logits, n = model.head(hidden[row]), len(prompt)
+        close(logits[:n + len(one)], alone(model, prompt + one, case.paths[row]))
+        close(logits[n + len(one):lengths[row]], alone(model, prompt + other, case.paths[row])[n:])
 
 
 # ---- the cache ----

@@ -198,17 +198,18 @@ def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch
     """Clusters that are made and then forgotten: the paths of all questions together would do."""
     asked, good_paths = [], choose.good_paths
 
-    def note(model, tokenizer, prompts, rows, groups, *args, **how):
-        asked.append([sorted(group) for group in groups])
-        return good_paths(model, tokenizer, prompts, rows, groups, *args, **how)
+    def note(model, tokenizer, prompts, rows, *args, **how):
+        asked.append([prompt.question.id for prompt in prompts])
+        assert asked[-1] == [row["id"] for row in rows]
+        return good_paths(model, tokenizer, prompts, rows, *args, **how)
 
     monkeypatch.setattr(choose, "good_paths", note)
     run(folder, "groups")
-    [[everyone, *groups]] = asked
+    everyone, *groups = asked
     labelled = (folder / "groups" / "labels.jsonl").read_text().splitlines()
-    assert everyone == list(range(len(labelled)))
+    assert sorted(everyone) == sorted(json.loads(line)["id"] for line in labelled)
     assert groups and all(8 <= len(group) < len(everyone) for group in groups)
-    together = [n for group in groups for n in group]
+    together = [name for group in groups for name in group]
     assert len(set(together)) == len(together)  # no question is in two
 
 

@@ -159,7 +159,7 @@ BAD = {
     "arc: an option without text": '{"question": {"stem": "q", "choices": [{"label": "A"}, '
                                    '{"label": "B"}]}, "answerKey": "A"}',
     "arc: one option": json.dumps(arc_hf("A", "A")),
-    "arc: eleven options": json.dumps(arc_hf("ABCDEFGHIJK", "K", "abcdefghijk")),
+    "arc: fourteen options": json.dumps(arc_hf("ABCDEFGHIJKLMN", "K", "abcdefghijklmn")),
     "arc: fewer texts than labels": json.dumps(arc_hf("ABCD", "D", "abc")),
     "math: no answer": '{"problem": "p", "solution": "no box"}',
     "math: question is a number": '{"problem": 5, "answer": "5"}',

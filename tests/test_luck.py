@@ -1,0 +1,339 @@
+"""The controls that tell luck from routing, each against a count by hand: what a path answers is
+said by a rule instead of a model. And the whole command on a tiny run."""
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, own_answers
+
+import train
+from choose import edit_effects
+from extras import luck
+from mcts import is_legal
+from tasks import Prompt, Question
+from tiny import save_tiny, tiny_model
+
+DEFAULT = (1, 1, 1, 1)
+
+
+def asks(name, answer="A", choices=("x", "y", "z", "w"), prompt=None, options=()):
+    return Prompt(Question(name, "t", 0, "?", answer, choices, prompt), (2, 3), options=options)
+
+
+def row(default, right, wrong=(), label=None):
+    """A labels row; the default path comes first, as in a search."""
+    right, wrong = list(right), list(wrong)
+    (right if default else wrong).insert(0, DEFAULT)
+    return {"default_correct": default, "correct": [(path, 0.5) for path in right], "wrong": wrong,
+            "decisions": label or (right[0] if right else DEFAULT)}
+
+
+@pytest.fixture
+def lab_of(monkeypatch):
+    """Makes a lab whose answers are said by rule(question, path, dtype, batch size)."""
+    def make(pairs, rule=lambda *asked: False, inside=(), limit=1000):
+        def judge(model, tokenizer, prompts, paths, batch_size, progress):
+            progress(len(prompts))
+            right = [rule(p.question, tuple(path), model, batch_size)
+                     for p, path in zip(prompts, paths.tolist())]
+            return torch.tensor(right, dtype=torch.float32), None
+
+        def along_each(model, tokenizer, prompts, paths, batch_size, progress):
+            progress(len(prompts) * len(paths))
+            return torch.tensor([[float(rule(p.question, path, model, batch_size))
+                                  for path in paths] for p in prompts])
+        monkeypatch.setattr(luck, "judge", judge)
+        monkeypatch.setattr(luck, "along_each", along_each)
+        monkeypatch.setattr(luck, "load_model", lambda folder, device, dtype: dtype)
+        monkeypatch.setattr(luck, "prepare", lambda questions, tokenizer, model: (
+            [Prompt(question, (2, 3)) for question in questions], []))
+        args = SimpleNamespace(model="m", device="cpu", limit=limit, seed=0, batch_size=64)
+        return SimpleNamespace(model="own", tokenizer=None, args=args, L=4, inside=list(inside),
+                               labelled=[p for p, _ in pairs], label_rows=[r for _, r in pairs])
+    return make
+
+
+# ---- counting ----
+
+def test_counts_by_hand():
+    found = luck.counted([("a", True), ("a", False), ("b", True), ("b", True)], "kept")
+    assert found == {"questions": 2, "asked": 4, "kept": 3, "share": 0.75,
+                     luck.CI: [0.5, 1.0]}  # two questions, 50% and 100%
+    assert luck.said(found, "kept") == "3 of 4 (75.0%)"
+
+
+def test_many_tries_at_one_question_are_one_draw():
+    """Catches an interval over tries, which would be too sure."""
+    few = luck.counted([(name, name == "a") for name in "ab" for _ in range(100)])
+    many = luck.counted([(n, n % 2) for n in range(200)])
+    assert few["share"] == many["share"] == 0.5
+    assert few[luck.CI] == [0.0, 1.0] and 0.4 < many[luck.CI][0] < many[luck.CI][1] < 0.6
+
+
+def test_a_question_with_more_tries_weighs_more():
+    """Nine hits of nine and none of one: the share moves by what each question adds to it, that is
+    (9 - 0.9 * 9) / 5 = 0.18 up and 0.18 down."""
+    found = luck.counted([("a", True)] * 9 + [("b", False)])
+    assert found["share"] == 0.9 and found[luck.CI] == pytest.approx([0.72, 1.0])
+
+
+@pytest.mark.parametrize("hit, wanted", [(False, [0.0, 0.1]), (True, [0.9, 1.0])])
+def test_none_or_all_leave_a_doubt(hit, wanted):
+    assert luck.counted([(n, hit) for n in range(30)])[luck.CI] == pytest.approx(wanted)
+
+
+def test_one_question_says_nothing_of_others():
+    found = luck.counted([("a", True), ("a", False)])
+    assert (found["share"], found[luck.CI]) == (0.5, [0.0, 1.0])
+
+
+def test_nothing_asked_says_nothing():
+    found = luck.counted([])
+    assert (found["asked"], found["share"], found[luck.CI]) == (0, None, [0.0, 1.0])
+    assert luck.said(found) == "0 of 0 (0.0%)"
+
+
+@pytest.mark.parametrize("mine, other, wanted", [
+    ((0.2, 0.3), 0.1, "surely more"), ((0.2, 0.3), (0.31, 0.4), "surely less"),
+    ((0.2, 0.3), 0.25, "not surely more or less"),
+    ((0.2, 0.3), [0.3, 0.4], "not surely more or less")])
+def test_intervals_are_compared_in_words(mine, other, wanted):
+    assert luck.versus(mine, other) == wanted
+
+
+# ---- the controls ----
+
+def test_right_paths_asked_again_by_hand(lab_of):
+    """r: right by default and along E; w: repaired along F and G, of which bfloat16 keeps none and
+    a batch loses F; alone, the default path of r is lost."""
+    E, F, G = (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1)
+
+    def rule(question, path, dtype, size):
+        if size == 1:
+            return path != DEFAULT
+        return path != F if dtype == torch.float32 else question.id == "r"
+    lab = lab_of([(asks("r"), row(True, [E])), (asks("w"), row(False, [F, G])),
+                  (asks("no"), row(False, []))], rule)
+    _, rows, meaning = luck.asked_again(lab)
+    assert [(r["asked again"].split(",")[0], "alone" in r["asked again"], r["default path"],
+             r["asked"], r["flipped"]) for r in rows] == [
+        ("float32", True, "right", 2, 1), ("float32", True, "wrong", 2, 0),
+        ("float32", False, "right", 2, 0), ("float32", False, "wrong", 2, 1),
+        ("bfloat16", True, "right", 2, 1), ("bfloat16", True, "wrong", 2, 0),
+        ("bfloat16", False, "right", 2, 0), ("bfloat16", False, "wrong", 2, 2)]
+    assert "In float32 0 of 2 (0.0%) flip where the default path was right; where it" in meaning
+    assert meaning.endswith("was wrong 2 of 2 (100.0%), not surely more or less.")
+
+
+def test_only_a_sample_is_asked_alone_and_only_of_the_first_questions(lab_of, monkeypatch):
+    monkeypatch.setattr(luck, "ALONE", 3)
+    lab = lab_of([(asks(str(n)), row(True, [])) for n in range(9)], lambda *a: True, limit=5)
+    rows = luck.asked_again(lab)[1]
+    assert [r["asked"] for r in rows] == [3, 0, 5, 0] * 2
+
+
+def test_share_of_right_paths_by_hand(lab_of):
+    """Of six other paths that were tried where two choices of four were wrong, one is right. Luck
+    makes a quarter right, and 2 (1 - 0.75 ** 3) = 1.16 questions."""
+    A, B, C = (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1)
+    lab = lab_of([(asks("w1"), row(False, [A], [B, C])), (asks("w2"), row(False, [], [A, B, C])),
+                  (asks("r"), row(True, [A, B], [C])),
+                  (asks("t", "7", ()), row(False, [A, B], [C]))])
+    _, (right, wrong, written), meaning = luck.share_of_right(lab)
+    assert (right["asked"], right["right"], right["by luck"]) == (3, 2, 0.25)
+    assert (wrong["questions"], wrong["asked"], wrong["right"]) == (2, 6, 1)
+    assert wrong[luck.CI] == pytest.approx([0, 1 / 3]) and wrong["share"] == pytest.approx(1 / 6)
+    assert (wrong["by luck"], wrong["repaired"], wrong["luck repairs"]) == (0.25, 1, 1)
+    assert (written["answer"], written["asked"], written["right"]) == ("written", 3, 2)
+    assert written["repaired"] == 1 and not {"by luck", "luck repairs"} & written.keys()
+    assert "1 of 6 (16.7%) other paths are right; they repair 1 of 2 questions" in meaning
+    assert "By luck 25.0% are right and repair 1: the share is not surely more or less" in meaning
+
+
+def test_options_move_and_the_right_letter_with_them():
+    told = "Question: 5 Options: (A) 1 (B) 10 (C) 3 Answer:"
+    question = asks("q", "B", ("1", "10", "3"), told).question
+    new = luck.moved(question, 1)
+    assert (new.choices, new.answer) == (("3", "1", "10"), "C")
+    assert new.prompt == "Question: 5 Options: (A) 3 (B) 1 (C) 10 Answer:"
+    assert luck.moved(question, 2).answer == "A"
+    plain = asks("q", "B").question
+    assert luck.moved(plain, 3).choices == ("y", "z", "w", "x")
+    assert luck.moved(plain, 3).answer == "A" and luck.moved(plain, 3).prompt is None
+    assert luck.moved(asks("q", "A", prompt="x, y, z or w?").question, 1) is None
+
+
+def test_moved_options_by_hand(lab_of):
+    """The label path says A whatever the question: of the three other orders of a question with A
+    none is right, of one with B, the order that moves it from B over D to A."""
+    P = (0, 1, 1, 1)
+
+    def rule(question, path, *_):
+        return question.answer == "A" if path == P else question.id[0] == "r"
+    lab = lab_of([(asks("r", "B"), row(True, [])), (asks("w1", "A"), row(False, [P])),
+                  (asks("w2", "B"), row(False, [P])), (asks("no"), row(False, [])),
+                  (asks("written", "7", ()), row(False, [P])),
+                  (asks("scored", options=((1,), (2,))), row(False, [P]))], rule)
+    _, (right, mended, plain), meaning = luck.options_moved(lab)
+    assert (right["questions"], right["asked"], right["right"]) == (1, 3, 3)
+    assert (mended["questions"], mended["asked"], mended["right"]) == (2, 6, 1)
+    assert (plain["asked"], plain["right"], plain["by luck"]) == (6, 0, 0.25)
+    assert "3 of 3 (100.0%) stay right; of repaired questions 1 of 6 (16.7%). That is" in meaning
+
+
+def test_no_multiple_choice_means_no_moved_options(lab_of):
+    _, rows, meaning = luck.options_moved(lab_of([(asks("t", "7", ()), row(True, []))]))
+    assert not rows and "Too few" in meaning
+
+
+def test_undone_edits_by_hand(lab_of):
+    """Only the skip of layer 1 matters: of P's three edits two can be undone, of Q's two one. S has
+    a single edit."""
+    P, Q, S, T = (2, 0, 1, 2), (1, 0, 0, 1), (0, 1, 1, 1), (1, 1, 2, 2)
+    lab = lab_of([(asks("w1"), row(False, [P], [T, S])), (asks("w2"), row(False, [Q])),
+                  (asks("s"), row(False, [S], [T])), (asks("r"), row(True, [P], label=P))],
+                 lambda question, path, *_: path[1] == 0)
+    _, (undone, other), meaning = luck.edit_undone(lab)
+    assert (undone["questions"], undone["asked"], undone["right"]) == (2, 5, 3)
+    assert undone["if one did it all"] == pytest.approx(3 / 5)
+    assert (other["asked"], other["right"]) == (2, 0)
+    assert "3 of 5 (60.0%) are still right" in meaning and "(0 of 2 (0.0%))" in meaning
+
+
+def test_single_edits_leave_nothing_to_undo(lab_of):
+    _, rows, meaning = luck.edit_undone(lab_of([(asks("s"), row(False, [(0, 1, 1, 1)]))]))
+    assert not rows and "nothing to undo" in meaning
+
+
+@pytest.mark.parametrize("layers, edits, number", [(12, 2.5, 50), (1, 3.0, 2), (2, 0.0, 4),
+                                                   (4, 4.0, 13)])  # 16 but three with 3 skips
+def test_random_paths_are_legal_different_and_edited_as_often_as_asked(layers, edits, number):
+    paths = luck.random_paths(layers, edits, 50, luck.random.Random(0))
+    assert len(paths) == len(set(paths)) == number
+    assert all(is_legal(path) and set(path) != {1} for path in paths)
+    counts = [sum(n != 1 for n in path) for path in paths]
+    assert set(counts) == {12: {2, 3}, 1: {1}, 2: {1}, 4: {4}}[layers]
+
+
+def test_a_menu_of_lucky_paths_by_hand(lab_of, monkeypatch):
+    """Path k is right for question k alone. The answer at hand, all eight are repaired; the best
+    path of each half repairs one question there, and none of the other half."""
+    paths = [tuple(1 + (k >> b) % 2 for b in range(4)) for k in range(1, 9)]
+    monkeypatch.setattr(luck, "random_paths", lambda *_: paths)
+    rule = lambda question, path, *_: path == paths[int(question.id)]
+    pairs = [(asks(str(n)), row(False, [(0, 1, 1, 1)] if n < 3 else [])) for n in range(8)]
+    _, rows, meaning = luck.random_menu(lab_of(pairs, rule))
+    assert [(r["wrong"], r["repaired"], r["lost"], r["gain"]) for r in rows] == [
+        (8, 3, 0, 0.375), (8, 8, 0, 1.0), (8, 2, 0, 0.25), (8, 0, 0, 0.0)]
+    assert "the search repairs 3 and random paths 8 of 8 wrong questions" in meaning
+    assert "gains +25.0 points where it was chosen and +0.0 where it was not" in meaning
+    pairs = [(asks(str(n)), row(True, [])) for n in range(8)]
+    rows = luck.random_menu(lab_of(pairs, rule))[1]
+    assert [(r["repaired"], r["lost"], r["gain"]) for r in rows] == [
+        (0, 0, 0.0), (0, 0, 0.0), (0, 6, -0.75), (0, 8, -1.0)]
+
+
+def test_a_path_that_helps_everywhere_also_helps_where_it_was_not_chosen(lab_of, monkeypatch):
+    good, bad = (2, 1, 1, 1), (0, 1, 1, 1)
+    monkeypatch.setattr(luck, "random_paths", lambda *_: [bad, good])
+    pairs = [(asks(str(n)), row(n % 2, [])) for n in range(9)]
+    rows = luck.random_menu(lab_of(pairs, lambda question, path, *_: path == good))[1]
+    assert rows[2]["gain"] == rows[3]["gain"] == pytest.approx(5 / 9)
+
+
+def test_a_menu_of_one_question_is_no_crash(lab_of):
+    rows = luck.random_menu(lab_of([(asks("0"), row(False, []))], lambda *a: True))[1]
+    assert rows[1]["repaired"] == 1
+
+
+def test_with_the_answer_at_hand_the_default_path_is_never_lost(lab_of):
+    rows = luck.random_menu(lab_of([(asks(str(n)), row(True, [])) for n in range(4)]))[1]
+    assert [r["lost"] for r in rows] == [0, 0, 4, 4]
+
+
+def test_single_edits_by_hand(lab_of):
+    """In the searches skipping layer 1 is right and everything else is wrong; of four test
+    questions it spoils three, and skipping layer 0 all."""
+    skip, others = (1, 0, 1, 1), [(0, 1, 1, 1), (1, 1, 0, 1), (2, 1, 1, 1)]
+    pairs = [(asks(str(n)), row(False, [skip], others)) for n in range(40)]
+    rule = lambda question, path, *_: path[0] and (path[1] or question.id == "t0")
+    tests = [asks(f"t{n}") for n in range(4)]
+    _, rows, meaning = luck.single_edits(lab_of(pairs, rule, tests))
+    assert len(rows) == 8 and rows[0]["edit"] == "skip 1" and rows[0]["questions"] == 4
+    assert rows[0]["effect"] == edit_effects([r for _, r in pairs])[1, 0].item() > 0.5
+    gains = {r["edit"]: r["gain"] for r in rows}
+    assert gains.pop("skip 1") == -0.75 and gains.pop("skip 0") == -1.0
+    assert set(gains.values()) == {0.0}
+    assert [abs(r["effect"]) for r in rows] == sorted(abs(r["effect"]) for r in rows)[::-1]
+    assert f"help by the searches' data (1) promise {100 * rows[0]['effect']:+.1f} po" in meaning
+    assert "they gain -75.0 [-100.0, -25.0]" in meaning
+    assert meaning.endswith(": surely less than 0, surely less than promised.")
+
+
+def test_edits_that_hold_on_fresh_questions_are_told_so(lab_of):
+    skip, others = (1, 0, 1, 1), [(0, 1, 1, 1), (1, 1, 0, 1), (2, 1, 1, 1)]
+    pairs = [(asks(str(n)), row(False, [skip], others)) for n in range(40)]
+    tests = [asks(f"t{n}") for n in range(40)]
+    lab = lab_of(pairs, lambda question, path, *_: path == skip, tests)
+    assert ": surely more than 0, surely more than promised." in luck.single_edits(lab)[2]
+
+
+def test_edits_that_only_harm_promise_nothing(lab_of):
+    pairs = [(asks(str(n)), row(True, [], [(0, 1, 1, 1), (1, 0, 1, 1)])) for n in range(40)]
+    lab = lab_of(pairs, lambda *a: True, [asks("t")])
+    assert luck.single_edits(lab)[2] == "By the searches' data none of these edits helps."
+
+
+# ---- the command ----
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run."""
+    base = tmp_path_factory.mktemp("luck")
+    rows = own_answers(save_tiny(base / "model", tiny_model(2, dtype=torch.float32)), 24)
+    for name, some in (("label", rows[:16]), ("test", rows[16:])):
+        (base / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+    train.main([*flags(base)[2:], "--out", str(base / "run"), "--simulations", "6", "--seeds", "1",
+                "--clusters", "1", "--choose", "shortest"])
+    return base
+
+
+def flags(base):
+    return ["--run", str(base / "run"), "--model", str(base / "model"), "--data",
+            str(base / "label.jsonl"), "--test", str(base / "test.jsonl")]
+
+
+def test_command_prints_every_table_with_its_meaning_and_keeps_them(run, capsys):
+    luck.main([*flags(run), "--limit", "12"])
+    printed, stored = capsys.readouterr().out, json.loads((run / "run" / "luck.json").read_text())
+    assert list(stored["controls"]) == [control.__name__ for control in luck.CONTROLS]
+    assert re.findall(r"^(\d)\. ", printed, re.MULTILINE) == list("123456")
+    for control in stored["controls"].values():
+        assert control["title"] in printed and control["meaning"] in " ".join(printed.split())
+    assert "NaN" not in json.dumps(stored) and stored["limit"] == 12
+    tested = stored["controls"]["single_edits"]["rows"]
+    assert len(tested) == 6 and {r["questions"] for r in tested} == {8}
+
+
+def test_a_path_that_never_was_right_is_found_when_it_is_asked_again(run, tmp_path):
+    """Through the real model: as the labels stand nothing flips in float32; with a wrong path among
+    the right ones of two questions, two do, each in its group."""
+    lab = luck.Lab(luck.parse_args(flags(run)))
+    flipped = lambda: [r["flipped"] for r in luck.asked_again(lab)[1][:4]]
+    assert flipped() == [0, 0, 0, 0]
+    for default in (True, False):
+        changed = next(r for r in lab.label_rows if r["default_correct"] == default and r["wrong"])
+        changed["correct"].append((changed["wrong"][0], 0.5))
+    assert flipped() == [1, 1, 1, 1]
+
+
+def test_a_folder_that_is_no_run_is_refused_in_one_line(run, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "extras.luck", *flags(run)[2:], "--run",
+                           str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "config.json: no such file; --run is the folder of a finished run" in done.stderr
+    assert not (tmp_path / "none").exists()

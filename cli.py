@@ -223,11 +223,9 @@ def add_data_flags(parser, data, batch_size):
 
 
 def use_device(args):
-    """Sets --threads and checks --device. Each process of torchrun has a GPU, or its share of the
-    CPU's threads, of its own."""
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    threads = args.threads or max(1, torch.get_num_threads() // together)
-    torch.set_num_threads(threads)
+    """Sets --threads and checks --device; of several GPUs each process of torchrun has its own."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     check_device(args.device)

@@ -200,6 +200,11 @@ class Routers(nn.Module):
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
 
 
+def router_file(path):
+    """The router file that a path names: itself, or the one in a folder."""
+    return path / "routers.safetensors" if path.is_dir() else path
+
+
 def read_notes(file, text, model):
     """What a router file's metadata says; InputError unless it is of routers for this model, which
     is known before anything of the sizes that it names is made."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import cli
 from cli import InputError, read_json, write_json
-from drllm import RouterRoute, Routers
+from drllm import RouterRoute, Routers, router_file
 from model_llama import fixed, load_model, load_tokenizer
 from tasks import answer, load_all, prepare
 
@@ -253,8 +253,7 @@ def parse_args(argv=None):
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
-    args.routers = [file / "routers.safetensors" if file.is_dir() else file
-                    for file in args.routers]
+    args.routers = [router_file(path) for path in args.routers]
     if set(args.routes) - set(ROUTES):
         from extras.baselines import BASELINES
         unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})

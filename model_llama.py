@@ -280,9 +280,10 @@ def run_blocks(model, hidden, span, cache, route=None):
     return hidden
 
 
-def prefill(model, tokens, route=None, lengths=None, capacity=0):
-    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so. The route
-    decides here, once per row. capacity: tokens per row the cache has room for."""
+def prefill(model, tokens, route=None, lengths=None, capacity=0, span=None):
+    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so; what follows
+    a prompt in its row is never shown to the route, which decides here, once per row. capacity:
+    tokens per row the cache has room for. span: positions and mask, if not a plain text's."""
     B, T = tokens.shape
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:
@@ -294,8 +295,9 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0):
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
     cache = model.empty_cache(lengths, T, capacity)
-    span = model.span(cache, 0, T)
-    return run_blocks(model, model.embed_tokens(tokens), span, cache, route), cache
+    hidden, span = model.embed_tokens(tokens), span or model.span(cache, 0, T)
+    decide = lambda layer, hidden, lengths: route(layer, hidden[:, :max(cache.lengths)], lengths)
+    return run_blocks(model, hidden, span, cache, decide), cache
 
 
 def decode(model, tokens, cache):

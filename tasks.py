@@ -22,7 +22,7 @@ from cli import InputError
 from extras import likelihood  # likelihood and schemas are parts of this file, read on trust
 from extras.schemas import LETTERS, f1, fields_of, rows_of
 from grading import answers_equal, extract_boxed
-from model_llama import fixed, generate, pad, run_blocks
+from model_llama import fixed, generate, pad, prefill, run_blocks
 
 OPENED = "\\boxed{"
 LETTER_TOKENS, BOXED_TOKENS = 10, 15  # the authors' limits on a new answer
@@ -185,8 +185,8 @@ def _squeezed(text):
 
 # ---- reward ----
 
-_LETTER = re.compile(r"\s*(?:answer:?|the correct answer is:?|\s)*"
-                     r"(?:\(([a-j])\)|([a-j])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
+_LETTER = re.compile(rf"\s*(?:answer:?|the correct answer is:?|\s)*(?:\(([{LETTERS}])\)|"
+                     rf"([{LETTERS}])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _WORDS = re.compile(r"\w(?: \w)+")  # single letters or digits, one after the other
 
@@ -358,15 +358,22 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, know
 
 
 def likeliest(model, prompts, route, known=None):
-    """(letters, confidence (B,), decisions (B, L)) of the options that the model finds likeliest
-    (extras/likelihood.py). The route sees the text before the options. known: through_layers()."""
+    """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
+    scores, decisions = option_scores(model, prompts, route, known)
+    options, confidence = zip(*(likelihood.pick(p.question, of_options)
+                                for p, of_options in zip(prompts, scores)))
+    return [LETTERS[option] for option in options], torch.tensor(confidence), decisions
+
+
+@torch.inference_mode()
+def option_scores(model, prompts, route, known=None):
+    """(scores, decisions (B, L)) of prompts with options, see likelihood.scores_of. The route sees
+    the text before the options. known: see through_layers()."""
     hidden, decisions = through_layers(
         model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], route, known,
         likelihood.span_of(model, prompts))
-    picked = [likelihood.pick(p.question, likelihood.scores_of(model, states, p))
-              for p, states in zip(prompts, hidden)]
-    confidence = torch.tensor([confidence for _, confidence in picked])
-    return [LETTERS[option] for option, _ in picked], confidence, decisions
+    scores = [likelihood.scores_of(model, states, p) for p, states in zip(prompts, hidden)]
+    return scores, decisions
 
 
 # ---- is the answer right along a path? ----
@@ -442,11 +449,11 @@ def through_layers(model, sequences, lengths, route, known=None, span=None):
     {decisions of the first l layers: hidden (T, D) entering layer l}. A row goes on from the
     longest beginning of its path that is known, and adds what it computes; the route is fixed."""
     tokens, ends = pad(sequences, model.embed_tokens.weight.device)
+    if known is None:
+        hidden, cache = prefill(model, tokens, route, lengths, span=span)
+        return hidden, cache.decisions
     (B, T), L = tokens.shape, model.config.num_layers
     hidden, cache = model.embed_tokens(tokens), model.empty_cache(lengths, T)
-    route, span = route or fixed((1,) * L), span or model.span(cache, 0, T)
-    if known is None:
-        return run_blocks(model, hidden, span, cache, route), cache.decisions
     paths = route.decisions.expand(B, L)
     decisions = [tuple(path) for path in paths.tolist()]
     starts = [max((l for l in range(1, L) if path[:l] in found), default=0)
@@ -461,4 +468,4 @@ def through_layers(model, sequences, lengths, route, known=None, span=None):
             if layer > start:
                 known[row][decisions[row][:layer]] = entering[row, :ends[row]].clone()
         return remaining[:, layer]
-    return run_blocks(model, hidden, span, cache, remember), paths
+    return run_blocks(model, hidden, span or model.span(cache, 0, T), cache, remember), paths

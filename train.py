@@ -122,7 +122,7 @@ def split(questions, share=0.2):
 
 def load_data(args):
     """(questions to label, held-out questions): of files of their own, or a split of --data."""
-    load = lambda files: load_all(files, args.skip_bad_rows, getattr(args, "score", "letter"))
+    load = lambda files: load_all(files, args.skip_bad_rows, args.score)
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
     to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))

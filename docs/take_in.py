@@ -3,7 +3,6 @@
     .venv/bin/python docs/take_in.py --demo runs/demo                          the run of `make`
     .venv/bin/python docs/take_in.py --base "seed 0" runs/seed0                another base model's
     .venv/bin/python docs/take_in.py --paper "the demo" runs/demo/paper        its experiments
-    .venv/bin/python docs/take_in.py --real runs/real                          of extras/real.py
 """
 import argparse
 import json
@@ -90,45 +89,13 @@ def experiments(folder, names):
             for name in names}
 
 
-def really_searched(rows):
-    """Table 2 of a labels file: {what: figure as text}."""
-    right, wrong = ([row for row in rows if row["default_correct"] is so] for so in (True, False))
-    saved = [len(row["decisions"]) - row["length"] for row in right]
-    share = lambda some: f"{100 * sum(some) / max(1, len(some)):.1f}%"
-    tried = lambda some: [*([1] * sum(len(row["correct"]) for row in some)),
-                          *([0] * sum(len(row["wrong"]) for row in some))]
-    made = [count for row in rows if row["correct"] for count in row["decisions"]]
-    return {"label questions": f"{len(rows):,}", "default path right": share(
-                [row["default_correct"] for row in rows]),
-            "layers saved where it is": f"{sum(saved) / max(1, len(right)):.2f}",
-            "wrong ones repaired": share([bool(row["correct"]) for row in wrong]),
-            "labels, skip / execute / repeat": " / ".join(
-                share([count == n for count in made]) for n in range(3)),
-            "paths tried that are right, default right": share(tried(right)),
-            "paths tried that are right, default wrong": share(tried(wrong))}
-
-
-def real(folder):
-    """assets/real.json of a folder of extras/real.py."""
-    found = read_json(folder / "real.json")
-    for name in ("arithmetic", "choices"):
-        if name in found:
-            labels = folder / f"{name}-safe" / "labels.jsonl"
-            rows = [json.loads(line) for line in labels.read_text().splitlines()]
-            found[name]["search"] = really_searched(rows)
-    return found
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--demo", type=Path, metavar="RUN", help="finished run folder of `make`")
     for flag, kind in (("--base", "RUN"), ("--paper", "DIR")):
         parser.add_argument(flag, nargs=2, action="append", default=[], metavar=("NAME", kind),
                             help="a base model's name in the tables, and what was measured on it")
-    parser.add_argument("--real", type=Path, metavar="DIR", help="folder of extras/real.py")
     args = parser.parse_args(argv)
-    if args.real:
-        write_json(ASSETS / "real.json", real(args.real))
     if args.demo:
         write_json(ASSETS / "demo.json", taken_in(args.demo))
         args.base.insert(0, (FIRST, args.demo))

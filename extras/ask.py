@@ -16,15 +16,10 @@ import torch
 
 import cli
 from cli import InputError
-from drllm import Routers
+from drllm import Routers, router_file
 from extras.explain import printable
 from mcts import REPEAT, SKIP
 from model_llama import decode, load_model, load_tokenizer, prefill
-
-
-def router_file(path):
-    """The router file that a path names: itself, or the one in a folder."""
-    return path / "routers.safetensors" if path.is_dir() else path
 
 
 # ---- one answer ----

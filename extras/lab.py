@@ -21,7 +21,8 @@ from label import content_hash, read_rows
 from model_llama import fixed
 from tasks import prepare
 
-INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "limit")  # of a run
+INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "limit",
+             "score")  # of a run
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
 SCREEN = 100  # label questions that candidates for static paths are screened on
 

@@ -23,9 +23,8 @@ import torch
 import cli
 from cli import DTYPES, InputError
 from drllm import RouterRoute, Routers
-from extras.likelihood import scores_of, span_of
 from model_llama import generate, load_model, load_tokenizer
-from tasks import Prompt, through_layers
+from tasks import Prompt, option_scores
 
 if __name__ == "__main__":
     if find_spec("lm_eval") is None:
@@ -44,16 +43,12 @@ from tqdm import tqdm  # noqa: E402
 GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_gen_toks"}
 
 
-@torch.inference_mode()
 def score(model, contexts, continuations, route=None):
     """(answers, decisions (B, L)): answers[b][k] is (log-probability, is greedy) of context b's
     k-th continuation. A context and its continuations are one sequence (extras/likelihood.py)."""
     prompts = [Prompt(None, tuple(ids), options=tuple(map(tuple, some)),
                       scored=tuple(map(len, some))) for ids, some in zip(contexts, continuations)]
-    hidden, decisions = through_layers(model, [p.sequence for p in prompts],
-                                       [len(p.ids) for p in prompts], route,
-                                       span=span_of(model, prompts))
-    return [scores_of(model, states, p) for p, states in zip(prompts, hidden)], decisions
+    return option_scores(model, prompts, route)
 
 
 def alike(method):

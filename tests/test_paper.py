@@ -6,6 +6,7 @@ import random
 import shutil
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cli import InputError
 from choose import upper_hull
 from drllm import pool_windows
 from extras import experiments, paper, pictures
-from extras.lab import Lab, some_of_each
+from extras.lab import Lab, opened, some_of_each
 from model_llama import fixed, generate, load_model, load_tokenizer
 from tasks import Prompt, Question
 from tiny import save_tiny, tiny_model
@@ -68,6 +69,16 @@ def command(base, *names, limit="40"):
 
 def lab_of(base, *names):
     return Lab(paper.parse_args(command(base, *names)))
+
+
+@pytest.mark.parametrize("score", ["letter", "likelihood-per-byte"])
+def test_a_run_is_opened_again_with_the_score_it_was_made_with(tmp_path, monkeypatch, score):
+    """Catches a run whose options were scored by likelihood, asked for letters."""
+    (tmp_path / "config.json").write_text(json.dumps({"score": score, "fingerprint": "f"}))
+    model = SimpleNamespace(fingerprint=lambda: "f")
+    monkeypatch.setattr(train, "Run", lambda flags: SimpleNamespace(args=flags, model=model))
+    again = opened(paper.parse_args(["table3", "--run", str(tmp_path)]))
+    assert again.args.score == score and again.args.out == tmp_path
 
 
 @pytest.fixture(scope="module")

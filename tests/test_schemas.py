@@ -572,6 +572,16 @@ def test_files_prepared_for_likelihood_load(shared, name, task, count, options):
         assert all(q.question.count("_") == 1 for q in found)
 
 
+def test_unfinished_is_true_or_false():
+    """Catches a word taken for no, or for yes: the form of the prompt hangs on it."""
+    row = {"question": "The sky is", "choices": ["blue", "flat"], "answer": "A"}
+    assert [read_row(row | {"unfinished": one}).unfinished for one in (True, False, None)] == [
+        True, False, False]
+    for word in ("true", "false", "", 2, []):
+        with pytest.raises(ValueError, match="unfinished must be true or false"):
+            read_row(row | {"unfinished": word})
+
+
 def test_a_share_of_words_is_no_score_of_a_letter():
     """Catches choices that are judged by their letter and graded by words in common."""
     with pytest.raises(ValueError, match="metric f1"):

@@ -345,6 +345,14 @@ def test_letter_is_the_one_the_answer_starts_with(text, letter):
     assert extract_answer(text, CHOICE) == letter
 
 
+@pytest.mark.parametrize("letter", LETTERS)
+def test_every_letter_that_an_option_may_have_can_be_given(letter):
+    """Catches options that a file may have and no answer can name."""
+    question = Question("c", "arc", 0, "q", letter, tuple(LETTERS.lower()))
+    for text in (letter, f" ({letter}) it is", f"Answer: {letter.lower()}.", f"{letter})"):
+        assert grade(text, question) == 1.0
+
+
 @pytest.mark.parametrize("text", ["E", "(E) none", "J", "Answer: f."])
 def test_letter_beyond_the_options_is_wrong(text):
     """Catches a grade that compares anything but the letters."""

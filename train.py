@@ -58,7 +58,7 @@ def feature_store(size, folder):
     there is room for, and all of it is gone with the process."""
     numbers = math.prod(size)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with cli.writing(folder), tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # a full disk is met here, not later
         return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=numbers).view(size)
 

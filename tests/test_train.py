@@ -47,6 +47,17 @@ def test_features_are_what_the_routers_see_along_the_labelled_path():
             assert not pooled[n, layer, used:].any()
 
 
+def test_a_disk_too_full_for_the_features_is_named_and_nothing_stays(tmp_path, monkeypatch):
+    """Catches "error: output: No space left on device", which the soak met."""
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.os, "posix_fallocate", disk_full)
+    with pytest.raises(OSError) as error:
+        train.feature_store((2, 3), tmp_path)
+    assert error.value.filename == str(tmp_path) and list(tmp_path.iterdir()) == []
+
+
 def test_features_in_a_folder_are_the_features_in_memory_and_leave_no_file(tmp_path):
     """Catches a mapped file that loses what is written, and one that stays behind."""
     model, rng = tiny_model(dtype=torch.float32), torch.Generator().manual_seed(1)

@@ -11,30 +11,18 @@ file of their own that names the model they belong to.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
-import json
-
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cli import InputError, open_tensors, write_whole
+from parts import router_file
+from parts.router_file import GUARD, NEAREST, SIZES
 
 # N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
 # M guard points   G guard dimensions
 
-SETTINGS = ("num_layers", "hidden_size", "width", "windows")
-GUARD = ("guard_projection", "guard_points", "guard_limits")
-LARGEST = 2 ** 16  # width, windows, layers or hidden size of a router file
-NEAREST = 3  # the guard measures the distance to the third nearest point
-
 
 # ---- windowed pooling ----
-
-def window_counts(lengths, windows):
-    """How many windows each prompt fills, (N,): a short prompt has one per token."""
-    return lengths.clamp(max=windows)
-
 
 def window_matrix(lengths, T, windows):
     """(N, min(W, T), T): row w averages the tokens of window w; unused windows are zero.
@@ -42,7 +30,7 @@ def window_matrix(lengths, T, windows):
     A prompt of n tokens has w = min(W, n) windows of n // w tokens; the remainder is dropped
     (paper §3.1). Ten tokens in four windows: [0,1] [2,3] [4,5] [6,7], and 8, 9 unseen.
     """
-    counts = window_counts(lengths, windows)
+    counts = lengths.clamp(max=windows)
     sizes = lengths // counts
     window_of = torch.arange(T, device=lengths.device) // sizes[:, None]  # (N, T)
     window_of = window_of.masked_fill(window_of >= counts[:, None], -1)
@@ -169,58 +157,19 @@ class Routers(nn.Module):
 
     def save(self, file):
         """Writes the routers as safetensors; sizes and notes stand in the metadata."""
-        notes = self.notes | {name: getattr(self, name) for name in SETTINGS}
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        data = safetensors.torch.save(tensors, {"drllm": json.dumps(notes)})
-        write_whole(file, lambda part: part.write_bytes(data))
+        sizes = {name: getattr(self, name) for name in SIZES}
+        router_file.write(file, self.state_dict(), self.notes | sizes)
 
     @classmethod
     def load(cls, file, model):
-        """The routers of a file, on the model's device. InputError if they are another model's."""
-        with open_tensors(file) as stored:
-            notes = read_notes(file, (stored.metadata() or {}).get("drllm", "{}"), model)
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32")
-        with torch.device("meta"):  # the shapes that the sizes ask for
-            routers = cls(*(notes[name] for name in SETTINGS))
-            if GUARD[1] in tensors:
-                L, D = routers.num_layers, routers.hidden_size
-                M, G = (*tensors[GUARD[1]].shape, 0, 0)[1:3]
-                routers.set_guard(torch.empty(D, G), torch.empty(L, M, G), torch.empty(L))
-                if M < NEAREST:
-                    raise InputError(f"{file}: a guard of {M} points; {NEAREST} are the least")
-        try:
-            routers.load_state_dict(tensors, assign=True)
-        except RuntimeError as error:
-            raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: "
-                             f"{error}") from error
+        """The routers of a file, or of a folder that has one, on the model's device. InputError if
+        they are another model's."""
+        tensors, notes = router_file.read(file, model)
+        routers = cls(*(notes[name] for name in SIZES))
         routers.notes = notes
+        for name, tensor in tensors.items():
+            setattr(routers, name, tensor if name in GUARD else nn.Parameter(tensor))
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
-
-
-def router_file(path):
-    """The router file that a path names: itself, or the one in a folder."""
-    return path / "routers.safetensors" if path.is_dir() else path
-
-
-def read_notes(file, text, model):
-    """What a router file's metadata says; InputError unless it is of routers for this model, which
-    is known before anything of the sizes that it names is made."""
-    try:
-        notes = json.loads(text)
-        sizes = [notes.get(name) for name in SETTINGS]
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise InputError(f"{file}: not a router file: {error}") from error
-    wanted = [model.config.num_layers, model.config.hidden_size]
-    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
-        raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
-    if notes.get("model") != model.fingerprint() or sizes[:2] != wanted:
-        raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
-                         f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
-                         f"{wanted[0]} layers of {wanted[1]}")
-    return notes
 
 
 class RouterRoute:
@@ -235,8 +184,8 @@ class RouterRoute:
 
     def pool(self, hidden, lengths):
         """(pooled windows (B, W, D), counts of them in use (B,)) of hidden states (B, T, D)."""
-        counts = window_counts(lengths, self.routers.windows)
-        return pool_windows(hidden, lengths, self.routers.windows), counts
+        windows = self.routers.windows
+        return pool_windows(hidden, lengths, windows), lengths.clamp(max=windows)
 
     def logits(self, layer, pooled, counts):
         """(B, 3) of skip, execute and repeat."""

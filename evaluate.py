@@ -3,7 +3,7 @@
 A route is worth its name only if it beats what needs no router, so two controls stand in every
 table: the best *static* path of the label questions at the same mean depth (two static paths may
 be mixed to meet it exactly), and the routers' own decisions *shuffled* over the layers. The other
-methods of the paper come in through one hook, add_methods. Gains are paired: the same questions,
+methods of the paper come in through one hook, in compare(). Gains are paired: the same questions,
 a bootstrap over them, the mean over router seeds.
 
 "in" are tasks the labels knew, "out" are tasks they never saw. layers: blocks per forward pass,
@@ -20,10 +20,10 @@ import torch
 from tqdm import tqdm
 
 import cli
-from cli import InputError, read_json, write_json
-from drllm import RouterRoute, Routers, router_file
+from drllm import RouterRoute, Routers
 from model_llama import fixed, load_model, load_tokenizer
-from tasks import answer, load_all, prepare
+from parts.files import InputError, read_json, write_json
+from tasks import answer, load_all, prepare, refuse_overlap
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
 ACTIONS = ("skip", "execute", "repeat")
@@ -55,8 +55,7 @@ def interval(difference, resamples=1000, seed=0):
     values = np.asarray(difference, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
 def summarise(outcome, vanilla, rows):
@@ -114,16 +113,15 @@ class Comparison:
 
     def metrics(self):
         """The object of metrics.json."""
-        task_of = np.array(self.tasks)
-        tasks = {}
+        tasks, questions = {}, [prompt.question for prompt in self.prompts]
         for task in dict.fromkeys(self.tasks):
-            rows = torch.from_numpy(task_of == task)
+            rows = torch.tensor([q.task == task for q in questions])
             domain = "in" if self.inside[rows].all() else "out"
             tasks[task] = {"domain": domain, "routes": self.summary(rows)}
-            levels = sorted({p.question.level for p, r in zip(self.prompts, rows) if r})
+            levels = sorted({q.level for q in questions if q.task == task})
             if len(levels) > 1:
-                at = lambda level: torch.tensor([p.question.level == level for p in self.prompts])
-                tasks[task]["levels"] = {level: self.summary(rows & at(level)) for level in levels}
+                tasks[task]["levels"] = {level: self.summary(rows & torch.tensor(
+                    [q.level == level for q in questions])) for level in levels}
         return {"routes": self.summary(self.counted), "tasks": tasks,
                 "seconds": {name: outcome.seconds for name, outcome in self.outcomes.items()}}
 
@@ -147,32 +145,26 @@ def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUT
         add_static(table, main, statics)
     if "shuffled" in routes:
         table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
-    others = [name for name in routes if name not in ROUTES]
-    if others:
-        add_methods(table, others, routed[main][1], table.outcomes[main], calibration, labels)
+    if others := [name for name in routes if name not in ROUTES]:
+        from extras import baselines  # the hook: it builds on this project, which works without it
+        baselines.add(table, others, [route.routers for route in routed[main][1]],
+                      table.outcomes[main], calibration, labels)
     if "dr.llm" not in routes:  # it was asked for its depth and decisions only
         del table.outcomes[main]
     return table
 
 
-def add_methods(table, names, routes, outcome, calibration, labels):
-    """The hook for the other methods of the paper's tables: extras/baselines.py asks them at the
-    depth of the outcome of Dr.LLM's routes."""
-    from extras import baselines  # builds on this project; the core works without it
-    baselines.add(table, names, [route.routers for route in routes], outcome, calibration, labels)
-
-
 def add_static(table, main, statics):
     """Asks every static path of the frontier; the two around the routers' depth become routes."""
-    asked = [(length, table.ask(f"static, {length} layers", [fixed(path)]))
-             for length, path in statics]
-    table.statics = [(length, outcome.right) for length, outcome in asked]
+    asked = {length: table.ask(f"static, {length} layers", [fixed(path)])
+             for length, path in statics}
+    table.statics = [(length, outcome.right) for length, outcome in asked.items()]
     layers = table.outcomes[main].layers[table.counted].mean().item()
-    below = max((pair for pair in asked if pair[0] <= layers), default=asked[0], key=lambda p: p[0])
-    above = min((pair for pair in asked if pair[0] > layers), default=below, key=lambda p: p[0])
-    table.outcomes["static below"] = below[1]
-    if above is not below:
-        table.outcomes["static above"] = above[1]
+    below = max((length for length in asked if length <= layers), default=min(asked))
+    above = min((length for length in asked if length > layers), default=below)
+    table.outcomes["static below"] = asked[below]
+    if above != below:
+        table.outcomes["static above"] = asked[above]
 
 
 # ---- what a person reads ----
@@ -185,11 +177,10 @@ def percent(value, sign=False):
 def aligned(rows):
     """A table as text: rows {column: text} below a header, the first column flush left."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [dict(zip(columns, columns)), *rows]
-    width = {column: max(len(line.get(column, "")) for line in lines) for column in columns}
-    side = lambda column: "<" if column == columns[0] else ">"
-    return "\n".join("  ".join(f"{line.get(column, ''):{side(column)}{width[column]}}"
-                               for column in columns).rstrip() for line in lines)
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    width = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([first.ljust(width[0]), *map(str.rjust, others, width[1:])]).rstrip()
+                     for first, *others in lines)
 
 
 def total_row(name, figures):
@@ -253,7 +244,6 @@ def parse_args(argv=None):
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
-    args.routers = [router_file(path) for path in args.routers]
     if set(args.routes) - set(ROUTES):
         from extras.baselines import BASELINES
         unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})
@@ -266,37 +256,29 @@ def parse_args(argv=None):
 
 
 def load_seeds(files, model):
-    """(Routers of every file, the tasks they were trained on); files must be of one recipe."""
+    """Routers of every file, which must be of one recipe and name the tasks they learned from."""
     seeds = [Routers.load(file, model) for file in files]
     for file, one in zip(files, seeds):
+        for key in ("windows", "width", "tasks"):
+            if one.notes.get(key) != seeds[0].notes.get(key):
+                raise InputError(f"{file}: {key} {one.notes.get(key)}; {files[0]} has "
+                                 f"{seeds[0].notes.get(key)}. Seeds of one recipe agree")
         tasks = one.notes.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-            raise InputError(f"{file}: its metadata must list the tasks it was trained on, got "
-                             f"{tasks!r}")
-        for key in ("windows", "width", "tasks"):
-            if one.notes[key] != seeds[0].notes[key]:
-                raise InputError(f"{file}: {key} {one.notes[key]}; {files[0]} has "
-                                 f"{seeds[0].notes[key]}. Seeds of one recipe agree")
-    return seeds, {task for one in seeds for task in one.notes["tasks"]}
+            raise InputError(f"{file}: its metadata must list its tasks, got {tasks!r}")
+    return seeds
 
 
 def read_statics(file, num_layers):
     """[(length, path)] of the frontier in a paths.json."""
     try:
         statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
+        for _, path in statics:
+            if len(path) != num_layers or not set(path) <= {0, 1, 2}:
+                raise ValueError(f"{path} has {len(path)} layers, the model {num_layers}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
-    for _, path in statics:
-        if len(path) != num_layers or not set(path) <= {0, 1, 2}:
-            raise InputError(f"{file}: a path of {len(path)} layers, {path}; the model has "
-                             f"{num_layers}")
     return statics
-
-
-def read_prompts(files, args, model, tokenizer):
-    """Prompts of the first --limit questions in files."""
-    questions = load_all(files, args.skip_bad_rows, args.score)[:args.limit]
-    return prepare(questions, tokenizer, model)[0]
 
 
 def main(argv=None):
@@ -305,21 +287,21 @@ def main(argv=None):
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    seeds, known = load_seeds(args.routers, model)
-    prompts = read_prompts(args.data, args, model, tokenizer)
-    calibration = args.calibration and read_prompts(args.calibration, args, model, tokenizer)
-    both = {p.question.id for p in calibration or ()} & {p.question.id for p in prompts}
-    if both:
-        raise InputError(f"{args.data[0]}: {len(both)} of {len(prompts)} questions also stand in "
-                         f"--calibration, e.g. {min(both)}")
-    beside = args.routers[0].parent if args.routers else args.out
+    seeds = load_seeds(args.routers, model)
+    data, fitted_on = (load_all(files, args.skip_bad_rows, args.score)[:args.limit] if files else []
+                       for files in (args.data, args.calibration))
+    refuse_overlap(args.data[0], data, "--calibration", fitted_on)
+    prompts = prepare(data, tokenizer, model)[0]
+    calibration = fitted_on and prepare(fitted_on, tokenizer, model)[0]
+    first = args.routers[0] if args.routers else args.out
+    beside = first if first.is_dir() else first.parent
     menu, chosen, statics = beside / "paths.json", beside / "chosen.json", []
     if "static" in args.routes and menu.exists():
         statics = read_statics(menu, model.config.num_layers)
     elif "static" in args.routes:
         print(f"no {menu}: the static paths are left out")
     labels = read_json(chosen) if chosen.exists() else {}
-    known = known or {prompt.question.task for prompt in prompts}  # without routers: every task
+    known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
                     args.routes, args.batch_size, calibration, labels)

@@ -2,7 +2,7 @@
 
 The folder is somebody else's input. Every key that changes the computation is honoured or
 refused by name; nothing is guessed. Weights are read from safetensors files only: a pickle is
-a program. A chat template is one too, which is why extras/chat_template.py runs it.
+a program. A chat template is one too, which is why parts/chat_template.py runs it.
 
     from hf_folder import load_tokenizer; load_tokenizer("demo/model").encode("3 + 4")
 """
@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer as FastTokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import normalizers, pre_tokenizers
 
-from cli import DTYPES, MOST_JSON, InputError, open_tensors, read_file, read_json
-from extras import chat_template
+from cli import DTYPES
+from parts import chat_template
+from parts.files import MOST_JSON, InputError, open_tensors, read_file, read_json
 
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 FOLLOWED = {  # keys that change the computation, and the only value this decoder follows

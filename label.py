@@ -12,11 +12,9 @@ not depend on what is searched beside it.
 import hashlib
 import json
 import math
-import os
 import random
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +22,10 @@ import torch
 from tqdm import tqdm
 
 import cli
-from cli import InputError
-from extras.label_file import check_header, merge, parts, read_all, read_rows
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
+from parts.files import InputError, writing
+from parts.label_file import opened, process, read_rows
 from tasks import Prompt, judge, load_all, prepare
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
@@ -36,7 +34,7 @@ SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question 
 @dataclass
 class Search:
     """A search under way. path: what it asks about now. confidence: of the right paths met so
-    far, in order. known: the hidden states that its paths share (tasks.through_layers)."""
+    far, in order. known: the hidden states that its paths share (parts/sharing.py)."""
     prompt: Prompt
     steps: Generator
     path: tuple
@@ -120,37 +118,21 @@ def header(model, config, seed):
 def label(model, tokenizer, questions, file, config, seed=0, batch_size=256):
     """Rows of labels for the questions, made now or found in the file, in the questions' order.
 
-    Under torchrun each process takes the questions whose id falls to its rank and appends to a
-    part of its own; the first process merges the parts. Two runs cannot write one file.
+    Under torchrun each process takes the questions whose id falls to its rank.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    file, layers = Path(file), model.config.num_layers
-    mine = file if world == 1 else file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
+    (rank, world), file, layers = process(), Path(file), model.config.num_layers
     prompts, too_long = prepare(questions, tokenizer, model)
     if too_long and rank == 0:
         print(f"{len(too_long)} of {len(questions)} questions exceed the context of "
               f"{model.config.max_positions} tokens and are left out: "
               f"{', '.join(q.id for q in too_long[:5])} ...")
-    with cli.locked(mine if rank else file):
-        for part in parts(file) if world == 1 else ():  # one of torchrun's may be at work yet
-            with cli.locked(part):
-                pass
-        check_header(file, header(model, config, seed))
-        rows = read_all(file, layers, mine)
+    with opened(file, header(model, config, seed), layers, questions) as (mine, rows):
         missing = [p for p in prompts
                    if rows.get(p.question.id, {}).get("content") != content_hash(p)
                    and int(digest(p.question.id), 16) % world == rank]
         searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size)
         append_rows(mine, searches, rows, len(missing), config.simulations + 1)
-        if world > 1:
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-            torch.distributed.barrier()  # every part is complete, however far apart they finish
-        if rank == 0:
-            merge(file, layers, questions)
-        if world > 1:
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
-        rows = read_rows(file, layers)
+    rows = read_rows(file, layers)
     return [rows[p.question.id] for p in prompts]
 
 
@@ -159,7 +141,7 @@ def append_rows(file, searches, rows, number, paths_each):
     if not number:
         return
     bar = tqdm(total=number * paths_each, unit="path", desc=f"searching {number} questions")
-    with cli.writing(file), open(file, "a") as stream, bar:
+    with writing(file), open(file, "a") as stream, bar:
         for result in searches(progress=bar.update):
             row = row_of(*result)
             rows[row["id"]] = row
@@ -195,7 +177,7 @@ def main(argv=None):
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
     rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
-    if os.environ.get("RANK", "0") == "0":
+    if process()[0] == 0:
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 
 

@@ -1,7 +1,7 @@
 """Questions in, reward out: question files, prompts, answers along a route, and their grades.
 
 Every file format and every schema of rows, ours and the usual benchmarks', is described in
-extras/schemas.py; a schema is known by its fields, never by its file's name. Prompts are the
+parts/schemas.py; a schema is known by its fields, never by its file's name. Prompts are the
 paper's (Appendix A): through the chat template if the folder has one, else the base prompt with
 the answer already begun. Multiple choice is answered by a letter, or scored by the likelihood of
 its options as the lm-evaluation-harness does; anything else is answered inside \\boxed{}. Model
@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
-from cli import InputError
-from extras import likelihood  # likelihood and schemas are parts of this file, read on trust
-from extras.schemas import LETTERS, f1, fields_of, rows_of
 from grading import answers_equal, extract_boxed
-from model_llama import fixed, generate, pad, prefill, run_blocks
+from model_llama import fixed, generate
+from parts import likelihood
+from parts.files import InputError
+from parts.schemas import LETTERS, f1, fields_of, rows_of
+from parts.sharing import through_layers
 
 OPENED = "\\boxed{"
 LETTER_TOKENS, BOXED_TOKENS = 10, 15  # the authors' limits on a new answer
@@ -129,6 +130,13 @@ def load_all(files, skip_bad_rows=False, score="letter"):
             if questions.setdefault(question.id, question) != question:
                 raise InputError(f"{file}: id {question.id!r} also stands in another file")
     return list(questions.values())
+
+
+def refuse_overlap(file, questions, flag, others):
+    """InputError if questions of the file also stand among the others, which the flag names."""
+    if both := {q.id for q in questions} & {q.id for q in others}:
+        raise InputError(f"{file}: {len(both)} of {len(questions)} questions also stand in {flag}, "
+                         f"e.g. {min(both)}")
 
 
 def read_row(row):
@@ -332,7 +340,7 @@ def batches(prompts, batch_size):
 def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, known=None):
     """The Answers of every prompt. route: a Route, None, or decisions (N, L), a path per prompt.
     progress: called with the number of prompts answered by each batch. known: of options scored by
-    likelihood, see through_layers()."""
+    likelihood, see parts/sharing.py."""
     N, L = len(prompts), model.config.num_layers
     result = Answers(torch.zeros(N), torch.zeros(N), torch.ones(N, L, dtype=torch.long),
                      torch.zeros(N, dtype=torch.long), torch.ones(N, dtype=torch.long), [""] * N)
@@ -340,7 +348,7 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, know
         here = fixed(route[rows]) if isinstance(route, torch.Tensor) else route
         some = [prompts[i] for i in rows]
         if some[0].options:
-            said, result.confidence[rows], decisions = likeliest(
+            said, result.confidence[rows], decisions = likelihood.likeliest(
                 model, some, here, known and [known[i] for i in rows])
             result.decisions[rows], result.layers[rows] = decisions, decisions.sum(1)
         else:
@@ -357,25 +365,6 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, know
     return result
 
 
-def likeliest(model, prompts, route, known=None):
-    """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
-    scores, decisions = option_scores(model, prompts, route, known)
-    options, confidence = zip(*(likelihood.pick(p.question, of_options)
-                                for p, of_options in zip(prompts, scores)))
-    return [LETTERS[option] for option in options], torch.tensor(confidence), decisions
-
-
-@torch.inference_mode()
-def option_scores(model, prompts, route, known=None):
-    """(scores, decisions (B, L)) of prompts with options, see likelihood.scores_of. The route sees
-    the text before the options. known: see through_layers()."""
-    hidden, decisions = through_layers(
-        model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], route, known,
-        likelihood.span_of(model, prompts))
-    scores = [likelihood.scores_of(model, states, p) for p, states in zip(prompts, hidden)]
-    return scores, decisions
-
-
 # ---- is the answer right along a path? ----
 
 @torch.inference_mode()
@@ -384,7 +373,7 @@ def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known
     Prompt and gold answer go through the layers together, so one pass shows what the model says
     for as long as that is the gold answer, and what it says instead. Only where this does not
     settle the grade is the answer generated. confidence: the probability of what settled it.
-    known: see through_layers()."""
+    known: see parts/sharing.py."""
     if prompts and prompts[0].options:
         made = answer(model, tokenizer, prompts, paths, batch_size, progress, known)
         return made.right, made.confidence
@@ -438,34 +427,3 @@ def settled_grade(said, prompt, tokenizer):
         _squeezed(gold + question.stop).startswith(begun)
         for gold in question.answers or (question.answer,))
     return None if may_be_right else 0.0
-
-
-# Kept for speed alone: paths of a question are edits of one another, and all that lies before the
-# first difference is the same for both. Measured in docs/results.md.
-
-def through_layers(model, sequences, lengths, route, known=None, span=None):
-    """(hidden (B, T, D), decisions (B, L)) of B id lists; the route sees the first `lengths`
-    tokens. span: their positions and mask, where they are not those of a plain text. known: per row
-    {decisions of the first l layers: hidden (T, D) entering layer l}. A row goes on from the
-    longest beginning of its path that is known, and adds what it computes; the route is fixed."""
-    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
-    if known is None:
-        hidden, cache = prefill(model, tokens, route, lengths, span=span)
-        return hidden, cache.decisions
-    (B, T), L = tokens.shape, model.config.num_layers
-    hidden, cache = model.embed_tokens(tokens), model.empty_cache(lengths, T)
-    paths = route.decisions.expand(B, L)
-    decisions = [tuple(path) for path in paths.tolist()]
-    starts = [max((l for l in range(1, L) if path[:l] in found), default=0)
-              for path, found in zip(decisions, known)]
-    for row, start in enumerate(starts):
-        if start:
-            hidden[row, :ends[row]] = known[row][decisions[row][:start]]
-    remaining = (paths * (torch.arange(L) >= torch.tensor(starts)[:, None])).to(tokens.device)
-
-    def remember(layer, entering, lengths):
-        for row, start in enumerate(starts):
-            if layer > start:
-                known[row][decisions[row][:layer]] = entering[row, :ends[row]].clone()
-        return remaining[:, layer]
-    return run_blocks(model, hidden, span or model.span(cache, 0, T), cache, remember), paths

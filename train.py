@@ -26,14 +26,13 @@ from tqdm import tqdm
 import cli
 from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
                     shortest, similarity_space)
-from cli import InputError, read_json, write_json
-from drllm import (RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows,
-                   window_counts)
+from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, read_statics, report
 from label import content_hash, digest, header, label, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from tasks import answer, batches, load_all, prepare
+from parts.files import InputError, locked, read_json, write_json, writing
+from tasks import answer, batches, load_all, prepare, refuse_overlap
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def feature_store(size, folder):
     there is room for, and all of it is gone with the process."""
     numbers = math.prod(size)
     folder.mkdir(parents=True, exist_ok=True)
-    with cli.writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # a full disk is met here, not later
         return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=numbers).view(size)
 
@@ -78,7 +77,7 @@ def features(model, prompts, decisions, windows=8, batch_size=256, folder=None):
             return path(layer, hidden, lengths)
         tokens, lengths = pad([prompts[n].ids for n in rows], model.embed_tokens.weight.device)
         prefill(model, tokens, watched, lengths)
-    return pooled, window_counts(torch.tensor([len(prompt.ids) for prompt in prompts]), windows)
+    return pooled, torch.tensor([min(windows, len(prompt.ids)) for prompt in prompts])
 
 
 # ---- training ----
@@ -126,10 +125,7 @@ def load_data(args):
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
     to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
-    both = {q.id for q in to_label} & {q.id for q in test}
-    if both:
-        raise InputError(f"{args.test[0]}: {len(both)} of {len(test)} test questions also "
-                         f"stand in --data, e.g. {min(both)}")
+    refuse_overlap((args.test or args.data)[0], test, "--data", to_label)
     if not to_label or not test:  # rather now than after hours of labelling
         raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
                          f"{len(test)} to test; both need one at least")
@@ -276,7 +272,7 @@ def main(argv=None):
     args = parse_args(argv)
     cli.use_device(args)
     began, run = time.time(), Run(args)
-    with cli.locked(args.out):
+    with locked(args.out):
         train(run)
     print(f"\n{args.out}: config.json labels.jsonl routers.safetensors metrics.json "
           f"({time.time() - began:.0f} s)")

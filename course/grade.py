@@ -30,15 +30,14 @@ import safetensors.torch  # noqa: F401
 import sympy  # noqa: F401
 import tokenizers  # noqa: F401
 import torch  # noqa: F401
-
 from ablation import check_ablation
 from make_assignment import COURSE, ROOT, properties_file, read_tasks, tomllib
 
 import cli  # noqa: E402 - make_assignment found it
-from cli import InputError  # noqa: E402
+from parts.files import InputError, write_json  # noqa: E402
 
 # what a tree needs for the tests of the tasks
-OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py")
+OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py", "parts/*.py")
 
 
 # ---- mutants ----
@@ -311,7 +310,7 @@ def main(argv=None):
     for report in reports:
         print_report(report)
     if args.json:
-        cli.write_json(args.json, reports)
+        write_json(args.json, reports)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ROOT = COURSE.parent
 sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402 - it lies one folder up
-from cli import InputError  # noqa: E402
+from parts.files import InputError  # noqa: E402
 
 SECRET = {"course/mutants", "course/make_assignment.py", "course/grade.py", "course/prove.py",
           "course/ablation.json", "course/answers.md", "tests/test_course.py"}

@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import make_questions as questions  # noqa: E402
+
 import model_llama  # noqa: E402
 from hf_folder import Config  # noqa: E402
 

@@ -15,16 +15,19 @@ DOCS = Path(__file__).resolve().parent
 ROOT, ASSETS = DOCS.parent, DOCS.parent / "assets"
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
-import cli  # noqa: E402
-from cli import read_json, write_whole  # noqa: E402
 from draw import draw  # noqa: E402
+
+import cli  # noqa: E402
 from evaluate import aligned, total_row  # noqa: E402
+from parts.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("cli hf_folder model_llama mcts grading tasks label drllm choose evaluate train").split()
+FILES = ("parts/files cli parts/chat_template hf_folder model_llama mcts grading parts/schemas "
+         "parts/sharing parts/likelihood tasks parts/label_file label parts/router_file drllm choose "
+         "evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 
@@ -154,7 +157,7 @@ def readme(text):
         before, found, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not found or not end:
-            raise cli.InputError(f"README.md: <!-- {name} --> and <!-- /{name} --> are needed")
+            raise InputError(f"README.md: <!-- {name} --> and <!-- /{name} --> are needed")
         text = f"{before}{found}{made}\n{end}{after}"
     return text
 

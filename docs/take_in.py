@@ -15,10 +15,11 @@ import make_results  # puts the repository's root on the path
 from make_results import ASSETS, FIRST, OF_ALL, ROOT
 
 import cli
-from cli import DEMO_MODEL, InputError, read_json, write_json
+from cli import DEMO_MODEL
 from drllm import Routers
 from label import summary
 from model_llama import load_model, load_tokenizer
+from parts.files import InputError, read_json, write_json
 from tasks import answer, load_questions, prepare
 
 OF_ONE = ("table5", "figure7", "ood", *OF_ALL)  # experiments shown for the demo

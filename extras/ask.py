@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 import cli
-from cli import InputError
-from drllm import Routers, router_file
+from drllm import Routers
 from extras.explain import printable
 from mcts import REPEAT, SKIP
 from model_llama import decode, load_model, load_tokenizer, prefill
-
+from parts.files import InputError
 
 # ---- one answer ----
+
 
 @torch.inference_mode()
 def passes(model, ids, route, max_new_tokens, stop_ids):
@@ -111,7 +111,7 @@ def main(argv=None):
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    route = Routers.load(router_file(args.routers), model).route
+    route = Routers.load(args.routers, model).route
     is_chat = tokenizer.has_template and not args.verbatim
     encode = tokenizer.chat if is_chat else lambda turns: tokenizer.encode(turns[-1]["content"])
     if not (is_chat or args.verbatim):

@@ -10,19 +10,19 @@ Sources and differences are named at each function. Everything is fitted on labe
 """
 import copy
 import math
-from dataclasses import dataclass, replace
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from cli import InputError
 from drllm import RouterRoute, pool_windows
 from label import search_all
 from mcts import SearchConfig
 from model_llama import KVCache, Slot, pad, prefill
+from parts.files import InputError
 from tasks import batches
 
 # N prompts   L layers   T tokens   D hidden size   R width of a predictor

@@ -31,6 +31,7 @@ from hf_folder import Config, Llama3Rope
 from label import search_all
 from mcts import SearchConfig, is_legal
 from model_llama import Llama, fixed, generate, load_model, load_tokenizer
+from parts.files import write_json
 from tasks import Prompt, Question, answer, judge, load_all, prepare
 from train import TrainConfig, feature_store, train_routers
 
@@ -514,7 +515,7 @@ def main(argv=None):
             print_table(f"{name} ({time.perf_counter() - began:.0f} s): "
                         f"{' '.join(section.__doc__.split())}", rows)
             if args.out:
-                cli.write_json(args.out, result)
+                write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 
 import cli
-from cli import InputError, open_tensors, parse_json, read_json, write_whole
 from evaluate import percent
 from extras.explain import printable
+from parts.files import InputError, open_tensors, parse_json, read_json, write_whole
 
 NOTES = ("num_layers", "hidden_size", "model", "labels", "choice", "seed")  # of the routers
 CARD = """---

@@ -24,9 +24,9 @@ import torch
 from tqdm import tqdm
 
 import cli
-from cli import InputError, write_whole
 from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
+from parts.files import InputError, write_whole
 from tasks import Answers, Question, answer, batches, load_all, prepare
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
-                        pre_tokenizers, processors)
+from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers,
+                        processors)
 
 import cli
-from cli import InputError, open_file, write_json
 from hf_folder import FAMILIES, read_config
 from model_llama import Llama, inverse_frequencies
+from parts.files import InputError, open_file, write_json
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PARTS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 import train
 from choose import along_each, frontier, similarity_space, upper_hull
-from cli import InputError, read_json, write_json
 from drllm import RouterRoute, fit_guard
 from evaluate import Comparison, interval, summarise
 from extras import baselines
 from extras.statistics import static_at, wilcoxon
 from label import content_hash, read_rows
 from model_llama import fixed
+from parts.files import InputError, read_json, write_json
 from tasks import prepare
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "limit",

@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 
 import cli
-from cli import DTYPES, InputError
+from cli import DTYPES
 from drllm import RouterRoute, Routers
 from model_llama import generate, load_model, load_tokenizer
-from tasks import Prompt, option_scores
+from parts.files import InputError
+from parts.likelihood import option_scores
+from tasks import Prompt
 
 if __name__ == "__main__":
     if find_spec("lm_eval") is None:
@@ -45,7 +47,7 @@ GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_g
 
 def score(model, contexts, continuations, route=None):
     """(answers, decisions (B, L)): answers[b][k] is (log-probability, is greedy) of context b's
-    k-th continuation. A context and its continuations are one sequence (extras/likelihood.py)."""
+    k-th continuation. A context and its continuations are one sequence (parts/likelihood.py)."""
     prompts = [Prompt(None, tuple(ids), options=tuple(map(tuple, some)),
                       scored=tuple(map(len, some))) for ids, some in zip(contexts, continuations)]
     return option_scores(model, prompts, route)

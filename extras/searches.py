@@ -25,6 +25,7 @@ import cli
 from label import question_rng, search_all
 from mcts import EXECUTE, REPEAT, SKIP, SearchConfig, SearchResult, is_legal, search, select
 from model_llama import load_model, load_tokenizer
+from parts.files import write_json
 from tasks import load_all, prepare
 
 RULES = ("ours", "chain", "restarts", "root first", "random")
@@ -186,7 +187,7 @@ def main(argv=None):
     rows["model"] = table(f"{args.model}: {len(prompts)} questions, {args.simulations} simulations",
                           partial(ask_model, model, tokenizer, prompts, config, args))
     if args.out:
-        cli.write_json(args.out, rows)
+        write_json(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,8 @@ def own_answers(folder, number, seed=0):
 @pytest.fixture
 def tiny_questions(tmp_path):
     """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
-    from tasks import prepare
     from model_llama import load_model, load_tokenizer
-    from tasks import read_row
+    from tasks import prepare, read_row
     from tiny import save_tiny, tiny_model
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     model, tokenizer = load_model(folder), load_tokenizer(folder)

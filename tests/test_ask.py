@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import edit_json, save_tiny, tiny_model
 
-from cli import InputError
+from conftest import ROOT
 from drllm import Routers
 from extras import ask
 from model_llama import fixed, generate, load_model, load_tokenizer
+from parts.files import InputError
+from tiny import edit_json, save_tiny, tiny_model
 
 TEMPLATE = ("{% for m in messages %}{{ 0 if m.role == 'user' else 1 }} {{ m.content }} {% endfor %}"
             "Answer:")
@@ -76,8 +76,8 @@ def test_the_answer_is_that_of_generate(seed, length, most, stops, path):
 
 
 def test_routers_decide_as_in_generate(folders):
-    model, routers = load_model(folders[0]), ask.router_file(folders[1])
-    route = Routers.load(routers, model).route
+    model = load_model(folders[0])
+    route = Routers.load(folders[1], model).route
     made = generate(model, [[5, 6, 7, 8]], route, 6)
     *_, (said, decisions) = ask.passes(model, [5, 6, 7, 8], route, 6, ())
     assert (said, decisions.tolist()) == (made.tokens[0], made.decisions[0].tolist())

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import InputError
 from drllm import Routers
 from evaluate import Comparison
 from extras import baselines
 from extras.baselines import (BASELINES, Setting, at_depth, block_influence, block_scores,
                               random_choices, swapped)
 from model_llama import fixed, generate
+from parts.files import InputError
 from tasks import Prompt, Question, answer
 from tiny import tiny_model
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from cli import InputError
 from drllm import Routers
 from extras import card
+from parts.files import InputError
 
 FIGURES = {"accuracy": 0.822, "layers": 11.6, "layers_executed": 28.2, "n": 2000, "gain": 0.072,
            "interval": [0.056, 0.089], "sd": None, "execute": 0.7}

@@ -3,6 +3,7 @@
 More of them, through whole commands, stand in test_hostile.py.
 """
 import argparse
+import fcntl
 import os
 import resource
 import signal
@@ -16,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from cli import InputError, locked, read_file, read_json, write_json
-
+from parts.files import InputError, locked, open_tensors, read_file, read_json, write_json
 
 # ---- reading ----
+
 
 @pytest.mark.parametrize("data, word", [
     (b"", "not valid JSON"), (b'{"a": 1,\n "b" 2}', "not valid JSON at line 2, column 6"),
@@ -49,7 +50,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         with pytest.raises(InputError, match="a directory, a pipe or a device"):
             read_file(path)
         with pytest.raises(InputError, match="a directory, a pipe or a device"):
-            with cli.open_tensors(path):
+            with open_tensors(path):
                 pass
     with pytest.raises(InputError, match="none: No such file"):
         read_file(tmp_path / "none")
@@ -79,7 +80,7 @@ def test_parts_left_by_killed_processes_are_removed_and_no_others(tmp_path):
 
 HOLDER = """
 import sys, time
-from cli import locked
+from parts.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -129,8 +130,8 @@ def test_a_lock_whose_file_was_just_removed_is_none(tmp_path, monkeypatch):
     def late(file, how):
         (tmp_path / ".out.lock").unlink()
         take(file, how)
-    take = cli.fcntl.flock
-    monkeypatch.setattr(cli.fcntl, "flock", late)
+    take = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(InputError, match="out: process .* is at work on it"), \
             locked(tmp_path / "out"):
         pass

@@ -17,8 +17,9 @@ COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 from ablation import check_ablation, figures, problems  # noqa: E402
-from cli import InputError  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
+
+from parts.files import InputError  # noqa: E402
 
 TASKS = read_tasks()
 WRITTEN = [k for k, task in TASKS.items() if task.functions]

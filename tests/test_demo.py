@@ -3,10 +3,10 @@ import json
 import random
 import re
 
-import pytest
-
 import make_model
 import make_questions
+import pytest
+
 import model_llama
 from cli import DEMO
 from model_llama import load_model, load_tokenizer

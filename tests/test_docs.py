@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from unittest import mock
 
 import pytest
+
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "docs"))
 
 import make_notebook  # noqa: E402
 import make_results  # noqa: E402
-from cli import read_json  # noqa: E402
 from draw import draw  # noqa: E402
+
+from parts.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
     "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/your_model.md")}
@@ -146,7 +148,7 @@ def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
 def copy(tmp_path_factory):
     """A folder like a clean clone: what is in it are links, what commands make is its own."""
     folder = tmp_path_factory.mktemp("clone")
-    for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", "extras"))):
+    for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", "extras", "parts"))):
         (folder / entry.name).symlink_to(entry)
     return folder
 
@@ -275,7 +277,7 @@ def test_commands_leave_nothing_in_the_root(page):
 def wrong_flags(text):
     """Flags in the prose that no program of the project has."""
     sources = "".join(file.read_text(encoding="utf-8") for where in (
-        "*.py", "extras/*.py", "course/*.py", "demo/*.py", "docs/*.py", "tests/conftest.py")
+        "*.py", "extras/*.py", "parts/*.py", "course/*.py", "demo/*.py", "docs/*.py", "tests/conftest.py")
         for file in ROOT.glob(where))
     flags = {word for span in code_spans(text) if span.startswith("--")
              for word in span.split() if word.startswith("--")}
@@ -320,7 +322,7 @@ def wrong_names(text):
         name = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]\w*)", span)
         if re.fullmatch(r"test_\w+", span):
             exists = span in tests
-        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|extras|course|docs)/[\w./]*", span):
+        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|extras|parts|course|docs)/[\w./]*", span):
             exists = (ROOT / span).exists() or (ROOT / "extras" / span).exists()
         elif name and name[1] not in of_a_run and name[2] not in ("json", "jsonl", "csv", "txt",
                                                                    "toml", "lock"):
@@ -375,7 +377,8 @@ def imported(name):
 def test_tutorial_has_every_file_of_the_core_below_those_it_imports():
     headings = " ".join(re.findall(r"^## \d.*", TUTORIAL, re.MULTILINE))
     files = re.findall(r"`(\w+)\.py`", headings)
-    assert files == list(make_results.FILES) == sorted(files, key=files.index)
+    core = [name for name in make_results.FILES if "/" not in name]
+    assert files == core == sorted(files, key=files.index)
     assert {file.stem for file in ROOT.glob("*.py")} == set(files)
     for place, name in enumerate(files):
         assert imported(name) <= set(files[:place]), name

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import WORDS, tiny_model
 
-from cli import InputError
 from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss, interpolate,
-                   pool_windows, window_counts, window_matrix)
+                   pool_windows, window_matrix)
 from model_llama import Slot, fixed, generate, pad, prefill
+from parts.files import InputError
+from tiny import WORDS, tiny_model
 
 D = 16  # hidden size of the tiny model
 
@@ -96,7 +96,6 @@ def test_pooling_equals_a_loop_over_prompts_and_windows(lengths, W, seed):
     hidden = randn(seed, len(lengths), T, 5)
     pooled = pool_windows(hidden, torch.tensor(lengths), W)
     assert pooled.shape == (len(lengths), min(W, T), 5)
-    assert window_counts(torch.tensor(lengths), W).tolist() == [min(W, n) for n in lengths]
     for row, states, n in zip(pooled, hidden, lengths):
         means = torch.stack([states[tokens].mean(0) for tokens in windows_by_hand(n, W)])
         torch.testing.assert_close(row[:len(means)], means)
@@ -109,7 +108,7 @@ def test_pooling_of_constant_is_constant(lengths, W, constant):
     """Dividing by W, by T or by the longest window in place of the window's own size."""
     lengths = torch.tensor(lengths)
     pooled = pool_windows(torch.full((len(lengths), int(lengths.max()), 2), constant), lengths, W)
-    for row, used in zip(pooled, window_counts(lengths, W)):
+    for row, used in zip(pooled, lengths.clamp(max=W)):
         torch.testing.assert_close(row[:used], torch.full((int(used), 2), constant))
 
 
@@ -136,7 +135,7 @@ def test_all_layers_at_once_equal_one_router_at_a_time(lengths, W, seed):
     lengths, routers = torch.tensor(lengths), random_routers(seed, windows=W)
     hidden = randn(seed, 3, len(lengths), int(lengths.max()), D)  # one (N, T, D) per layer
     pooled = torch.stack([pool_windows(states, lengths, W) for states in hidden], 1)
-    logits = routers(pooled, window_counts(lengths, W))
+    logits = routers(pooled, lengths.clamp(max=W))
     assert logits.shape == (len(lengths), 3, 3)
     for row, n in enumerate(lengths):
         for layer in range(3):
@@ -149,7 +148,7 @@ def test_all_layers_at_once_equal_one_router_at_a_time(lengths, W, seed):
 def test_logits_average_only_the_windows_in_use(lengths, seed):
     """A mean over W: a prompt of three tokens would hear five votes from empty windows."""
     lengths, routers = torch.tensor(lengths), random_routers(seed, windows=8)
-    counts = window_counts(lengths, 8)
+    counts = lengths.clamp(max=8)
     pooled = randn(seed, len(lengths), 3, 8, D)
     logits = routers(pooled, counts)
     for row, used in enumerate(counts):
@@ -290,7 +289,7 @@ def test_route_at_control_minus_one_half_takes_the_largest_logit(lengths, seed):
     """The shortcut of the plain route and the knob's formula must agree."""
     lengths, routers = torch.tensor(lengths), random_routers(seed)
     hidden = randn(seed, len(lengths), int(lengths.max()), D)
-    pooled, used = pool_windows(hidden, lengths, 4)[:, None], window_counts(lengths, 4)
+    pooled, used = pool_windows(hidden, lengths, 4)[:, None], lengths.clamp(max=4)
     for layer in range(3):
         logits = routers(pooled, used, slice(layer, layer + 1))[:, 0]
         decisions = RouterRoute(routers, control=-0.5)(layer, hidden, lengths)
@@ -335,7 +334,7 @@ def test_only_allowed_decisions_are_taken_and_the_likeliest_of_them(lengths, see
     route = RouterRoute(routers, control=knob, allowed=tuple(map(bool, allowed)))
     for layer in range(3):
         pooled = pool_windows(hidden, lengths, 4)[:, None]
-        logits = routers(pooled, window_counts(lengths, 4), slice(layer, layer + 1))[:, 0]
+        logits = routers(pooled, lengths.clamp(max=4), slice(layer, layer + 1))[:, 0]
         chances = interpolate(logits.softmax(-1), knob)
         for decision, chance in zip(route(layer, hidden, lengths).tolist(), chances):
             assert allowed[decision]
@@ -358,7 +357,7 @@ def guarded_routers():
     routers = random_routers(0)
     routers.w2.zero_()
     routers.b2.copy_(torch.tensor([9.0, 0.0, 0.0]))
-    routers.set_guard(*fit_guard(pooled, window_counts(LENGTHS, 4)))
+    routers.set_guard(*fit_guard(pooled, LENGTHS.clamp(max=4)))
     return routers
 
 
@@ -481,7 +480,7 @@ def train_a_little(model, routers, steps=5):
     tokens, lengths = pad(prompts_of((2, 5, 9, 12, 3, 7), 0))
     recorder = Recorder()
     prefill(model, tokens, recorder, lengths)
-    pooled, used = torch.stack(recorder.pooled, 1), window_counts(torch.tensor(lengths), 4)
+    pooled, used = torch.stack(recorder.pooled, 1), torch.tensor(lengths).clamp(max=4)
     labels = torch.arange(18).view(6, 3) % 3
     optimiser = torch.optim.AdamW(routers.parameters(), lr=0.01)
     losses = []

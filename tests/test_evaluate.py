@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import evaluate
 from choose import frontier
-from cli import InputError
 from drllm import Routers
 from evaluate import Outcome, aligned, interval, shuffled, summarise
 from extras.statistics import static_at
 from model_llama import fixed
+from parts.files import InputError
 from tasks import Answers, answer
 
 

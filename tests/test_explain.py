@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import InputError
 from drllm import RouterRoute, Routers
 from extras import explain
 from extras.explain import (bar_widths, explained, page, percents, printable, records, safe_json,
                             watch)
+from parts.files import InputError
 from tasks import Question, answer, prepare
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",

@@ -11,13 +11,14 @@ import unicodedata
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cli import InputError, read_json
 from conftest import ROOT
 from extras.gguf import convert, stretching
 from hf_folder import Llama3Rope, load_tokenizer
 from model_llama import inverse_frequencies, load_model
+from parts.files import InputError, read_json
 from tiny import tiny_config, tiny_model
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cli import InputError
 import hf_folder
-from extras import chat_template
-from extras.chat_template import FIXED_DATE
 from hf_folder import (Config, Llama3Rope, list_tensors, load_tokenizer, read_config, read_weights,
                        tensor_files)
 from model_llama import generate, load_model
+from parts import chat_template
+from parts.chat_template import FIXED_DATE
+from parts.files import InputError
 from tiny import ABSENT, FAMILIES, edit_json, edit_tensors, save_tiny, shard, tiny_model
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -674,7 +675,7 @@ def test_threads_get_the_answers_to_their_own_questions():
 
 FORKS = """
 import os, sys
-from extras.chat_template import _child, render
+from parts.chat_template import _child, render
 assert render("{{ 1 }}", {}) == ["1", ""]
 mine = os.fork()
 for n in range(300):

@@ -19,17 +19,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
 
 import cli
 import evaluate
 import label
 import train
+from conftest import ROOT
 from drllm import Routers
 from model_llama import load_model
+from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
 
 COUNT = 10
 ROWS = [{"id": f"q{n}", "task": "own", "question": f"{n} {n}", "answer": str(n)}

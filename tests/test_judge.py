@@ -17,8 +17,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import tasks
 from model_llama import fixed, generate, load_tokenizer, pad, prefill
+from parts.sharing import through_layers
 from tasks import (OPENED, Prompt, Question, answer, extract_answer, gold_ids, grade, judge,
-                   prepare, said_first, settled_grade, stop_ids, through_layers)
+                   prepare, said_first, settled_grade, stop_ids)
 from tiny import FAMILIES, WORDS, edit_json, save_tiny, tiny_model
 
 PIECES = [OPENED, "Answer:", *"ABCD().\n#{}0123456/-", "5}", "12", "5}\n", "3#", "2 ", " ", "the",

@@ -15,17 +15,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import WORDS, save_tiny, tiny_model
 
 import cli
 import label as labelling
 import tasks
-from cli import InputError, read_json, write_json, write_whole
 from label import label, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import fixed, generate, load_model, load_tokenizer
-from tasks import (Prompt, Question, answer, batches, extract_answer, grade, judge, load_all,
-                   prepare)
+from parts.files import InputError, read_json, write_json, write_whole
+from tasks import Prompt, Question, answer, batches, extract_answer, grade, judge, load_all, prepare
+from tiny import WORDS, save_tiny, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = [form.format(letter) for letter in "ABCD" for form in ("{}", "({})", "{}.", "{})")]

@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import evaluate
 import label
 import train
-from cli import InputError
-from extras import likelihood
 from model_llama import fixed, load_tokenizer
-from tasks import Prompt, Question, answer, judge, likeliest, load_all, prepare, through_layers
+from parts import likelihood
+from parts.files import InputError
+from parts.likelihood import likeliest
+from parts.sharing import through_layers
+from tasks import Prompt, Question, answer, judge, load_all, prepare
 from tiny import WORDS, save_tiny, tiny_model
 
 MODEL = tiny_model(num_layers=4)

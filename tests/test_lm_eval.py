@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 
-from cli import InputError
+from conftest import ROOT
 from drllm import RouterRoute, Routers
 from model_llama import fixed, generate, load_model, prefill
+from parts.files import InputError
 from tiny import WORDS, save_tiny, tiny_model
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

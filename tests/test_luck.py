@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, own_answers
 
 import train
 from choose import edit_effects
+from conftest import ROOT, own_answers
 from extras import luck
 from mcts import is_legal
 from tasks import Prompt, Question

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcts
-from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal,
-                  path_of, score, search, select)
+from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal, path_of,
+                  score, search, select)
 
 # ---- what the tests draw, and the independent definitions they compare with ----
 

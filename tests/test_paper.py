@@ -1,11 +1,8 @@
 """The paper's experiments on a tiny run: all of them answer, resume and refuse."""
-import ast
-import graphlib
 import json
 import random
 import shutil
 import string
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train
-from cli import InputError
 from choose import upper_hull
 from drllm import pool_windows
 from extras import experiments, paper, pictures
 from extras.lab import Lab, opened, some_of_each
 from model_llama import fixed, generate, load_model, load_tokenizer
+from parts.files import InputError
 from tasks import Prompt, Question
 from tiny import save_tiny, tiny_model
-
 
 PATH_OF = {"one": (1, 1, 2), "two": (1, 1, 1), "compute": (1, 1, 2), "far": (1, 1, 1)}
 
@@ -272,27 +268,6 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, cho
     assert here.labels("safe") in (here.labels("consensus"), [(1, 1, 1)] * 32)
     assert here.statics == other.statics
     paper.main(["router", *line])    # the paper's own figures are to be had of it
-
-
-def test_imports_run_one_way():
-    """No circle anywhere, and the core does not wait for what is built on it."""
-    root, needs = Path(paper.__file__).parents[1], {}
-    names = {".".join(file.relative_to(root).with_suffix("").parts): file
-             for pattern in ("*.py", "extras/*.py") for file in root.glob(pattern)}
-    for name, file in names.items():
-        lines = ast.parse(file.read_text()).body    # of the module itself, not of its functions
-        found = {alias.name for line in lines if isinstance(line, ast.Import)
-                 for alias in line.names}
-        for line in (line for line in lines if isinstance(line, ast.ImportFrom)):
-            found |= {line.module, *(f"{line.module}.{alias.name}" for alias in line.names)}
-        needs[name] = found & names.keys()
-    order = list(graphlib.TopologicalSorter(needs).static_order())    # CycleError if there is one
-    assert order.index("extras.lab") < order.index("extras.experiments")
-    assert "train" not in needs["extras.baselines"] and "evaluate" not in needs["extras.baselines"]
-    upward = {(name, one) for name in names for one in needs[name]
-              if one.startswith("extras.") and not name.startswith("extras.")}
-    assert upward == {("hf_folder", "extras.chat_template"), ("label", "extras.label_file"),
-                      ("tasks", "extras.likelihood"), ("tasks", "extras.schemas")}
 
 
 # ---- parts ----

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_parts import cos_sin
-from tiny import FAMILIES, WORDS, tiny_model
 
 from model_llama import decode, fixed, prefill, rotate
+from tiny import FAMILIES, WORDS, tiny_model
 
 pytestmark = pytest.mark.task("1.6")
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import extras.gguf
-from cli import InputError
 from extras import real
+from parts.files import InputError
 
 
 @pytest.fixture

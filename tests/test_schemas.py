@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from cli import InputError
+from parts.files import InputError
 from tasks import LETTERS, load_questions, read_row
 
 

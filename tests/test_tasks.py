@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import save_tiny, tiny_model
-
-from cli import InputError
-from hf_folder import load_tokenizer
 from make_questions import far
+
+from hf_folder import load_tokenizer
+from parts.files import InputError
 from tasks import (LETTERS, OPENED, Question, extract_answer, grade, load_all, load_questions,
                    prompt_ids, read_row)
+from tiny import save_tiny, tiny_model
 
 CHOICE = Question("c", "arc", 0, "Which one?", "B", ("red", "green", "blue", "grey"))
 BOXED = Question("b", "math", 0, "How many?", "5")

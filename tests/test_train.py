@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 import train
 from choose import CHOICES
-from cli import InputError, locked
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import fixed, generate, load_model, load_tokenizer
+from parts.files import InputError, locked
 from tasks import Prompt, Question
 from tiny import WORDS, save_tiny, tiny_model
 
@@ -308,5 +308,5 @@ def test_the_folder_one_is_in_may_be_the_runs(folder, tmp_path, monkeypatch):
 
 def test_test_questions_that_are_also_labelled_are_refused(folder, tmp_path):
     """A gain on questions that were trained on is no gain."""
-    with pytest.raises(InputError, match="60 of 60 test questions also stand in --data"):
+    with pytest.raises(InputError, match="60 of 60 questions also stand in --data"):
         run(folder, "--test", str(folder / "q.jsonl"))

@@ -1,7 +1,7 @@
 """labels.jsonl, read strictly: a row that no search can have made is refused by file and line.
 
-Under torchrun every process appends to a part of its own, labels.part-N.jsonl; the first process
-puts the rows of all parts into the one file.
+Two runs cannot write one file. Under torchrun every process appends to a part of its own,
+labels.part-N.jsonl; the first process puts the rows of all parts into the one file.
 
     read_rows(Path("runs/demo/labels.jsonl"), num_layers=12)
 """
@@ -9,9 +9,12 @@ import contextlib
 import glob
 import json
 import os
+from datetime import timedelta
 
-import cli
-from cli import InputError, read_json, write_json, write_whole
+import torch
+
+from parts.files import (InputError, locked, parse_json, read_file, read_json, write_json,
+                         write_whole)
 
 ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": bool, "length": int,
        "simulations": int, "correct": list, "wrong": list, "decisions": list}
@@ -20,7 +23,7 @@ ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": 
 def check_header(file, wanted):
     """Writes the header beside a new labels file; refuses a file made under another one."""
     side = file.with_suffix(".meta.json")
-    if not file.exists() and not parts(file):
+    if not file.exists() and not part_files(file):
         return write_json(side, wanted)
     found = read_json(side)
     flat = lambda header: {**header, **header.get("search", {})}
@@ -34,13 +37,13 @@ def read_rows(file, num_layers, mend=False):
     """{id: row} of a labels file, paths as tuples; InputError naming the line that is no row of a
     model with so many layers. A question that was edited and searched again has its last row.
     mend: a last line that a crash left unfinished is cut off the file."""
-    rows, data = {}, cli.read_file(file) if file.exists() else b""
+    rows, data = {}, read_file(file) if file.exists() else b""
     end = data.rfind(b"\n") + 1
     if mend and end < len(data):
         os.truncate(file, end)
     for number, line in enumerate(data[:end].splitlines(), 1):
         try:
-            row = checked(cli.parse_json(line, "the line"), num_layers)
+            row = checked(parse_json(line, "the line"), num_layers)
             if row["content"] == rows.get(row["id"], {}).get("content"):
                 raise ValueError(f"id {row['id']!r} stands there twice")
         except (ValueError, KeyError, TypeError) as error:
@@ -71,7 +74,7 @@ def checked(row, num_layers):
     return row
 
 
-def parts(file, form="{}"):
+def part_files(file, form="{}"):
     """What several processes wrote of a labels file, one part each; ".{}.lock": their locks."""
     names = f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"
     return sorted(file.parent.glob(form.format(names)))
@@ -80,7 +83,7 @@ def parts(file, form="{}"):
 def read_all(file, num_layers, mine):
     """{id: row} of a labels file and its parts; only the file written by this process is mended."""
     rows = {}
-    for one in [file, *parts(file)]:
+    for one in [file, *part_files(file)]:
         rows |= read_rows(one, num_layers, mend=one == mine)
     return rows
 
@@ -94,8 +97,35 @@ def merge(file, num_layers, questions):
     text = "".join(json.dumps(rows[name]) + "\n" for name in ids)
     if not file.exists() or file.read_text() != text:
         write_whole(file, lambda part: part.write_text(text))
-    for part in parts(file):
+    for part in part_files(file):
         part.unlink()
-    for lock in parts(file, ".{}.lock"):
-        with contextlib.suppress(InputError), cli.locked(lock.with_name(lock.name[1:-5])):
+    for lock in part_files(file, ".{}.lock"):
+        with contextlib.suppress(InputError), locked(lock.with_name(lock.name[1:-5])):
             pass  # left by a killed process: to take it and lift it removes it
+
+
+def process():
+    """(number of this process, how many there are) under torchrun; (0, 1) alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextlib.contextmanager
+def opened(file, wanted, num_layers, questions):
+    """(file this process alone may append rows to, {id: row} so far). At the end all rows stand in
+    the labels file, in the questions' order. InputError if it was made under another header."""
+    rank, world = process()
+    mine = file if world == 1 else file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
+    with locked(mine if rank else file):
+        for part in part_files(file) if world == 1 else ():  # one of torchrun's may be at work yet
+            with locked(part):
+                pass
+        check_header(file, wanted)
+        yield mine, read_all(file, num_layers, mine)
+        if world > 1:
+            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+            torch.distributed.barrier()  # every part is complete, however far apart they finish
+        if rank == 0:
+            merge(file, num_layers, questions)
+        if world > 1:
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()

@@ -11,8 +11,10 @@ import os
 
 import torch
 
-from cli import InputError
 from model_llama import Span, pad
+from parts.files import InputError
+from parts.schemas import LETTERS
+from parts.sharing import through_layers
 
 FORM = """Question: {question}
 Answer:"""
@@ -82,3 +84,21 @@ def pick(question, scores):
         texts = [question.continuation or choice for choice in question.choices]
         worth = worth / torch.tensor([len(text.encode()) for text in texts])
     return int(worth.argmax()), worth.softmax(0).max().item()
+
+
+def likeliest(model, prompts, route, known=None):
+    """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
+    scores, decisions = option_scores(model, prompts, route, known)
+    options, confidence = zip(*(pick(p.question, one) for p, one in zip(prompts, scores)))
+    return [LETTERS[option] for option in options], torch.tensor(confidence), decisions
+
+
+@torch.inference_mode()
+def option_scores(model, prompts, route, known=None):
+    """(what scores_of gives of each, decisions (B, L)) of prompts with options. The route sees the
+    text before the options. known: see sharing.through_layers."""
+    hidden, decisions = through_layers(
+        model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], route, known,
+        span_of(model, prompts))
+    scores = [scores_of(model, states, p) for p, states in zip(prompts, hidden)]
+    return scores, decisions

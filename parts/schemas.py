@@ -29,8 +29,8 @@ import re
 import string
 from collections import Counter
 
-from cli import InputError, read_file
 from grading import extract_boxed
+from parts.files import InputError, read_file
 
 LETTERS = "ABCDEFGHIJKLM"
 METRICS = ("exact", "f1")

@@ -256,12 +256,12 @@ def too_long(*_):
     raise Difference(f"a run took more than {LONGEST} s")
 
 
-def main():
+def main(argv=None):
     parser = cli.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=cli.number(0, 10 ** 4), default=10.0,
                         help="no round begins after so many")
     parser.add_argument("--seed", type=cli.count, default=1, help="of all but the clock")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it, and so
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # would the children; they end first
     signal.signal(signal.SIGALRM, too_long)

@@ -277,8 +277,8 @@ def test_commands_leave_nothing_in_the_root(page):
 def wrong_flags(text):
     """Flags in the prose that no program of the project has."""
     sources = "".join(file.read_text(encoding="utf-8") for where in (
-        "*.py", "extras/*.py", "parts/*.py", "course/*.py", "demo/*.py", "docs/*.py", "tests/conftest.py")
-        for file in ROOT.glob(where))
+        "*.py", "extras/*.py", "parts/*.py", "course/*.py", "demo/*.py", "docs/*.py",
+        "tests/conftest.py") for file in ROOT.glob(where))
     flags = {word for span in code_spans(text) if span.startswith("--")
              for word in span.split() if word.startswith("--")}
     return [flag for flag in flags if f'"{flag}"' not in sources]

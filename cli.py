@@ -46,6 +46,22 @@ def leave(line, code=2):
     sys.exit(code)
 
 
+# ---- what a person reads ----
+
+def percent(value, sign=False):
+    """percent(0.123, sign=True) is "+12.3"."""
+    return f"{100 * value:{'+' if sign else ''}.1f}"
+
+
+def aligned(rows):
+    """A table as text: rows {column: text} below a header, the first column flush left."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    width = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([first.ljust(width[0]), *map(str.rjust, others, width[1:])]).rstrip()
+                     for first, *others in lines)
+
+
 # ---- flags ----
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

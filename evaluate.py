@@ -20,14 +20,15 @@ import torch
 from tqdm import tqdm
 
 import cli
+from cli import aligned, percent
 from drllm import RouterRoute, Routers
 from model_llama import fixed, load_model, load_tokenizer
 from parts.files import InputError, read_json, write_json
-from tasks import answer, load_all, prepare, refuse_overlap
+from parts.questions import load_all, refuse_overlap
+from tasks import answer, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
 ACTIONS = ("skip", "execute", "repeat")
-MOST_COLUMNS = 6  # of the table per task and level; metrics.json has all
 
 
 # ---- one route's answers ----
@@ -169,20 +170,6 @@ def add_static(table, main, statics):
 
 # ---- what a person reads ----
 
-def percent(value, sign=False):
-    """percent(0.123, sign=True) is "+12.3"."""
-    return f"{100 * value:{'+' if sign else ''}.1f}"
-
-
-def aligned(rows):
-    """A table as text: rows {column: text} below a header, the first column flush left."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    width = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([first.ljust(width[0]), *map(str.rjust, others, width[1:])]).rstrip()
-                     for first, *others in lines)
-
-
 def total_row(name, figures):
     """A line of the table over all questions of the tasks the labels knew."""
     low, high = (percent(end, True) for end in figures["interval"])
@@ -192,8 +179,8 @@ def total_row(name, figures):
 
 
 def task_rows(metrics, names):
-    """A line per task and level: right % (layers) of each route."""
-    columns = [name for name in metrics["routes"] if name != "shuffled"][:MOST_COLUMNS]
+    """A line per task and level: right % (layers) of the first six routes; metrics.json has all."""
+    columns = [name for name in metrics["routes"] if name != "shuffled"][:6]
     for task, figures in sorted(metrics["tasks"].items(), key=lambda task: task[1]["domain"]):
         for level, routes in (figures.get("levels") or {"": figures["routes"]}).items():
             yield {"task": f"{figures['domain']} {task} {level}".rstrip(),
@@ -230,8 +217,7 @@ def parse_args(argv=None):
     cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
     parser.add_argument("--routers", type=Path, nargs="+", default=[], metavar="FILE",
                         help="router files; several are taken as seeds of one recipe")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
-                        help="folder of metrics.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="result folder")
     parser.add_argument("--routes", default=",".join(ROUTES),
                         help="comma-separated: these, or a method of extras/baselines.py. vanilla "
                              "is always asked, since gains are against it; static needs the "
@@ -256,16 +242,12 @@ def parse_args(argv=None):
 
 
 def load_seeds(files, model):
-    """Routers of every file, which must be of one recipe and name the tasks they learned from."""
+    """The Routers of every file, which must be of one recipe."""
     seeds = [Routers.load(file, model) for file in files]
-    for file, one in zip(files, seeds):
-        for key in ("windows", "width", "tasks"):
-            if one.notes.get(key) != seeds[0].notes.get(key):
-                raise InputError(f"{file}: {key} {one.notes.get(key)}; {files[0]} has "
-                                 f"{seeds[0].notes.get(key)}. Seeds of one recipe agree")
-        tasks = one.notes.get("tasks")
-        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-            raise InputError(f"{file}: its metadata must list its tasks, got {tasks!r}")
+    recipe = [{key: one.notes.get(key) for key in ("windows", "width", "tasks")} for one in seeds]
+    for file, found in zip(files, recipe):
+        if found != recipe[0]:
+            raise InputError(f"{file}: {found}; {files[0]}: {recipe[0]}. Seeds of one recipe agree")
     return seeds
 
 

@@ -26,7 +26,8 @@ from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from parts.files import InputError, writing
 from parts.label_file import opened, process, read_rows
-from tasks import Prompt, judge, load_all, prepare
+from parts.questions import load_all
+from tasks import Prompt, judge, prepare
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
@@ -123,9 +124,8 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=256):
     (rank, world), file, layers = process(), Path(file), model.config.num_layers
     prompts, too_long = prepare(questions, tokenizer, model)
     if too_long and rank == 0:
-        print(f"{len(too_long)} of {len(questions)} questions exceed the context of "
-              f"{model.config.max_positions} tokens and are left out: "
-              f"{', '.join(q.id for q in too_long[:5])} ...")
+        print(f"{len(too_long)} of {len(questions)} questions exceed the model's context and are left "
+              f"out: {', '.join(q.id for q in too_long[:5])} ...")
     with opened(file, header(model, config, seed), layers, questions) as (mine, rows):
         missing = [p for p in prompts
                    if rows.get(p.question.id, {}).get("content") != content_hash(p)
@@ -166,8 +166,7 @@ def main(argv=None):
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
-    parser.add_argument("--out", type=Path, default=Path("runs/labels.jsonl"),
-                        help="labels file to append to")
+    parser.add_argument("--out", type=Path, default=Path("runs/labels.jsonl"), help="labels file")
     args = parser.parse_args(argv)
     if args.out.is_dir():
         raise InputError(f"{args.out}: a folder; --out names the labels file")

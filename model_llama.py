@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cli import check_device
 from hf_folder import load_tokenizer, read_config, read_weights  # noqa: F401 - for importers
+from parts.linear import Linear
 
 # B batch rows   T tokens in this call   S tokens visible (cache + T)   D hidden size
 # H query heads  K key/value heads       E head size   F MLP width   V vocabulary   L layers
@@ -122,21 +123,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private: may be absent
-
-
-class Linear(nn.Linear):
-    """nn.Linear, for speed alone by oneDNN where a float32 product on a CPU is large and frozen:
-    torch's own choice, MKL, takes twice as long on AMD processors."""
-
-    def forward(self, x):
-        large = self.weight.numel() >= 2 ** 18 or x.numel() * self.out_features >= 2 ** 20
-        frozen = not (x.requires_grad or self.weight.requires_grad)
-        if ONEDNN_LINEAR and x.is_cpu and large and frozen and x.dtype == torch.float32:
-            return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
 
 
 def attention(queries, keys, values, mask):

@@ -10,12 +10,9 @@ paper's), and a guard leaves the model alone on prompts unlike the labelled ones
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --data questions.jsonl --out runs/mine
 """
-import hashlib
 import json
 import math
-import os
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +28,9 @@ from evaluate import compare, interval, read_statics, report
 from label import content_hash, digest, header, label, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from parts.files import InputError, locked, read_json, write_json, writing
-from tasks import answer, batches, load_all, prepare, refuse_overlap
+from parts.files import InputError, locked, mapped_zeros, read_json, write_json
+from parts.questions import load_all, refuse_overlap, split
+from tasks import answer, batches, prepare
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,12 @@ class TrainConfig:
 
 # ---- features ----
 
-def feature_store(size, folder):
-    """float32 zeros of this size in a nameless file of the folder: the system keeps in memory what
-    there is room for, and all of it is gone with the process."""
-    numbers = math.prod(size)
-    folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # a full disk is met here, not later
-        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=numbers).view(size)
-
-
 @torch.inference_mode()
 def features(model, prompts, decisions, windows=8, batch_size=256, folder=None):
     """(pooled (N, L, W, D) float32 on the CPU, window counts (N,)): what routers would see along
-    decisions (N, L). folder: where a feature_store is made; None: all is in memory."""
+    decisions (N, L). folder: where they are mapped to a file; None: all is in memory."""
     size = (len(prompts), model.config.num_layers, windows, model.config.hidden_size)
-    pooled = feature_store(size, folder) if folder else torch.zeros(size)
+    pooled = mapped_zeros(size, folder) if folder else torch.zeros(size)
     for rows in batches(prompts, batch_size):
         path = fixed(decisions[rows])
 
@@ -113,22 +101,17 @@ def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="
 
 # ---- the run ----
 
-def split(questions, share=0.2):
-    """(to label, to test): a question's id decides, whatever other files and limits there are."""
-    is_test = lambda q: hashlib.sha256(q.id.encode()).digest()[0] < 256 * share
-    return [q for q in questions if not is_test(q)], [q for q in questions if is_test(q)]
-
-
 def load_data(args):
     """(questions to label, held-out questions): of files of their own, or a split of --data."""
     load = lambda files: load_all(files, args.skip_bad_rows, args.score)
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
     to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
-    refuse_overlap((args.test or args.data)[0], test, "--data", to_label)
+    file = (args.test or args.data)[0]
+    refuse_overlap(file, test, "--data", to_label)
     if not to_label or not test:  # rather now than after hours of labelling
-        raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
-                         f"{len(test)} to test; both need one at least")
+        raise InputError(f"{file}: {len(to_label)} questions to label and {len(test)} to test; both "
+                         "need one at least")
     return to_label, test
 
 
@@ -163,9 +146,9 @@ def labels_of(run, choice, rows, prompts):
     print(f"{len(paths)} paths tried on every question; price of a layer: {price}")
     if choice == "safe" and not expected(run, prompts, space, paths, right):
         return default
-    if (answered := sum(map(bool, labels))) < SMALLEST_GROUP:
-        raise InputError(f"{run.out / 'paths.json'}: {answered} questions with a right path among "
-                         f"{len(paths)}; {SMALLEST_GROUP} are the least. Another --choose may do")
+    if (number := sum(map(bool, labels))) < SMALLEST_GROUP:
+        raise InputError(f"{run.out / 'paths.json'}: {number} questions with a right path on the "
+                         f"menu; routers need {SMALLEST_GROUP}. Another --choose may do")
     return labels
 
 
@@ -263,8 +246,7 @@ def parse_args(argv=None):
     parser.add_argument("--clusters", type=cli.count, default=16, help="groups of questions")
     parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
-    parser.add_argument("--seeds", type=cli.count, default=5,
-                        help="routers trained per choice of label")
+    parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
     return parser.parse_args(argv)
 
 
@@ -292,10 +274,9 @@ def train(run):
     write_json(out / "config.json", run.settings)  # now that label has accepted the folder
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:
-        raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; "
-                         f"{SMALLEST_GROUP} are the least that routers can learn from. Either the "
-                         "others are beyond this model, or it does not answer in the form asked "
-                         "for (a letter, or \\boxed{})")
+        raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "
+                         f"need {SMALLEST_GROUP}. Either the others are beyond this model, or it does "
+                         "not answer in the form asked for (a letter, or \\boxed{})")
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
     labels, routers, seeds = {}, {}, range(args.seed, args.seed + args.seeds)
     for choice in dict.fromkeys((args.choose, "shortest")):

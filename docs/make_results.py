@@ -18,16 +18,17 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 from draw import draw  # noqa: E402
 
 import cli  # noqa: E402
-from evaluate import aligned, total_row  # noqa: E402
+from cli import aligned  # noqa: E402
+from evaluate import total_row  # noqa: E402
 from parts.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("parts/files cli parts/chat_template hf_folder model_llama mcts grading parts/schemas "
-         "parts/sharing parts/likelihood tasks parts/label_file label parts/router_file drllm choose "
-         "evaluate train").split()
+FILES = ("parts/files cli parts/chat_template hf_folder parts/linear model_llama mcts grading "
+         "parts/schemas parts/questions parts/sharing parts/likelihood tasks parts/label_file "
+         "label parts/router_file drllm choose evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 

@@ -26,14 +26,15 @@ from tqdm import tqdm
 
 import cli
 from drllm import Routers
-from evaluate import aligned
+from cli import aligned
 from hf_folder import Config, Llama3Rope
 from label import search_all
 from mcts import SearchConfig, is_legal
 from model_llama import Llama, fixed, generate, load_model, load_tokenizer
-from parts.files import write_json
-from tasks import Prompt, Question, answer, judge, load_all, prepare
-from train import TrainConfig, feature_store, train_routers
+from parts.files import mapped_zeros, write_json
+from parts.questions import Question, load_all
+from tasks import Prompt, answer, judge, prepare
+from train import TrainConfig, train_routers
 
 try:
     import transformers
@@ -399,7 +400,7 @@ def training(bench):
                                     (TRAINED, L, ", on disk")):
         rng = torch.Generator().manual_seed(0)
         size = (examples, layers, config.windows, bench.config.hidden_size)
-        pooled = feature_store(size, Path(".")) if where else torch.zeros(size)
+        pooled = mapped_zeros(size, Path(".")) if where else torch.zeros(size)
         pooled.normal_(generator=rng)
         counts = torch.full((examples,), config.windows)
         marks = torch.randint(0, 3, (examples, layers), generator=rng)

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import cli
-from evaluate import percent
+from cli import percent
 from extras.explain import printable
 from parts.files import InputError, open_tensors, parse_json, read_json, write_whole
 

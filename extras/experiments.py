@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from choose import confident
 from drllm import RouterRoute, Routers
-from evaluate import ACTIONS, add_static, percent, shuffled, summarise
+from cli import percent
+from evaluate import ACTIONS, add_static, shuffled, summarise
 from extras import baselines
 from extras.baselines import BASELINES
 from extras.pictures import BOX

@@ -27,7 +27,8 @@ import cli
 from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
 from parts.files import InputError, write_whole
-from tasks import Answers, Question, answer, batches, load_all, prepare
+from parts.questions import Question, load_all
+from tasks import Answers, answer, batches, prepare
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
 

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 import cli
 from choose import along_each, edit_effects
-from evaluate import aligned, interval, percent
+from cli import aligned, percent
+from evaluate import interval
 from extras.lab import Lab
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 from model_llama import load_model

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import cli
-from evaluate import aligned, percent
+from cli import aligned, percent
 from extras import pictures
 from extras.experiments import EXPERIMENTS
 from extras.lab import Lab

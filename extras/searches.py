@@ -26,7 +26,8 @@ from label import question_rng, search_all
 from mcts import EXECUTE, REPEAT, SKIP, SearchConfig, SearchResult, is_legal, search, select
 from model_llama import load_model, load_tokenizer
 from parts.files import write_json
-from tasks import load_all, prepare
+from parts.questions import load_all
+from tasks import prepare
 
 RULES = ("ours", "chain", "restarts", "root first", "random")
 

@@ -7,10 +7,13 @@ import contextlib
 import fcntl
 import glob
 import json
+import math
 import os
 import stat
+import tempfile
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 MOST_BYTES, MOST_JSON = 2 ** 32, 2 ** 24  # of a file that is read whole; of a folder's settings
@@ -129,3 +132,13 @@ def locked(path):
             yield
         finally:
             side.unlink(missing_ok=True)
+
+
+def mapped_zeros(size, folder):
+    """float32 zeros of this size in a nameless file of the folder: the system keeps in memory what
+    there is room for, and all of it is gone with the process."""
+    numbers = math.prod(size)
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * numbers)  # a full disk is met here, not later
+        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=numbers).view(size)

@@ -66,4 +66,7 @@ def checked(file, text, model):
         raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
                          f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
                          f"{wanted[0]} layers of {wanted[1]}")
+    tasks = notes.setdefault("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise InputError(f"{file}: its metadata must list its tasks, got {tasks!r}")
     return notes

@@ -1,5 +1,6 @@
 """Test settings: Hypothesis profiles, one thread, and the optional folder of real inputs."""
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import Phase, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
 settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
 settings.register_profile("default", max_examples=60, deadline=None)
@@ -83,7 +85,8 @@ def own_answers(folder, number, seed=0):
 def tiny_questions(tmp_path):
     """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
     from model_llama import load_model, load_tokenizer
-    from tasks import prepare, read_row
+    from parts.questions import read_row
+    from tasks import prepare
     from tiny import save_tiny, tiny_model
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     model, tokenizer = load_model(folder), load_tokenizer(folder)

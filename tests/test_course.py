@@ -89,7 +89,7 @@ def test_kept_tasks_are_the_only_ones_solved():
 @pytest.mark.parametrize("name, words", [
     ("mcts.nothing", "missing"), ("mcts.Node.nothing", "missing"), ("mcts.Node", "not a function"),
     ("nothing.score", "No such file"), ("test_me.inner.deep", "missing"),
-    ("train.split.is_test", "nested")])
+    ("train.features.watched", "nested")])
 def test_names_that_cannot_be_blanked_are_refused(tmp_path, name, words):
     """Catches a task that silently blanks nothing."""
     row = f'["1.1"]\ntitle = "t"\npoints = 1\nhandout = "h"\nfunctions = ["{name}"]\n'

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import evaluate
 from choose import frontier
 from drllm import Routers
-from evaluate import Outcome, aligned, interval, shuffled, summarise
+from cli import aligned
+from evaluate import Outcome, interval, shuffled, summarise
 from extras.statistics import static_at
 from model_llama import fixed
 from parts.files import InputError

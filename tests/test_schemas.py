@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import tasks
 from parts.files import InputError
-from tasks import LETTERS, load_questions, read_row
+from parts.questions import read_row
+from tasks import LETTERS, load_questions
 
 
 def write(folder, rows, name="q.jsonl"):

@@ -12,8 +12,9 @@ from make_questions import far
 
 from hf_folder import load_tokenizer
 from parts.files import InputError
+from parts.questions import read_row
 from tasks import (LETTERS, OPENED, Question, extract_answer, grade, load_all, load_questions,
-                   prompt_ids, read_row)
+                   prompt_ids)
 from tiny import save_tiny, tiny_model
 
 CHOICE = Question("c", "arc", 0, "Which one?", "B", ("red", "green", "blue", "grey"))

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from parts import files
+from parts.questions import split
 from choose import CHOICES
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
@@ -52,9 +54,9 @@ def test_a_disk_too_full_for_the_features_is_named_and_nothing_stays(tmp_path, m
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.os, "posix_fallocate", disk_full)
+    monkeypatch.setattr(files.os, "posix_fallocate", disk_full)
     with pytest.raises(OSError) as error:
-        train.feature_store((2, 3), tmp_path)
+        files.mapped_zeros((2, 3), tmp_path)
     assert error.value.filename == str(tmp_path) and list(tmp_path.iterdir()) == []
 
 
@@ -101,11 +103,11 @@ def test_labels_that_execute_every_layer_train_routers_that_do_so_for_any_prompt
 
 def test_split_depends_on_the_id_alone_and_shares_nothing():
     questions = [Question(str(n), "t", 0, "q", "a") for n in range(400)]
-    some, test = train.split(questions)
+    some, test = split(questions)
     assert {q.id for q in some} | {q.id for q in test} == {q.id for q in questions}
     assert not {q.id for q in some} & {q.id for q in test}
     assert 40 < len(test) < 120
-    assert train.split(questions[::2])[1] == [q for q in test if int(q.id) % 2 == 0]
+    assert split(questions[::2])[1] == [q for q in test if int(q.id) % 2 == 0]
 
 
 # ---- whole runs ----
@@ -189,7 +191,7 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
     (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
                "--out", str(tmp_path / "o"), *ARGS]
-    with pytest.raises(InputError, match="labels.jsonl: 0 questions with a right path; 8 are the"):
+    with pytest.raises(InputError, match="labels.jsonl: 0 questions with a right path; routers need 8"):
         train.main(command + ["--test", str(folder / "q.jsonl")])
 
 
@@ -197,7 +199,7 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
         folder, tmp_path, capsys):
     """Catches routers, and an expected gain, that come from nothing but a few questions' luck."""
     file = own_questions(folder, tmp_path / "mine.jsonl")
-    with pytest.raises(InputError, match="labels.jsonl: 7 questions with a right path; 8 are the"):
+    with pytest.raises(InputError, match="labels.jsonl: 7 questions with a right path; routers need 8"):
         train_on(folder, tmp_path / "out", file, "safe", 7)
     assert "7 test questions: an interval will be about ±37 points" in capsys.readouterr().out
     train_on(folder, tmp_path / "out", file, "safe", 8)
@@ -271,7 +273,7 @@ def test_questions_that_no_usual_path_answers_train_routers_all_the_same(
 
 def test_consensus_that_labels_no_question_says_so(folder, far, tmp_path):
     """Catches a traceback from training on nothing."""
-    with pytest.raises(InputError, match=r"paths.json: 0 questions .* 8 are the least.* --choose"):
+    with pytest.raises(InputError, match=r"paths.json: 0 questions .* routers need 8.* --choose"):
         train_on(folder, tmp_path / "out", far, "consensus", 12)
 
 

@@ -124,8 +124,8 @@ def label(model, tokenizer, questions, file, config, seed=0, batch_size=256):
     (rank, world), file, layers = process(), Path(file), model.config.num_layers
     prompts, too_long = prepare(questions, tokenizer, model)
     if too_long and rank == 0:
-        print(f"{len(too_long)} of {len(questions)} questions exceed the model's context and are left "
-              f"out: {', '.join(q.id for q in too_long[:5])} ...")
+        print(f"{len(too_long)} of {len(questions)} questions exceed the context "
+              f"({model.config.max_positions} tokens): {', '.join(q.id for q in too_long[:5])} ...")
     with opened(file, header(model, config, seed), layers, questions) as (mine, rows):
         missing = [p for p in prompts
                    if rows.get(p.question.id, {}).get("content") != content_hash(p)

@@ -110,8 +110,8 @@ def load_data(args):
     file = (args.test or args.data)[0]
     refuse_overlap(file, test, "--data", to_label)
     if not to_label or not test:  # rather now than after hours of labelling
-        raise InputError(f"{file}: {len(to_label)} questions to label and {len(test)} to test; both "
-                         "need one at least")
+        raise InputError(f"{file}: {len(to_label)} questions to label and {len(test)} to test; "
+                         "both need one at least")
     return to_label, test
 
 
@@ -275,8 +275,8 @@ def train(run):
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:
         raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "
-                         f"need {SMALLEST_GROUP}. Either the others are beyond this model, or it does "
-                         "not answer in the form asked for (a letter, or \\boxed{})")
+                         f"need {SMALLEST_GROUP}. The others are beyond this model, or it does not "
+                         "answer in the form asked for (a letter, or \\boxed{})")
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
     labels, routers, seeds = {}, {}, range(args.seed, args.seed + args.seeds)
     for choice in dict.fromkeys((args.choose, "shortest")):

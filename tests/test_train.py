@@ -191,7 +191,7 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
     (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
                "--out", str(tmp_path / "o"), *ARGS]
-    with pytest.raises(InputError, match="labels.jsonl: 0 questions with a right path; routers need 8"):
+    with pytest.raises(InputError, match="jsonl: 0 questions with a right path; routers need 8"):
         train.main(command + ["--test", str(folder / "q.jsonl")])
 
 
@@ -199,7 +199,7 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
         folder, tmp_path, capsys):
     """Catches routers, and an expected gain, that come from nothing but a few questions' luck."""
     file = own_questions(folder, tmp_path / "mine.jsonl")
-    with pytest.raises(InputError, match="labels.jsonl: 7 questions with a right path; routers need 8"):
+    with pytest.raises(InputError, match="jsonl: 7 questions with a right path; routers need 8"):
         train_on(folder, tmp_path / "out", file, "safe", 7)
     assert "7 test questions: an interval will be about ±37 points" in capsys.readouterr().out
     train_on(folder, tmp_path / "out", file, "safe", 8)

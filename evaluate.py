@@ -23,6 +23,7 @@ import cli
 from cli import aligned, percent
 from drllm import RouterRoute, Routers
 from model_llama import fixed, load_model, load_tokenizer
+from parts import advice
 from parts.files import InputError, read_json, write_json
 from parts.questions import load_all, refuse_overlap
 from tasks import answer, prepare
@@ -206,6 +207,7 @@ def report(table, main, out, first_seed=0, extra=None):
     print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
     print("\nRight % (layers) by task and level, in domain and out of it")
     print(aligned(list(task_rows(metrics, names))))
+    print("", *advice.after(metrics, names), sep="\n")
     return metrics
 
 
@@ -270,11 +272,10 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds = load_seeds(args.routers, model)
-    data, fitted_on = (load_all(files, args.skip_bad_rows, args.score)[:args.limit] if files else []
-                       for files in (args.data, args.calibration))
-    refuse_overlap(args.data[0], data, "--calibration", fitted_on)
-    prompts = prepare(data, tokenizer, model)[0]
-    calibration = fitted_on and prepare(fitted_on, tokenizer, model)[0]
+    data, fitted = (load_all(files, args.skip_bad_rows, args.score)[:args.limit] if files else []
+                    for files in (args.data, args.calibration))
+    refuse_overlap(args.data[0], data, "--calibration", fitted)
+    prompts, calibration = (some and prepare(some, tokenizer, model)[0] for some in (data, fitted))
     first = args.routers[0] if args.routers else args.out
     beside = first if first.is_dir() else first.parent
     menu, chosen, statics = beside / "paths.json", beside / "chosen.json", []

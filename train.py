@@ -28,8 +28,10 @@ from evaluate import compare, interval, read_statics, report
 from label import content_hash, digest, header, label, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
+from parts import advice
 from parts.files import InputError, locked, mapped_zeros, read_json, write_json
 from parts.questions import load_all, refuse_overlap, split
+from parts.run_folder import claim
 from tasks import answer, batches, prepare
 
 
@@ -191,11 +193,7 @@ def expected(run, prompts, space, paths, right, folds=4):
         layers[held] = made.decisions.sum(1).float()
     low, high = interval(gain)
     pays = low > 0 or (low > -0.005 and layers.mean() < 0.97 * L)
-    print(f"expected on fresh questions, cross-validated on {N} label questions: "
-          f"{100 * gain.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] at "
-          f"{layers.mean():.2f} of {L} layers: routing is {'' if pays else 'not '}expected to pay "
-          "on this model" + ("" if pays else ", so the routers execute every layer "
-                             "(--choose consensus trains others all the same)"))
+    print(advice.expectation(gain, (low, high), layers, L, pays))
     return pays
 
 
@@ -247,6 +245,8 @@ def parse_args(argv=None):
     parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
     parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
+    parser.add_argument("--force", action="store_true", help="go on with a model at chance")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     return parser.parse_args(argv)
 
 
@@ -266,9 +266,9 @@ def train(run):
     tests, _ = prepare(run.held_out[:args.limit], run.tokenizer, run.model)
     print(f"{args.model}: {len(to_label)} questions to label along {args.simulations + 1} paths "
           f"each, {len(tests)} to test, into {out}")
-    if len(tests) < 100:  # 1.96 standard errors, of half a point per answer at most
-        print(f"{len(tests)} test questions: an interval will be about "
-              f"±{98 / math.sqrt(len(tests)):.0f} points wide")
+    prompts, _ = prepare(to_label, run.tokenizer, run.model)
+    claim(out, run.settings, args.overwrite)
+    advice.before(run, prompts, tests)
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
     write_json(out / "config.json", run.settings)  # now that label has accepted the folder
@@ -277,7 +277,6 @@ def train(run):
         raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "
                          f"need {SMALLEST_GROUP}. The others are beyond this model, or it does not "
                          "answer in the form asked for (a letter, or \\boxed{})")
-    prompts, _ = prepare(to_label, run.tokenizer, run.model)
     labels, routers, seeds = {}, {}, range(args.seed, args.seed + args.seeds)
     for choice in dict.fromkeys((args.choose, "shortest")):
         labels[choice] = labels_of(run, choice, rows, prompts)

@@ -27,8 +27,9 @@ NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LL
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 FILES = ("parts/files cli parts/chat_template hf_folder parts/linear model_llama mcts grading "
-         "parts/schemas parts/questions parts/sharing parts/likelihood tasks parts/label_file "
-         "label parts/router_file drllm choose evaluate train").split()
+         "parts/schemas parts/questions parts/sharing parts/likelihood tasks parts/advice "
+         "parts/run_folder parts/label_file label parts/router_file drllm choose evaluate "
+         "train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 

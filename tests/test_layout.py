@@ -13,8 +13,8 @@ from conftest import ROOT
 # a file uses only files before it; the tutorial has them in this order
 ORDER = ["parts.files", "cli", "parts.chat_template", "hf_folder", "parts.linear", "model_llama",
          "mcts", "grading", "parts.schemas", "parts.questions", "parts.sharing", "parts.likelihood",
-         "tasks", "parts.label_file", "label", "parts.router_file", "drllm", "choose", "evaluate",
-         "train"]
+         "tasks", "parts.advice", "parts.run_folder", "parts.label_file", "label",
+         "parts.router_file", "drllm", "choose", "evaluate", "train"]
 EXTRAS = sorted(f"extras.{file.stem}" for file in ROOT.glob("extras/*.py")
                 if file.stem != "__init__")
 HOOK = ("evaluate", "extras.baselines")  # other methods, asked for by name

@@ -170,7 +170,7 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
     assert len(rows) == 40 and 0 < sum(row["default_correct"] for row in rows.values()) < 40
     run = tmp_path / "run"
     train.main([*common, "--simulations", "6", "--seeds", "1", "--choose", "shortest",
-                "--out", str(run)])
+                "--force", "--out", str(run)])
     evaluate.main([*common, "--routers", str(run / "routers.safetensors"), "--out",
                    str(tmp_path / "again")])
     metrics = [json.loads((one / "metrics.json").read_text()) for one in (run, tmp_path / "again")]

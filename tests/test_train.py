@@ -211,7 +211,8 @@ def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, t
     many = [row | {"id": f"{n} {row['id']}"} for n in range(4) for row in rows]  # 4 of each prompt
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     for number in (99, 100):
-        train_on(folder, tmp_path / "out", file, "shortest", number, tmp_path / "many.jsonl")
+        train_on(folder, tmp_path / f"out{number}", file, "shortest", number,
+                 tmp_path / "many.jsonl")
         printed = capsys.readouterr().out
         few = "99 test questions: an interval will be about ±10 points" in printed
         assert few == (number < 100)

@@ -1,0 +1,106 @@
+"""What a run says to its user beside the figures: before a long search, and below the table.
+
+A gain that luck explains is none, so a search is refused where the plain model is no better than
+chance: any path is then right as often as another, and the ones found right are the lucky ones.
+"""
+import math
+import time
+
+import torch
+
+from parts.files import InputError
+from tasks import answer, judge
+
+ASKED = 400  # label questions that are asked first, at most
+MENU, STATICS = 80, 12  # paths on a menu, and of them asked in the evaluation: about so many
+PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
+
+
+def margin(share, number):
+    """Half the width of a 95% interval of a share that was measured on so many questions."""
+    return 1.96 * math.sqrt(share * (1 - share) / number)
+
+
+def before(run, prompts, tests):
+    """Says what the plain model answers of the label questions, beside chance, and about how long
+    all will take. InputError if it answers multiple choice no better than chance, without --force.
+    """
+    args, some = run.args, prompts[:ASKED]
+    if len(tests) < 100:
+        print(f"{len(tests)} test questions: an interval will be about "
+              f"±{100 * margin(0.5, len(tests)):.0f} points wide")
+    default = torch.ones(len(some), run.model.config.num_layers, dtype=torch.long)
+    began = time.time()
+    right, _ = judge(run.model, run.tokenizer, some, default, args.batch_size)
+    each = (time.time() - began) / len(some)
+    options = torch.tensor([len(prompt.question.choices) for prompt in some])
+    for rows in (options > 0, options == 0):
+        if rows.any():
+            said, lucky = plain_score(right[rows], options[rows], args.simulations + 1)
+            if lucky and not args.force:
+                raise InputError(f"{args.model}: {said}. What a search finds is luck then. Use "
+                                 "--score likelihood, questions with examples in their prompt, or "
+                                 "a model that can do it; --force goes on all the same")
+            print(said)
+    began, few = time.time(), tests[:64]
+    answer(run.model, run.tokenizer, few, None, args.batch_size)
+    written = (time.time() - began) / len(few)
+    paths = args.simulations + 1 + MENU * (args.choose in ("safe", "consensus"))
+    trained = (2 * args.seeds + 4 * (args.choose == "safe")) * run.config.epochs * len(prompts)
+    sizes = run.model.config.num_layers * run.model.config.hidden_size * run.config.width
+    seconds = (each * len(prompts) * paths + written * len(tests) * (2 * args.seeds + STATICS)
+               + PRODUCT * trained * 6 * sizes * run.config.windows)
+    print(f"all together this takes about {span(seconds)}; what is found is kept, so that the same "
+          "command goes on where it was stopped")
+
+
+def plain_score(right, options, paths):
+    """(a sentence on the plain model's answers, whether chance explains them). right (N,): rewards;
+    options (N,): how many each question has, 0 for an open one; paths: tried per question."""
+    share, number = right.mean().item(), len(right)
+    if not options[0]:
+        return f"the plain model answers {100 * share:.1f}% of {number} open questions", False
+    chance = (1 / options).mean().item()
+    off = margin(chance, number)
+    return (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice questions, "
+            f"chance {100 * chance:.1f}% ± {100 * off:.1f}; of {paths} paths per question luck "
+            f"alone makes {paths * chance:.0f} right", share <= chance + off)
+
+
+def expectation(gain, interval, layers, num_layers, pays):
+    """The sentence on what routing is expected to do. gain, layers (N,): of each label question, by
+    routers that learned from others."""
+    low, high = (100 * end for end in interval)
+    return (f"expected on fresh questions, cross-validated on {len(gain)} label questions: "
+            f"{100 * gain.mean():+.1f} points [{low:+.1f}, {high:+.1f}] at {layers.mean():.2f} of "
+            f"{num_layers} layers: routing is {'' if pays else 'not '}expected to pay on this model"
+            + ("" if pays else ", so the routers execute every layer "
+                               "(--choose consensus trains others all the same)"))
+
+
+def span(seconds):
+    """About how long, with one digit that counts: "40 s", "6 min", "3 h"."""
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size or unit == "s":
+            return f"{max(1, round(seconds / size))} {unit}"
+
+
+def after(metrics, names):
+    """Sentences that say what the table says of every trained route. metrics: of metrics.json."""
+    routes, said = metrics["routes"], []
+    plain = routes["vanilla"]
+    for name in (name for name in routes if name.startswith("dr.llm")):
+        found = routes[name]
+        (low, high), gain = found["interval"], 100 * found["gain"]
+        sure = ("surely more" if low > 0 else "surely fewer" if high < 0 else
+                "these questions do not tell if more or fewer")
+        against = ("as many right answers as the plain model" if low == high == 0 else
+                   f"{gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], {sure} right "
+                   "answers than the plain model")
+        said.append(f"{names[name]}: {against}, at {found['layers']:.2f} of "
+                    f"{plain['layers']:.0f} layers.")
+        fewer, more = (found[key] - plain[key] for key in ("layers", "layers_executed"))
+        if fewer < 0 < more:
+            said.append(f"Its answers are longer: {found['layers_executed']:.1f} layers run per "
+                        f"answer, {plain['layers_executed']:.1f} along the default path.")
+    return said

@@ -1,0 +1,32 @@
+"""A finished run is not overwritten by another one without a word."""
+import shutil
+
+from parts.files import InputError, read_json
+
+NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
+OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers")
+
+
+def flat(settings):
+    """Settings with those that stand in an object of their own beside the others."""
+    inner = [value for value in settings.values() if isinstance(value, dict)]
+    return {key: value for one in (settings, *inner) for key, value in one.items()
+            if not isinstance(value, dict)}
+
+
+def claim(folder, settings, overwrite):
+    """Makes sure that the folder has no finished run of other settings: InputError naming the first
+    that differs; with overwrite, what belongs to that run is removed. Labels and menus stay, since
+    they are checked where they are read."""
+    config = folder / "config.json"
+    if not config.exists() or not (folder / "metrics.json").exists():
+        return
+    there, here = flat(read_json(config)), flat(settings)
+    differ = sorted(key for key in {*there, *here} - NO_MATTER if there.get(key) != here.get(key))
+    if differ and not overwrite:
+        key = differ[0]
+        raise InputError(f"{config}: a finished run with {key} {there.get(key)}; this run has "
+                         f"{key} {here.get(key)}. Choose another --out, or let --overwrite remove "
+                         "that run's routers and metrics")
+    for name in OF_ONE_RUN if differ else ():
+        shutil.rmtree(folder / name) if name == "routers" else (folder / name).unlink(True)

@@ -1,0 +1,114 @@
+"""What a run says beside its figures, and which it refuses: chance, time, other settings."""
+import pytest
+import torch
+from tiny import save_tiny, tiny_model
+
+import train
+from parts.advice import after, margin, plain_score, span
+from parts.files import InputError, write_json
+from parts.run_folder import claim
+
+
+def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
+    right = torch.tensor([1.0] * 30 + [0.0] * 70)
+    said, lucky = plain_score(right, torch.full((100,), 4), 51)
+    assert said == ("the plain model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
+                    "± 8.5; of 51 paths per question luck alone makes 13 right")
+    assert lucky and margin(0.25, 100) == pytest.approx(0.0849, abs=1e-4)
+
+
+@pytest.mark.parametrize("share, options, lucky", [
+    (0.34, 4, False), (0.33, 4, True), (0.10, 4, True), (0.50, 2, True), (0.61, 2, False),
+    (0.0, 0, False)])
+def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_has_none(
+        share, options, lucky):
+    right = (torch.arange(100) < 100 * share).float()
+    assert plain_score(right, torch.full((100,), options), 51)[1] == lucky
+
+
+@pytest.mark.parametrize("seconds, said", [
+    (0.1, "1 s"), (59, "59 s"), (119, "119 s"), (150, "2 min"), (7199, "120 min"), (9000, "2 h")])
+def test_a_time_has_the_unit_that_a_person_would_take(seconds, said):
+    assert span(seconds) == said
+
+
+def figures(gain, interval, layers=11.0, summed=20.0):
+    return {"gain": gain, "interval": interval, "layers": layers, "layers_executed": summed}
+
+
+@pytest.mark.parametrize("gain, interval, word", [
+    (0.07, [0.05, 0.09], "+7.0 points [+5.0, +9.0], surely more right"),
+    (-0.07, [-0.09, -0.05], "-7.0 points [-9.0, -5.0], surely fewer right"),
+    (0.01, [-0.02, 0.04], "+1.0 points [-2.0, +4.0], these questions do not tell"),
+    (0.0, [0.0, 0.0], "as many right answers as the plain model, at 11.00 of 12 layers.")])
+def test_a_sentence_says_what_the_table_says(gain, interval, word):
+    """Catches "surely" where the interval reaches over zero, and a control taken for a route."""
+    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0), "dr.llm": figures(gain, interval),
+              "static below": figures(0.5, [0.4, 0.6])}
+    said, = after({"routes": routes}, {"dr.llm": "Dr.LLM"})
+    assert said.startswith(f"Dr.LLM: {word}")
+
+
+@pytest.mark.parametrize("layers, summed, warned", [
+    (11, 25, True), (11, 23, False), (13, 26, False)])
+def test_answers_that_grow_longer_are_said_to_where_fewer_layers_would_hide_it(
+        layers, summed, warned):
+    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0),
+              "dr.llm": figures(0, [0, 0], layers, summed)}
+    assert any("longer" in line for line in after({"routes": routes}, {"dr.llm": "x"})) == warned
+
+
+# ---- a finished run ----
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder with the files of a finished run of seed 1."""
+    for name in ("metrics.json", "chosen.json", "labels.jsonl", "paths.json",
+                 "routers.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "routers").mkdir()
+    (tmp_path / "routers" / "safe-1.safetensors").write_text("")
+    write_json(tmp_path / "config.json", {"seed": 1, "threads": 2})
+    return tmp_path
+
+
+def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(InputError, match="config.json: a finished run with seed 1; .* seed 2.*"):
+        claim(finished, {"seed": 2, "threads": 2}, overwrite=False)
+    with pytest.raises(InputError, match="with choose None; this run has choose safe"):
+        claim(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
+    assert sorted(finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_same_settings_go_on_and_remove_nothing(finished, overwrite):
+    """The number of threads, the batch size and the device make no other run."""
+    before = sorted(finished.rglob("*"))
+    claim(finished, {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}, overwrite)
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
+    claim(finished, {"seed": 2}, overwrite=True)
+    assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
+                                                          "paths.json"}
+    (finished / "metrics.json").unlink(missing_ok=True)
+    claim(finished, {"seed": 3}, overwrite=False)  # not finished any more
+
+
+def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, capsys):
+    """Catches hours of search for paths that are right by luck."""
+    model = save_tiny(tmp_path / "model", tiny_model(2, dtype=torch.float32))
+    rows = [{"id": str(n), "question": f"{n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]}
+            for n in range(40)]
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(f"{train.json.dumps(row)}\n" for row in rows))
+    command = ["--model", str(model), "--data", str(file), "--out", str(tmp_path / "run"),
+               "--simulations", "2", "--seeds", "1"]
+    with pytest.raises(InputError, match="chance 50.0% ± .* --force goes on"):
+        train.main(command)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="0 questions with a right path"):
+        train.main([*command, "--force"])  # a tiny model writes no letter
+    assert "all together this takes about" in capsys.readouterr().out

@@ -135,6 +135,17 @@ def results():
                             **paper_tables(paper))
 
 
+def real_model():
+    """The text of real_model.md."""
+    words = string.Template((DOCS / "real_model.template.md").read_text(encoding="utf-8"))
+    found = read_json(ASSETS / "real.json")
+    made = {name: measured_table(t) for name, t in found.items()}
+    before = read_json(ASSETS / "measured.json")
+    made |= {name: measured_table(before[name]) for name in ("real_first", "real_trial")}
+    tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
+    return words.substitute(made, tried=tried)
+
+
 def first_table():
     """The table that `make` prints first."""
     demo = read_json(ASSETS / "demo.json")
@@ -167,6 +178,7 @@ def readme(text):
 def main():
     picture = draw(read_json(ASSETS / "demo.json")["picture"])
     for file, text in ((ASSETS / "paths.svg", picture), (DOCS / "results.md", results()),
+                       (DOCS / "real_model.md", real_model()),
                        (ROOT / "README.md", readme((ROOT / "README.md").read_text("utf-8")))):
         write_whole(file, lambda part, text=text: part.write_text(text, encoding="utf-8"))
 

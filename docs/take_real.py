@@ -1,0 +1,132 @@
+"""Takes a finished folder of extras/real.py into assets/real.json, from where make_results.py
+writes docs/real_model.md. What the folder lacks (other tasks, the paper's tables, luck.json) is
+left as it was taken in before.
+
+    .venv/bin/python docs/take_real.py runs/real
+"""
+import argparse
+from pathlib import Path
+
+import make_results  # puts the repository's root on the path
+from make_results import ASSETS, CELLS
+
+import cli
+from evaluate import ACTIONS
+from parts.files import read_json, write_json
+from parts.label_file import read_rows
+
+RUNS = {"arithmetic": "arithmetic", "choices": "ARC, by likelihood"}
+MAKE = "make real"
+CHOICES = (".venv/bin/python -m extras.real --choices arc_easy=E.jsonl arc_challenge=C.jsonl "
+           "--choices-test arc_easy=F.jsonl arc_challenge=G.jsonl --outside openbook_qa=O.jsonl "
+           "piqa=P.jsonl winogrande=W.jsonl commonsense_qa=Q.jsonl copa=A.jsonl")
+FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
+         "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
+         "the first 200 questions of validation sets, 100 of COPA")
+NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
+
+
+def figures(row, *columns):
+    return [CELLS[column](row) for column in columns]
+
+
+def score(row):
+    return "{} ({})".format(*figures(row, "right", "layers"))
+
+
+def domain(folder, run):
+    """Rows of every route in domain: safe's routers, then all that the run of consensus asked."""
+    shown = ("right", "gain", "layers")
+    safe, all_of = (read_json(folder / f"{run}-{choice}" / "metrics.json")
+                    for choice in ("safe", "consensus"))
+    yield ["Dr.LLM, safe (the default)", *figures(safe["routes"]["dr.llm"], *shown)]
+    for name, row in all_of["routes"].items():
+        yield [NAMES.get(name, f"static, {row['layers']:.0f} layers" if "static" in name else name),
+               *figures(row, *shown)]
+
+
+def by_task(folder, run):
+    """Rows of every task in domain: right (layers) along the main routes."""
+    metrics = read_json(folder / f"{run}-consensus" / "metrics.json")
+    for task, found in sorted(metrics["tasks"].items()):
+        yield [task, str(found["routes"]["vanilla"]["n"]), *(
+            score(found["routes"][route]) for route in ("vanilla", *NAMES))]
+
+
+def outside(folder, run):
+    """Rows of every task that the routers of a run had not seen."""
+    consensus, paper = (read_json(folder / f"{run}-{choice}-outside" / "metrics.json")
+                        for choice in ("consensus", "shortest"))
+    rows = [(name, found["routes"], paper["tasks"][name]["routes"])
+            for name, found in consensus["tasks"].items()]
+    for name, ours, theirs in [*rows, ("all", consensus["routes"], paper["routes"])]:
+        yield [name, str(ours["vanilla"]["n"]), CELLS["right"](ours["vanilla"]), *(
+            " @ ".join(figures(one["dr.llm"], "gain", "layers")) for one in (ours, theirs))]
+
+
+def searched(folder, run):
+    """A column of Table 2 and Figure 9: what the searches of a run found."""
+    file = folder / f"{run}-consensus" / "labels.jsonl"
+    num_layers = len(read_json(folder / f"{run}-consensus" / "paths.json")["paths"][0])
+    rows = list(read_rows(file, num_layers).values())
+    right, wrong = ([row for row in rows if row["default_correct"] == value]
+                    for value in (True, False))
+    labels = [row["decisions"] for row in rows if row["correct"]]
+    share = lambda some: 100 * sum(some) / max(1, len(some))
+    among = lambda some: 100 * (sum(len(row["correct"]) for row in some)
+                                / max(1, sum(row["simulations"] + 1 for row in some)))
+    of_labels = [share([n == count for path in labels for n in path]) for count in range(3)]
+    return {"label questions": str(len(rows)),
+            "layers saved where the default path is right":
+                f"{sum(num_layers - row['length'] for row in right) / len(right):.2f} "
+                f"of {num_layers}",
+            "right ones with a shorter right path":
+                f"{share([row['length'] < num_layers for row in right]):.1f}%",
+            "wrong ones repaired":
+                f"{share([bool(row['correct']) for row in wrong]):.1f}% of {len(wrong)}",
+            f"shortest labels, {' / '.join(ACTIONS)}":
+                " / ".join(f"{one:.1f}" for one in of_labels) + "%",
+            "right among the paths tried, default right / wrong":
+                f"{among(right):.1f}% / {among(wrong):.1f}%"}
+
+
+PAPER = {"layers saved where the default path is right": "1.82 of 28 to 32",
+         "wrong ones repaired": "about 30%",
+         f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
+
+
+def taken_in(folder):
+    """{name: a table as in measured.json} of all that stands in the folder."""
+    made = lambda head, rows, command, note="": {
+        "head": head, "rows": [*map(list, rows)], "command": command, "note": note}
+    found = {}
+    runs = {run: title for run, title in RUNS.items()
+            if (folder / f"{run}-consensus" / "metrics.json").exists()}
+    columns = {title: searched(folder, run) for run, title in runs.items()}
+    found["search"] = made(
+        ["", *columns, "the paper, 3 to 8 billion weights"],
+        [[key, *(column[key] for column in columns.values()), PAPER.get(key, "")]
+         for key in next(iter(columns.values()))], MAKE, f"the second column by `{CHOICES}`")
+    for run in runs:
+        command, note = (MAKE, "") if run == "arithmetic" else (CHOICES, FILES)
+        found[f"{run}_routes"] = made(["route", "right", "gain", "layers of 30"],
+                                      domain(folder, run), command, note)
+        found[f"{run}_tasks"] = made(["task", "n", "vanilla", *NAMES.values()],
+                                     by_task(folder, run), command, note)
+        if (folder / f"{run}-shortest-outside" / "metrics.json").exists():
+            found[f"{run}_outside"] = made(
+                ["task", "n", "vanilla", "gain, consensus @ layers", "gain, the paper's @ layers"],
+                outside(folder, run), CHOICES, FILES)
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="finished folder of extras/real.py")
+    args, file = parser.parse_args(argv), ASSETS / "real.json"
+    write_json(file, (read_json(file) if file.exists() else {}) | taken_in(args.folder))
+    make_results.main()
+
+
+if __name__ == "__main__":
+    cli.run(main)

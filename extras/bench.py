@@ -5,6 +5,7 @@ tables show medians over the repeats and, in brackets, the spread from the faste
 transformers is compared where it is installed (with the very same weights), and never needed.
 
     python -m extras.bench decoder --shape demo
+    python -m extras.bench labels --model runs/real/SmolLM2-135M --data runs/real/label.jsonl
     python -m extras.bench all --shape 3b --device cuda --dtype bfloat16 --out bench.json
 """
 import ctypes
@@ -25,12 +26,12 @@ import torch
 from tqdm import tqdm
 
 import cli
-from drllm import Routers
 from cli import aligned
-from hf_folder import Config, Llama3Rope
+from drllm import Routers
+from hf_folder import Config, Llama3Rope, read_config
 from label import search_all
 from mcts import SearchConfig, is_legal
-from model_llama import Llama, fixed, generate, load_model, load_tokenizer
+from model_llama import Llama, fixed, generate, load_model, load_tokenizer, prefill
 from parts.files import mapped_zeros, write_json
 from parts.questions import Question, load_all
 from tasks import Prompt, answer, judge, prepare
@@ -309,11 +310,12 @@ class Numbers:
 
 
 def questions_to_label(bench):
-    """(model, tokenizer, prompts): the demo's, or random ones with four tokens to answer, every
-    other one of which the default path answers."""
-    if bench.args.shape == "demo":
-        model, tokenizer = load_model(cli.DEMO_MODEL, bench.device), load_tokenizer(cli.DEMO_MODEL)
-        asked = load_all([cli.DEMO_LABEL])[:bench.args.questions]
+    """(model, tokenizer, prompts): those given, or the demo's, or random ones with four tokens to
+    answer, every other one of which the default path answers."""
+    if bench.args.model or bench.args.shape == "demo":
+        folder = bench.args.model or cli.DEMO_MODEL
+        model, tokenizer = load_model(folder, bench.device, bench.dtype), load_tokenizer(folder)
+        asked = load_all(bench.args.data)[:bench.args.questions]
         return model, tokenizer, prepare(asked, tokenizer, model)[0]
     tokenizer, ids = Numbers(), random_prompts(bench.config, bench.args.questions, QUESTION_TOKENS)
     made = generate(bench.model, ids, None, 4).tokens
@@ -367,11 +369,50 @@ def labels(bench):
     sides |= {f"{size} together, states {shared}": partial(lockstep, size, share)
               for size in bench.args.together if size <= len(prompts)
               for shared, share in (("not shared", False), ("shared", True))}
-    each = {side: [t / len(few if side == slow else paths) for t in took] for side, took
+    together = list(sides)[-1]
+    sides["matrix products alone"] = products_of(model, sides[together])
+    if transformers:
+        sides["transformers, singly"] = partial(theirs_singly, model, [prompt for prompt, _ in few])
+    singly = {slow, "transformers, singly"}
+    each = {side: [t / len(few if side in singly else paths) for t in took] for side, took
             in interleaved(sides, bench.args.repeats, bench.device, "labels").items()}
     rows = [{"what": side, "paths/s": 1 / median(took), "times as fast": paired(each[slow], took)}
             for side, took in each.items()]
-    return rows + (processes(bench) if bench.args.shape == "demo" else [])
+    rows += [{"what": f"{together}, over {side}", "paths/s": 1 / median(each[together]),
+              "times as fast": paired(each[side], each[together])} for side in each
+             if side in ("matrix products alone", "transformers, singly")]
+    return rows + (processes(bench) if bench.args.shape == "demo" and not bench.args.model else [])
+
+
+def products_of(model, run):
+    """A callable that does every matrix product of run() again, on rows of the same number, and
+    nothing else: what no search can be faster than."""
+    asked, note = [], lambda module, given: asked.append((module, given[0].shape))
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules()
+             if isinstance(module, torch.nn.Linear)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    weight = model.embed_tokens.weight
+    given = {shape: torch.randn(shape).to(weight) for _, shape in asked}
+
+    @torch.inference_mode()
+    def again():
+        for module, shape in asked:
+            module(given[shape])
+    return again
+
+
+def theirs_singly(model, prompts, kept=[]):  # noqa: B006 - made once, outside what is timed
+    """The answers of transformers along the default path, whose length the searches' paths have on
+    average: one question at a time, with its cache."""
+    if not kept:
+        kept.append(transformers_model(model))
+    for prompt in prompts:
+        ids = torch.tensor([prompt.ids], device=model.embed_tokens.weight.device)
+        kept[0].generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                         max_new_tokens=prompt.question.budget,
+                         eos_token_id=list(prompt.stop_ids) or None)
 
 
 def processes(bench):
@@ -416,7 +457,38 @@ def training(bench):
     return rows
 
 
-# ---- 6. memory ----
+# ---- 6. growth ----
+
+def growth(bench):
+    """How prefill grows with the prompt, the batch and the layers: the exponent is the slope of log
+    time over log size, 1 where time is in proportion; its range over the repeats in brackets."""
+    rows, shallow = [], replace(bench.config, num_layers=bench.config.num_layers * 2 // 5)
+    small = random_model(shallow, bench.device, bench.dtype)
+    for what, sides in (
+            ("prompt, tokens", {T: (bench.model, 1, T) for T in (64, 128, 256, 512, 1024)}),
+            ("batch of 64 tokens", {B: (bench.model, B, 64) for B in (1, 4, 16, 64)}),
+            ("layers", {m.config.num_layers: (m, 1, 256) for m in (small, bench.model)})):
+        calls = {}
+        for size, (model, batch, length) in sides.items():
+            tokens = torch.tensor(random_prompts(model.config, batch, length), device=bench.device)
+            calls[size] = partial(prefilled, model, tokens)
+        took = interleaved(calls, bench.args.repeats, bench.device, what)
+        x = torch.tensor([float(size) for size in calls]).log()
+        x = x - x.mean()
+        slopes = [(x @ torch.tensor(times).log() / x.square().sum()).item()
+                  for times in zip(*took.values())]
+        rows.append({"what": what, "sizes": " ".join(map(str, calls)), "ms": " ".join(
+            f"{1e3 * median(times):.1f}" for times in took.values()),
+            "exponent": f"{median(slopes):.2f} [{min(slopes):.2f}, {max(slopes):.2f}]"})
+    return rows
+
+
+@torch.inference_mode()
+def prefilled(model, tokens):
+    return prefill(model, tokens)
+
+
+# ---- 7. memory ----
 
 def memory(bench):
     """Peak bytes beyond the weights: of generating 8 tokens, plain and with routers, and of
@@ -451,18 +523,21 @@ def memory(bench):
 # ---- the command ----
 
 SECTIONS = {"decoder": decoder, "skips": skips, "routers": routers, "judge": judging,
-            "labels": labels, "training": training, "memory": memory}
+            "labels": labels, "training": training, "growth": growth, "memory": memory}
 
 
 class Bench:
     """The model that is measured, where it runs, and the settings."""
 
     def __init__(self, args):
-        self.args, self.config = args, SHAPES[args.shape]
+        self.args = args
+        self.config = read_config(args.model) if args.model else SHAPES[args.shape]
         self.device, self.dtype = torch.device(args.device), cli.DTYPES[args.dtype]
 
     @cached_property
     def model(self):
+        if self.args.model:
+            return load_model(self.args.model, self.device, self.dtype)
         return random_model(self.config, self.device, self.dtype)
 
     def machine(self):
@@ -484,6 +559,9 @@ def parse_args(argv=None):
     flag("sections", nargs="*", metavar="SECTION", default=["all"],
          help=f"all, or some of: {', '.join(SECTIONS)}")
     flag("--shape", choices=SHAPES, default="demo", help="sizes of the random model")
+    flag("--model", type=Path, metavar="DIR", help="a model's folder, instead of random weights")
+    flag("--data", nargs="+", default=[cli.DEMO_LABEL], metavar="FILE",
+         help="questions that are judged, or searched")
     flag("--device", default="cpu", help="torch device, e.g. cpu or cuda")
     flag("--dtype", choices=cli.DTYPES, default="float32", help="of the weights")
     flag("--repeats", type=count, default=3, help="measurements of every side")
@@ -492,7 +570,7 @@ def parse_args(argv=None):
     flag("--new-tokens", type=cli.number(2, 10 ** 6, int), default=128,
          help="tokens the decoder writes per row")
     flag("--long", type=count, default=1000, help="tokens of an answer with routers")
-    flag("--questions", type=count, default=64, help="questions that are judged, or searched")
+    flag("--questions", type=count, default=64, help="questions judged or searched, at most")
     flag("--together", type=count, nargs="+", default=[1, 16, 64, 256],
          help="searches under way at once")
     flag("--out", type=Path, help="JSON file for the figures")

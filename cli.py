@@ -64,17 +64,20 @@ def aligned(rows):
 
 # ---- flags ----
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         plain = action.default is None or action.nargs == 0  # no default, or a switch
         return action.help if plain else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and whose help shows every default."""
+    """A parser whose errors are one line and whose help shows every default, and the first line
+    and the examples (what is indented) of a file's docstring."""
 
-    def __init__(self, **options):
-        super().__init__(formatter_class=_Help, **options)
+    def __init__(self, doc="", **options):
+        first, *rest = doc.split("\n")
+        examples = "\n".join(line for line in rest if line.startswith("    "))
+        super().__init__(description=first, epilog=examples, formatter_class=_Help, **options)
 
     def error(self, message):
         self.exit(2, f"error: {' '.join(message.split())}\n")
@@ -122,9 +125,11 @@ def add_data_flags(parser, data, batch_size):
 
 
 def use_device(args):
-    """Sets --threads and checks --device; of several GPUs each process of torchrun has its own."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    """Sets --threads and checks --device. Processes of torchrun share the cores of the CPU, and of
+    several GPUs each has its own."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if args.threads or beside > 1:
+        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // beside))
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     check_device(args.device)

@@ -1,15 +1,15 @@
 """Every route side by side on questions that nobody trained on, with uncertainty.
 
 A route is worth its name only if it beats what needs no router, so two controls stand in every
-table: the best *static* path of the label questions at the same mean depth (two static paths may
-be mixed to meet it exactly), and the routers' own decisions *shuffled* over the layers. The other
-methods of the paper come in through one hook, in compare(). Gains are paired: the same questions,
-a bootstrap over them, the mean over router seeds.
+table: the best *static* path of the label questions at the same mean depth (two may be mixed to
+meet it), and the routers' own decisions *shuffled* over the layers. The paper's other methods come
+in through one hook, in compare(). Gains are paired: a bootstrap over the same questions.
 
-"in" are tasks the labels knew, "out" are tasks they never saw. layers: blocks per forward pass,
-as comparable to L; layers_executed ("summed"): over all forward passes, as the paper counts.
+"in" are tasks the labels knew, "out" others. layers: blocks per forward pass; layers_executed
+("summed"): over all forward passes, as the paper counts.
 
     python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
+    python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
 """
 import time
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import cli
 from cli import aligned, percent
@@ -25,6 +24,7 @@ from drllm import RouterRoute, Routers
 from model_llama import fixed, load_model, load_tokenizer
 from parts import advice
 from parts.files import InputError, read_json, write_json
+from parts.progress import progress_bar
 from parts.questions import load_all, refuse_overlap
 from tasks import answer, prepare
 
@@ -99,7 +99,7 @@ class Comparison:
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
         through, whose layers_of(decisions) are (N,)."""
         began, number = time.time(), len(self.prompts) * len(routes)
-        with tqdm(total=number, desc=title, unit="answer", leave=False) as bar:
+        with progress_bar(total=number, desc=title, unit="answer") as bar:
             seeds = [answer(model or self.model, self.tokenizer, self.prompts, route,
                             self.batch_size, bar.update) for route in routes]
         depth = layers_of and torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
@@ -214,7 +214,7 @@ def report(table, main, out, first_seed=0, extra=None):
 # ---- the command ----
 
 def parse_args(argv=None):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
     parser.add_argument("--routers", type=Path, nargs="+", default=[], metavar="FILE",

@@ -215,7 +215,8 @@ class Tokenizer:
     def __init__(self, folder):
         self.folder, self.special = Path(folder), {}
         file, side = self.folder / "tokenizer.json", self.folder / "tokenizer_config.json"
-        _require(self.folder.is_dir(), f"{folder}: no such folder")
+        _require(self.folder.is_dir(), f"{folder}: no such folder. A model of a hub is downloaded "
+                 "first: hf download OWNER/NAME --local-dir DIR")
         _require(file.exists(), f"{file}: no such file; only the tokenizer.json format is read")
         data, settings = read_file(file, MOST_TOKENIZER), read_json(side) if side.exists() else {}
         try:

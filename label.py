@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from parts.files import InputError, writing
 from parts.label_file import opened, process, read_rows
+from parts.progress import progress_bar
 from parts.questions import load_all
 from tasks import Prompt, judge, prepare
 
@@ -140,7 +140,7 @@ def append_rows(file, searches, rows, number, paths_each):
     """Appends a flushed line per finished search; rows {id: row} so far feed the progress bar."""
     if not number:
         return
-    bar = tqdm(total=number * paths_each, unit="path", desc=f"searching {number} questions")
+    bar = progress_bar(total=number * paths_each, unit="path", desc=f"searching {number} questions")
     with writing(file), open(file, "a") as stream, bar:
         for result in searches(progress=bar.update):
             row = row_of(*result)
@@ -161,7 +161,7 @@ def summary(rows):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import cli
 from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
@@ -30,6 +29,7 @@ from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from parts import advice
 from parts.files import InputError, locked, mapped_zeros, read_json, write_json
+from parts.progress import progress_bar
 from parts.questions import load_all, refuse_overlap, split
 from parts.run_folder import claim
 from tasks import answer, batches, prepare
@@ -91,7 +91,7 @@ def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="
     rng = torch.Generator().manual_seed(seed)  # the order of the examples
     steps = [rows for epoch in range(config.epochs)
              for rows in torch.randperm(N, generator=rng).split(config.batch)]
-    for step, rows in enumerate(tqdm(steps, f"routers, seed {seed}", unit="step", leave=False)):
+    for step, rows in enumerate(progress_bar(steps, f"routers, seed {seed}", unit="step")):
         optimizer.param_groups[0]["lr"] = learning_rate(step, len(steps), config)
         logits = routers(pooled[rows].to(device), counts[rows].to(device))
         loss = focal_loss(logits, labels[rows].to(device), weights, config.gamma)
@@ -161,7 +161,7 @@ def measured_menu(run, rows, prompts, space):
            "questions": digest(*map(content_hash, prompts))}
     stored = read_json(file) if file.exists() else {}
     if stored.get("key") != key:
-        with tqdm(desc="a menu of paths for groups of similar questions", unit="path") as bar:
+        with progress_bar(desc="a menu of paths for groups of questions", unit="path") as bar:
             paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
                                 batch_size=run.args.batch_size, progress=bar.update)
         lines = ["".join(map(str, row)) for row in right.int().tolist()]
@@ -181,7 +181,7 @@ def expected(run, prompts, space, paths, right, folds=4):
     N, L = len(prompts), len(paths[0])
     fold_of = torch.tensor([int(digest(p.question.id, "fold"), 16) % folds for p in prompts])
     gain, layers = torch.zeros(N), torch.full((N,), float(L))  # of routers that learned nothing
-    for fold in tqdm(range(folds), "is routing expected to pay?", unit="fold"):
+    for fold in progress_bar(range(folds), "is routing expected to pay?", unit="fold"):
         rest, held = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
         if right[rest].any(1).sum() < SMALLEST_GROUP:
             continue
@@ -228,7 +228,7 @@ def fit(run, choice, prompts, labels, seeds):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,

@@ -26,10 +26,10 @@ FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("parts/files cli parts/chat_template hf_folder parts/linear model_llama mcts grading "
-         "parts/schemas parts/questions parts/sharing parts/likelihood tasks parts/advice "
-         "parts/run_folder parts/label_file label parts/router_file drllm choose evaluate "
-         "train").split()
+FILES = ("parts/files parts/progress cli parts/chat_template hf_folder parts/linear model_llama "
+         "mcts grading parts/schemas parts/questions parts/sharing parts/likelihood tasks "
+         "parts/advice parts/run_folder parts/label_file label parts/router_file drllm choose "
+         "evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 
@@ -139,9 +139,10 @@ def real_model():
     """The text of real_model.md."""
     words = string.Template((DOCS / "real_model.template.md").read_text(encoding="utf-8"))
     found = read_json(ASSETS / "real.json")
-    made = {name: measured_table(t) for name, t in found.items()}
+    luck = "\n".join(found.pop("luck"))
+    made = {name: measured_table(t) for name, t in found.items()} | {"luck": luck}
     before = read_json(ASSETS / "measured.json")
-    made |= {name: measured_table(before[name]) for name in ("real_first", "real_trial")}
+    made |= {name: measured_table(before[name]) for name in ("real_first", "real_trial", "rules")}
     tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
     return words.substitute(made, tried=tried)
 

@@ -1,6 +1,6 @@
 """Takes a finished folder of extras/real.py into assets/real.json, from where make_results.py
-writes docs/real_model.md. What the folder lacks (other tasks, the paper's tables, luck.json) is
-left as it was taken in before.
+writes docs/real_model.md. What the folder lacks (ARC, other tasks, what extras/luck.py printed into
+luck.txt) is left as it was taken in before.
 
     .venv/bin/python docs/take_real.py runs/real
 """
@@ -90,9 +90,16 @@ def searched(folder, run):
                 f"{among(right):.1f}% / {among(wrong):.1f}%"}
 
 
+NUMBERED = [f"{number}." for number in range(1, 7)]
 PAPER = {"layers saved where the default path is right": "1.82 of 28 to 32",
          "wrong ones repaired": "about 30%",
          f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
+
+
+def printed(file):
+    """What extras.luck printed into a file, its sections apart."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [one for line in lines for one in ([""] if line[:2] in NUMBERED else []) + [line]][1:]
 
 
 def taken_in(folder):
@@ -117,6 +124,8 @@ def taken_in(folder):
             found[f"{run}_outside"] = made(
                 ["task", "n", "vanilla", "gain, consensus @ layers", "gain, the paper's @ layers"],
                 outside(folder, run), CHOICES, FILES)
+    if (folder / "luck.txt").exists():
+        found["luck"] = printed(folder / "luck.txt")
     return found
 
 

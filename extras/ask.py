@@ -92,7 +92,7 @@ def typed():
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog="python -m extras.ask", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.ask")
     cli.add_model_flags(parser)
     parser.add_argument("question", nargs="?", help="without one: a conversation")
     parser.add_argument("--routers", type=Path, default=Path("runs/demo"), metavar="FILE",

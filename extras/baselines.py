@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from drllm import RouterRoute, pool_windows
 from label import search_all
 from mcts import SearchConfig
 from model_llama import KVCache, Slot, pad, prefill
 from parts.files import InputError
+from parts.progress import progress_bar
 from tasks import batches
 
 # N prompts   L layers   T tokens   D hidden size   R width of a predictor
@@ -242,7 +242,7 @@ def fit(parameters, number, loss_of, epochs, seed, rate=1e-3, decay=0.01):
     rng = torch.Generator().manual_seed(seed)
     order = [some.tolist() for _ in range(epochs)
              for some in torch.randperm(number, generator=rng).split(BATCH)]
-    for some in tqdm(order, desc="fitting", unit="step", leave=False):
+    for some in progress_bar(order, desc="fitting", unit="step"):
         loss = loss_of(some)
         optimizer.zero_grad()
         loss.backward()

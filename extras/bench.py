@@ -23,7 +23,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from tqdm import tqdm
 
 import cli
 from cli import aligned
@@ -33,6 +32,7 @@ from label import search_all
 from mcts import SearchConfig, is_legal
 from model_llama import Llama, fixed, generate, load_model, load_tokenizer, prefill
 from parts.files import mapped_zeros, write_json
+from parts.progress import progress_bar
 from parts.questions import Question, load_all
 from tasks import Prompt, answer, judge, prepare
 from train import TrainConfig, train_routers
@@ -69,7 +69,7 @@ def seconds(run, device):
 def interleaved(sides, repeats, device, name):
     """{side: [seconds, ...]} of callables, one warm-up each and then in turn, A B A B."""
     times = {side: [] for side in sides}
-    for _ in tqdm(range(repeats + 1), desc=name, leave=False):
+    for _ in progress_bar(range(repeats + 1), desc=name):
         for side, run in sides.items():
             times[side].append(seconds(run, device))
     return {side: took[1:] for side, took in times.items()}
@@ -554,7 +554,7 @@ def print_table(title, rows):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog="python -m extras.bench", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.bench")
     flag, count = parser.add_argument, cli.count
     flag("sections", nargs="*", metavar="SECTION", default=["all"],
          help=f"all, or some of: {', '.join(SECTIONS)}")

@@ -138,7 +138,7 @@ def hub_name(text):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog="python -m extras.card", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.card")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished train.py")
     parser.add_argument("--license", type=hub_name, default="other", metavar="NAME",
                         help="the hub's name of a licence, e.g. apache-2.0")

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import cli
 from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
 from parts.files import InputError, write_whole
+from parts.progress import progress_bar
 from parts.questions import Question, load_all
 from tasks import Answers, answer, batches, prepare
 
@@ -86,7 +86,7 @@ def watch(model, tokenizer, prompts, route, batch_size=512):
     witness = WitnessRoute(route)
     order = [i for rows in batches(prompts, batch_size) for i in rows]
     few = len(prompts) < 2
-    with tqdm(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
+    with progress_bar(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
         plain, routed = (answer(model, tokenizer, prompts, way, batch_size, bar.update)
                          for way in (None, witness))
     probabilities, guarded = witness.by_question(order)
@@ -272,7 +272,7 @@ def chosen_questions(args, tokenizer):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog="python -m extras.explain", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.explain")
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
     parser.add_argument("--routers", type=Path, default=DEMO_ROUTERS, metavar="FILE",

@@ -285,7 +285,7 @@ def build(tokens, kinds, merges, pre):
 
 
 def main(argv=None):
-    parser = cli.Parser(prog="python -m extras.gguf", description="A GGUF file as a model folder.")
+    parser = cli.Parser(__doc__, prog="python -m extras.gguf")
     parser.add_argument("file", type=Path, metavar="FILE.gguf")
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must not exist yet")
     parser.add_argument("--dtype", choices=cli.DTYPES, default="bfloat16", help="of the weights")

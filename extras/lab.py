@@ -8,7 +8,6 @@ import re
 from functools import cached_property
 
 import torch
-from tqdm import tqdm
 
 import train
 from choose import along_each, frontier, similarity_space, upper_hull
@@ -19,6 +18,7 @@ from extras.statistics import static_at, wilcoxon
 from label import content_hash, read_rows
 from model_llama import fixed
 from parts.files import InputError, read_json, write_json
+from parts.progress import progress_bar
 from tasks import prepare
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "limit",
@@ -152,7 +152,7 @@ class Lab:
         """Routers of every seed. guard_on: how many of the first examples the guard is fitted
         on."""
         trained, config = [], config or self.run.config
-        for seed in tqdm(self.seeds, desc="routers", unit="seed", leave=False):
+        for seed in progress_bar(self.seeds, desc="routers", unit="seed"):
             routers = train.train_routers(pooled, counts, decisions, seed, config,
                                           self.args.device, **how)
             if config.guard and len(pooled) >= train.SMALLEST_GROUP:

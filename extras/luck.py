@@ -6,6 +6,7 @@ says why. A question is *repaired* where the default path was wrong and a right 
 label path is the paper's, the first of them. luck.json of the run folder keeps the tables.
 
     python -m extras.luck --run runs/demo
+    python -m extras.luck --run runs/mine --model DIR --data FILE --limit 200
 """
 import itertools
 import random
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import cli
 from choose import along_each, edit_effects
@@ -26,6 +26,7 @@ from extras.lab import Lab
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
 from model_llama import load_model
 from parts.files import write_json
+from parts.progress import progress_bar
 from parts.schemas import LETTERS
 from tasks import judge, prepare
 
@@ -81,7 +82,7 @@ def tried(row):
 
 def ask(lab, title, asked, model=None, size=None):
     """[(question id, whether it is answered right)] of [(prompt, path, ...)]."""
-    with tqdm(total=len(asked), desc=title, unit="answer", leave=False) as bar:
+    with progress_bar(total=len(asked), desc=title, unit="answer") as bar:
         right, _ = judge(model or lab.model, lab.tokenizer, [prompt for prompt, *_ in asked],
                          torch.tensor([path for _, path, *_ in asked]),
                          size or lab.args.batch_size, bar.update)
@@ -90,7 +91,7 @@ def ask(lab, title, asked, model=None, size=None):
 
 def ask_each(lab, title, prompts, paths):
     """(N, K) bool: is question n answered right along path k?"""
-    with tqdm(total=len(prompts) * len(paths), desc=title, unit="answer", leave=False) as bar:
+    with progress_bar(total=len(prompts) * len(paths), desc=title, unit="answer") as bar:
         return along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size,
                           bar.update) > 0
 
@@ -285,7 +286,7 @@ def cells(row):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog="python -m extras.luck", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.luck")
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=64)
     parser.set_defaults(limit=1000, out=None, seeds=1, depth=None)  # the last three are a Lab's

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import cli
 from cli import aligned, percent
@@ -27,6 +26,7 @@ from extras import pictures
 from extras.experiments import EXPERIMENTS
 from extras.lab import Lab
 from parts.files import read_json, write_json
+from parts.progress import progress_bar
 
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
 PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "guard")
@@ -80,7 +80,7 @@ def perform(lab, name):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, *ALIASES, "all"], metavar="NAME",
                         help=f"{', '.join(EXPERIMENTS)}, or all")
     cli.add_model_flags(parser)
@@ -101,7 +101,7 @@ def main(argv=None):
     cli.use_device(args)
     lab = Lab(args)
     names = EXPERIMENTS if "all" in args.names else [ALIASES.get(n, n) for n in args.names]
-    for name in tqdm(names, unit="table", disable=len(names) == 1):
+    for name in progress_bar(names, unit="table", disable=len(names) == 1):
         perform(lab, name)
     print(f"\n{lab.out}: " + " ".join(f"{name}.json" for name in names))
 

@@ -8,6 +8,7 @@ on --choices FILE ... and tested on --choices-test FILE ...; --outside FILE ... 
 asked with the routers of every run.
 
     python -m extras.real --out runs/real
+    python -m extras.real --choices arc=TRAIN.jsonl --choices-test arc=TEST.jsonl --outside FILE
 """
 import hashlib
 import shutil
@@ -81,7 +82,7 @@ def asked_outside(folder, name, files, flags):
 
 
 def parse_args(argv=None):
-    parser = cli.Parser(prog="python -m extras.real", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.real")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder of all steps")
     parser.add_argument("--label", type=cli.count, default=48, help="label questions per kind")
     parser.add_argument("--test", type=cli.count, default=100, help="test questions per kind")

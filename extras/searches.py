@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import cli
 from label import question_rng, search_all
 from mcts import EXECUTE, REPEAT, SKIP, SearchConfig, SearchResult, is_legal, search, select
 from model_llama import load_model, load_tokenizer
 from parts.files import write_json
+from parts.progress import progress_bar
 from parts.questions import load_all
 from tasks import prepare
 
@@ -160,14 +160,14 @@ def row_text(rule, row):
 
 
 def ask_model(model, tokenizer, prompts, config, args, searcher):
-    with tqdm(total=len(prompts) * (config.simulations + 1), unit="path", leave=False) as bar:
+    with progress_bar(total=len(prompts) * (config.simulations + 1), unit="path") as bar:
         found = search_all(model, tokenizer, prompts, config, args.seed, args.batch_size,
                            bar.update, search=searcher)
         return [result for _, result, _ in found]
 
 
 def main(argv=None):
-    parser = cli.Parser(prog="python -m extras.searches", description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__, prog="python -m extras.searches")
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,

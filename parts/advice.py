@@ -4,6 +4,7 @@ A gain that luck explains is none, so a search is refused where the plain model 
 chance: any path is then right as often as another, and the ones found right are the lucky ones.
 """
 import math
+import os
 import time
 
 import torch
@@ -26,6 +27,10 @@ def before(run, prompts, tests):
     all will take. InputError if it answers multiple choice no better than chance, without --force.
     """
     args, some = run.args, prompts[:ASKED]
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.75 * cores and not args.threads:
+        print(f"other work keeps {load:.1f} of {cores} cores busy, and every small operation waits "
+              "for all threads; --threads 1 may be several times as fast")
     if len(tests) < 100:
         print(f"{len(tests)} test questions: an interval will be about "
               f"±{100 * margin(0.5, len(tests)):.0f} points wide")

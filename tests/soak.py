@@ -257,7 +257,7 @@ def too_long(*_):
 
 
 def main(argv=None):
-    parser = cli.Parser(description=__doc__.split("\n")[0])
+    parser = cli.Parser(__doc__)
     parser.add_argument("--minutes", type=cli.number(0, 10 ** 4), default=10.0,
                         help="no round begins after so many")
     parser.add_argument("--seed", type=cli.count, default=1, help="of all but the clock")

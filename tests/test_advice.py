@@ -1,9 +1,12 @@
 """What a run says beside its figures, and which it refuses: chance, time, other settings."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import save_tiny, tiny_model
 
 import train
+from parts import advice, progress
 from parts.advice import after, margin, plain_score, span
 from parts.files import InputError, write_json
 from parts.run_folder import claim
@@ -30,6 +33,22 @@ def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_ha
     (0.1, "1 s"), (59, "59 s"), (119, "119 s"), (150, "2 min"), (7199, "120 min"), (9000, "2 h")])
 def test_a_time_has_the_unit_that_a_person_would_take(seconds, said):
     assert span(seconds) == said
+
+
+def test_a_busy_machine_is_said_once_and_only_where_threads_were_not_chosen(monkeypatch):
+    """Two processes of two threads on two cores run many times slower, and nobody knew why."""
+    def said(load, threads):
+        lines = []
+        monkeypatch.setattr(advice.os, "getloadavg", lambda: (load, 0, 0))
+        monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(words)))
+        monkeypatch.setattr(advice, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        args = SimpleNamespace(threads=threads, batch_size=1)
+        run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None)
+        with pytest.raises(KeyboardInterrupt):
+            advice.before(run, [None], [None] * 100)
+        return lines
+    assert len(said(99, None)) == 1 and "--threads 1" in said(99, None)[0]
+    assert not said(0.0, None) and not said(99, 1)
 
 
 def figures(gain, interval, layers=11.0, summed=20.0):
@@ -112,3 +131,21 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, 
     with pytest.raises(InputError, match="0 questions with a right path"):
         train.main([*command, "--force"])  # a tiny model writes no letter
     assert "all together this takes about" in capsys.readouterr().out
+
+
+# ---- progress ----
+
+def test_where_there_is_no_terminal_a_bar_is_lines_and_short_work_shows_none(monkeypatch, capsys):
+    """Catches a log file of one line with ten thousand carriage returns."""
+    for every, lines in (30, 0), (0, 4):
+        monkeypatch.setattr(progress, "EVERY", every)
+        assert list(progress.progress_bar(range(3), "work", miniters=1)) == [0, 1, 2]
+        said = capsys.readouterr().err
+        assert "\r" not in said and said.count("\n") == said.count("work: ") == lines
+        assert all(line == line.strip() for line in said.splitlines())
+
+
+def test_on_a_terminal_it_is_the_library_s_own_bar(monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "tqdm", lambda *args, **options: (args, options))
+    assert progress.progress_bar([1], "x") == (([1], "x"), {"leave": False})

@@ -209,7 +209,15 @@ def test_use_device_sets_threads_and_checks_the_device(monkeypatch):
         assert torch.get_num_threads() == 2
         cli.use_device(argparse.Namespace(threads=None, device="cpu"))
         assert torch.get_num_threads() == 2
+        monkeypatch.setattr(cli.os, "cpu_count", lambda: 6)
+        for beside, threads in ("2", 3), ("8", 1):  # processes of torchrun have a share each
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+            cli.use_device(argparse.Namespace(threads=None, device="cpu"))
+            assert torch.get_num_threads() == threads
+        cli.use_device(argparse.Namespace(threads=2, device="cpu"))
+        assert torch.get_num_threads() == 2
     finally:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         torch.set_num_threads(before)
     with pytest.raises(InputError, match="--device nonsense"):
         cli.use_device(argparse.Namespace(threads=None, device="nonsense"))

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 # a file uses only files before it; the tutorial has them in this order
-ORDER = ["parts.files", "cli", "parts.chat_template", "hf_folder", "parts.linear", "model_llama",
+ORDER = ["parts.files", "parts.progress", "cli", "parts.chat_template", "hf_folder",
+         "parts.linear", "model_llama",
          "mcts", "grading", "parts.schemas", "parts.questions", "parts.sharing", "parts.likelihood",
          "tasks", "parts.advice", "parts.run_folder", "parts.label_file", "label",
          "parts.router_file", "drllm", "choose", "evaluate", "train"]

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # imported once here, inherited by every run: a fork takes milliseconds, these take seconds
-import hypothesis  # noqa: F401
+import hypothesis
+import hypothesis.internal.conjecture.engine as engine
 import numpy  # noqa: F401
 import pytest
 import safetensors.torch  # noqa: F401
@@ -36,6 +37,7 @@ from make_assignment import COURSE, ROOT, properties_file, read_tasks, tomllib
 import cli  # noqa: E402 - make_assignment found it
 from parts.files import InputError, write_json  # noqa: E402
 
+EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 # what a tree needs for the tests of the tasks
 OURS = ("*.py", "tests/*.py", "demo/*.py", "extras/*.py", "parts/*.py")
 
@@ -73,11 +75,13 @@ class Run:
     """Tests run in a folder of their own. exchanged: {path: text} that differs from our tree.
 
     Afterwards, outcomes: [(test, "passed" | "failed" | ..., what it said)], None if the run was
-    killed or ended itself; found: {test: (its task, whether Hypothesis drives it)}.
+    killed or ended itself; found: {test: (its task, whether Hypothesis drives it, its docstring)}.
+    shrink: a failure is made small first, for a person to read.
     """
     exchanged: dict
     arguments: list
     profile: str = "grade"
+    shrink: bool = False
     folder: Path = None
     outcomes: list = None
     found: dict = field(default_factory=dict)
@@ -94,7 +98,7 @@ class Run:
             (folder / file).write_text(text)
         child = os.fork()
         if not child:
-            run_pytest(folder, self.arguments, self.profile)
+            run_pytest(folder, self.arguments, self.profile, self.shrink)
         return child
 
     def finish(self):
@@ -112,25 +116,35 @@ class Run:
 class Recorder:
     """A pytest plugin that keeps every outcome."""
 
-    def __init__(self):
-        self.outcomes, self.found = [], {}
+    def __init__(self, shrink):
+        self.outcomes, self.found, self.shrink = [], {}, shrink
+
+    def pytest_collection(self, session):
+        if self.shrink:
+            engine.MAX_SHRINKING_SECONDS = 5
+            default = hypothesis.settings.default
+            hypothesis.settings.register_profile(
+                "shrinking", default, report_multiple_bugs=False,
+                phases=(*default.phases, hypothesis.Phase.shrink))
+            hypothesis.settings.load_profile("shrinking")
 
     def pytest_collection_finish(self, session):
         for item in session.items:
             mark = item.get_closest_marker("task")
             number = mark.args[0] if mark else None
-            self.found[item.nodeid] = number, hasattr(item.obj, "hypothesis")
+            self.found[item.nodeid] = (number, hasattr(item.obj, "hypothesis"),
+                                       item.obj.__doc__ or "")
 
     def pytest_collectreport(self, report):
         if report.failed:
-            self.outcomes.append((report.nodeid, "failed", report.longreprtext[-2000:]))
+            self.outcomes.append((report.nodeid, "failed", report.longreprtext[-4000:]))
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or not report.passed:
-            self.outcomes.append((report.nodeid, report.outcome, report.longreprtext[-2000:]))
+            self.outcomes.append((report.nodeid, report.outcome, report.longreprtext[-4000:]))
 
 
-def run_pytest(folder, arguments, profile):
+def run_pytest(folder, arguments, profile, shrink):
     """The child's side of a run: pytest in the folder, outcomes.json, and out."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_RDWR)
@@ -142,7 +156,7 @@ def run_pytest(folder, arguments, profile):
         if Path(getattr(module, "__file__", None) or "/").parent in (ROOT, COURSE):
             del sys.modules[name]
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() not in (ROOT, COURSE)]
-    recorder = Recorder()
+    recorder = Recorder(shrink)
     try:
         pytest.main(["-p", "no:cacheprovider", "--hypothesis-seed=0", "--assert=plain",
                      "--tb=native", *arguments], plugins=[recorder])
@@ -208,11 +222,13 @@ class Grading:
         if task.graded_by == "tests":
             changed = {f"{module}.py": (student / f"{module}.py").read_text()
                        for module, _ in task.functions}
-            return [Run(changed, ["--task", task.number, *test_files(task.number)], profile)]
+            return [Run(changed, ["--task", task.number, *test_files(task.number)], profile,
+                        shrink=True)]
         file = properties_file(task)
         mine = {file: (student / file).read_text()}
         mutated = [{m.file: m.apply((ROOT / m.file).read_text())} for m in self.mutants]
-        return [Run(mine | change, [file], profile) for change in [{}, *mutated]]
+        return [Run(mine | change, [file], profile, shrink=not change)
+                for change in [{}, *mutated]]
 
     def row(self):
         """{"points", "of", "says", ...} when all runs are done."""
@@ -234,7 +250,7 @@ class Grading:
         if not self.runs:
             return 0, "", {}
         plain, *mutated = self.runs
-        properties = sum(is_property for _, is_property in plain.found.values())
+        properties = sum(is_property for _, is_property, _ in plain.found.values())
         if plain.outcomes is not None and not properties == len(plain.found) == 2:
             return 0, (f"wanted two property tests and nothing else, found {properties} and "
                        f"{len(plain.found) - properties}"), {}
@@ -260,11 +276,22 @@ def explain(run):
         return "no tests"
     if not failed:
         return f"{len(run.outcomes)} tests passed"
-    name, text = failed[0]
-    numbers, lines = unwritten(text), text.strip().splitlines() or [""]
-    reason = (f"not written yet ({', '.join(numbers)})" if numbers
-              else f"{name.split('::')[-1]}: {lines[-1]}"[:150])
+    name, text = min(failed, key=lambda one: not EXAMPLE.search(one[1]))
+    numbers = unwritten(text)
+    reason = f"not written yet ({', '.join(numbers)})" if numbers else why(run, name, text)
     return f"{len(failed)} of {len(run.outcomes)} tests failed; {reason}"
+
+
+def why(run, name, text):
+    """What a failed test exists to catch (its docstring), the smallest example that Hypothesis
+    found, and the error."""
+    said, *example = EXAMPLE.split(text, maxsplit=1)
+    example = " ".join(re.sub(r"(?s),?\n\s*\).*", ")", "".join(example)).split())
+    error = [line for line in said.splitlines()
+             if re.match(r"\w[\w.]*(Error|Exception|Failed|Exit|Interrupt)\b", line)]
+    return "; ".join(filter(None, [
+        name.split("::")[-1], " ".join(run.found.get(name, ["", "", ""])[2].split()),
+        example and f"smallest example: {example}", " ".join(error[-1:])[:200]]))
 
 
 def grade(students, numbers=None, seconds=60, at_once=2, profile="grade"):
@@ -303,10 +330,13 @@ def main(argv=None):
                         help="examples per property test: 25 or 200 (default: grade)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there too")
     args = parser.parse_args(argv)
-    for folder in args.students:
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
-    reports = grade(args.students, args.task, args.seconds, args.jobs, args.profile)
+    students = [path for path in args.students if (path / "mcts.py").is_file()]
+    for path in args.students:
+        if path not in students:
+            print(f"skipped: {path} is no tree of a student")
+    if not students:
+        raise InputError(f"{args.students[0]}: none of {len(args.students)} is a student's tree")
+    reports = grade(students, args.task, args.seconds, args.jobs, args.profile)
     for report in reports:
         print_report(report)
     if args.json:

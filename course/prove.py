@@ -54,7 +54,7 @@ def errors_of_importing(tasks):
 
 def green(run):
     """The tasks all of whose tests passed."""
-    tasks = {own for own, _ in run.found.values()}
+    tasks = {own for own, *_ in run.found.values()}
     return tasks - {run.found.get(test, [None])[0]  # a file that cannot be collected has no task
                     for test, how, _ in run.outcomes or () if how != "passed"}
 
@@ -86,7 +86,7 @@ def claims(thorough=False, at_once=2):
     run_all([blank, *alone.values()], 120, at_once)
     yield "the blank tree and its tests import, or name a task", errors_of_importing(tasks)
     yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
-    seen = {own for own, _ in blank.found.values()}
+    seen = {own for own, *_ in blank.found.values()}
     yield "every task has tests", sorted(set(written) - seen)
     for number, run in alone.items():
         against = [] if green(run) == {number} else [f"green: {sorted(green(run))}"]

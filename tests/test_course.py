@@ -180,10 +180,12 @@ def graded(assignment, tmp_path_factory):
     (student / "tests/test_properties_5.py").write_text(one + false)
     (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n")
     out = student / "points.json"
-    done = python(COURSE / "grade.py", student, "--seconds", 10, "--json", out,
-                  "--task", "2.2", "2.3", "2.5", "3.2", "3.5", "4.2", "5.4")
+    (student / "notes.txt").write_text("not a tree, and no reason to stop a class")
+    done = python(COURSE / "grade.py", student / "notes.txt", student, "--seconds", 10,
+                  "--json", out, "--task", "2.2", "2.3", "2.5", "3.2", "3.5", "4.2", "5.4")
     assert done.returncode == 0, done.stderr
     assert "3.2  the label the model is surest of" in done.stdout
+    assert f"skipped: {student / 'notes.txt'} is no tree of a student" in done.stdout
     return json.loads(out.read_text())[0]["tasks"]
 
 
@@ -199,7 +201,9 @@ def test_a_file_that_does_not_import_costs_only_its_own_tasks(graded):
 
 def test_properties_that_fail_on_right_code_earn_nothing(graded):
     """A test that always fails kills every mutant."""
-    assert graded["5.4"]["points"] == 0 and "on right code" in graded["5.4"]["says"]
+    says = graded["5.4"]["says"]
+    assert graded["5.4"]["points"] == 0 and "on right code" in says
+    assert says.endswith("test_a; smallest example: test_a( n=0); AssertionError")
     assert graded["3.5"]["points"] == 0 and "wanted two" in graded["3.5"]["says"]
 
 

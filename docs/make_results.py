@@ -1,14 +1,16 @@
-"""Writes docs/results.md, the README's tables and its picture from stored results.
+"""Writes docs/results.md and docs/real_model.md, the README's tables and its picture.
 
     .venv/bin/python docs/make_results.py
 
-The results lie in assets/: demo.json, bases.json and paper.json, which take_in.py writes, and
-measured.json, whose tables were copied by hand from what a command printed, each with that
-command. The words of results.md stand in results.template.md, where $name is one of the tables.
+The results lie in assets/: demo.json, bases.json and paper.json, which take_in.py writes,
+real.json, which take_real.py writes, and measured.json, whose tables were copied by hand from what
+a command printed, each with that command. The words of a page stand in its template, where $name
+is one of the tables.
 """
 import ast
 import string
 import sys
+from functools import partial
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -18,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 from draw import draw  # noqa: E402
 
 import cli  # noqa: E402
-from cli import aligned  # noqa: E402
+from cli import aligned, percent  # noqa: E402
 from evaluate import total_row  # noqa: E402
 from parts.files import InputError, read_json, write_whole  # noqa: E402
 
@@ -35,30 +37,29 @@ FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "t
 
 # ---- tables ----
 
-def percent(value, sign=True):
-    return f"{100 * value:{'+' if sign else ''}.1f}"
+signed = partial(percent, sign=True)
 
 
 def ends(interval):
-    return "[{}, {}]".format(*map(percent, interval))
+    return "[{}, {}]".format(*map(signed, interval))
 
 
 def with_layers(key):
-    return lambda row: f"{percent(row[key])} ({row[f'{key} layers']:.2f})"
+    return lambda row: f"{signed(row[key])} ({row[f'{key} layers']:.2f})"
 
 
 CELLS = {  # what stands in a column, from a row of figures
-    "right": lambda row: percent(row["accuracy"], sign=False),
-    "sd": lambda row: "" if row["sd"] is None else percent(row["sd"], sign=False),
-    "gain": lambda row: f"{percent(row['gain'])} {ends(row['interval'])}",
+    "right": lambda row: percent(row["accuracy"]),
+    "sd": lambda row: "" if row["sd"] is None else percent(row["sd"]),
+    "gain": lambda row: f"{signed(row['gain'])} {ends(row['interval'])}",
     "layers": lambda row: f"{row['layers']:.2f}",
     "summed": lambda row: f"{row['layers_executed']:.1f}",
     "s/e/r %": lambda row: "/".join(f"{100 * row[k]:.0f}" for k in ("skip", "execute", "repeat")),
-    "over static": lambda row: f"{percent(row['over_static'])} {ends(row['over interval'])}",
-    "vanilla": lambda row: percent(row["vanilla"], sign=False),
-    "mean out of domain": lambda row: f"{percent(row['out'])} {ends(row['out interval'])}",
-    "out of domain": lambda row: percent(row["outside"]),
-    "paper's labels": lambda row: percent(row["shortest"]),
+    "over static": lambda row: f"{signed(row['over_static'])} {ends(row['over interval'])}",
+    "vanilla": lambda row: percent(row["vanilla"]),
+    "mean out of domain": lambda row: f"{signed(row['out'])} {ends(row['out interval'])}",
+    "out of domain": lambda row: signed(row["outside"]),
+    "paper's labels": lambda row: signed(row["shortest"]),
     "guard, interval": lambda row: ends(row["guard interval"]),
     "in domain": with_layers("in"), "near": with_layers("near"), "far": with_layers("far"),
     "bare": with_layers("bare"), "guard": with_layers("guard"),

@@ -314,7 +314,8 @@ def questions_to_label(bench):
     answer, every other one of which the default path answers."""
     if bench.args.model or bench.args.shape == "demo":
         folder = bench.args.model or cli.DEMO_MODEL
-        model, tokenizer = load_model(folder, bench.device, bench.dtype), load_tokenizer(folder)
+        model = bench.model if bench.args.model else load_model(folder, bench.device, bench.dtype)
+        tokenizer = load_tokenizer(folder)
         asked = load_all(bench.args.data)[:bench.args.questions]
         return model, tokenizer, prepare(asked, tokenizer, model)[0]
     tokenizer, ids = Numbers(), random_prompts(bench.config, bench.args.questions, QUESTION_TOKENS)
@@ -372,7 +373,8 @@ def labels(bench):
     together = list(sides)[-1]
     sides["matrix products alone"] = products_of(model, sides[together])
     if transformers:
-        sides["transformers, singly"] = partial(theirs_singly, model, [prompt for prompt, _ in few])
+        sides["transformers, singly"] = partial(theirs_singly, transformers_model(model),
+                                                [prompt for prompt, _ in few])
     singly = {slow, "transformers, singly"}
     each = {side: [t / len(few if side in singly else paths) for t in took] for side, took
             in interleaved(sides, bench.args.repeats, bench.device, "labels").items()}
@@ -403,16 +405,14 @@ def products_of(model, run):
     return again
 
 
-def theirs_singly(model, prompts, kept=[]):  # noqa: B006 - made once, outside what is timed
+def theirs_singly(theirs, prompts):
     """The answers of transformers along the default path, whose length the searches' paths have on
     average: one question at a time, with its cache."""
-    if not kept:
-        kept.append(transformers_model(model))
     for prompt in prompts:
-        ids = torch.tensor([prompt.ids], device=model.embed_tokens.weight.device)
-        kept[0].generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                         max_new_tokens=prompt.question.budget,
-                         eos_token_id=list(prompt.stop_ids) or None)
+        ids = torch.tensor([prompt.ids], device=theirs.device)
+        theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                        max_new_tokens=prompt.question.budget,
+                        eos_token_id=list(prompt.stop_ids) or None)
 
 
 def processes(bench):

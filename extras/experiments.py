@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from choose import confident
-from drllm import RouterRoute, Routers
 from cli import percent
+from drllm import RouterRoute, Routers
 from evaluate import ACTIONS, add_static, shuffled, summarise
 from extras import baselines
 from extras.baselines import BASELINES

@@ -304,7 +304,7 @@ def main(argv=None):
         title, rows, meaning = control(lab)
         found[control.__name__] = {"title": title, "rows": rows, "meaning": meaning}
         write_json(args.run / "luck.json", {"command": " ".join(sys.argv), "key": lab.key,
-                                                "limit": args.limit, "controls": found})
+                                            "limit": args.limit, "controls": found})
         print(f"\n{number}. {title}")
         if rows:
             print(aligned([cells(row) for row in rows]))

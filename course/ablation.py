@@ -1,22 +1,29 @@
-"""Checks the ablation of task 5.5: are its figures what its own answers say?
+"""The ablation of task 5.2: measures it, and checks that its figures are what its answers say.
 
-The file names a question, the command or code that made it, two routes, and every question's
-reward along both, in the same order. The difference, its interval and the verdict are worked out
-again from the rewards, here with the standard error of the mean instead of a bootstrap.
+course/my_ablation.py says what is compared: QUESTION, BASELINE and CHANGED (a name each),
+QUESTIONS (a list of files in demo/questions) and routes(model), which returns the two routes.
+`measure` asks them and writes ablation.json; you add the verdict and the conclusion.
 
-    python course/ablation.py course/ablation.json
+    python course/ablation.py measure
+    python course/ablation.py check
 """
+import importlib
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
-FEWEST = 200  # questions
-TEXTS = ("question", "made_with", "baseline_name", "changed_name", "conclusion")
+ROOT = Path(__file__).resolve().parents[1]
+REPORT = ROOT / "course" / "ablation.json"
+FEWEST, SAMPLE = 200, 100  # questions: of an ablation, and asked again when it is graded
+NOISE = 0.03  # of answers may turn over on another machine
+TEXTS = ("question", "baseline_name", "changed_name", "conclusion")
 
 
 def figures(baseline, changed):
-    """(mean difference, half width of its 95% interval) of paired rewards."""
+    """(mean difference, half width of its 95% interval) of paired rewards, by the standard error
+    of the mean."""
     differences = [b - a for a, b in zip(baseline, changed)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
@@ -27,6 +34,50 @@ def verdict_of(low, high):
     """better or worse where the interval leaves zero out, else undecided."""
     return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
+
+# ---- asking ----
+
+def rewards(chosen=None):
+    """(baseline, changed) rewards that the routes of my_ablation.py earn, of the questions with
+    the numbers in chosen, or of all."""
+    sys.path[:0] = [str(ROOT)]
+    from model_llama import load_model, load_tokenizer
+    from tasks import answer, load_all, prepare
+    mine = importlib.import_module("course.my_ablation")
+    files = [ROOT / "demo" / "questions" / Path(name).name for name in mine.QUESTIONS]
+    model, tokenizer = load_model(ROOT / "demo/model"), load_tokenizer(ROOT / "demo/model")
+    prompts, _ = prepare(load_all(files), tokenizer, model)
+    prompts = prompts if chosen is None else [prompts[n] for n in chosen]
+    return [answer(model, tokenizer, prompts, route).right.double().round(decimals=4).tolist()
+            for route in mine.routes(model)]
+
+
+def measure():
+    """Writes ablation.json, but for the verdict and the conclusion."""
+    baseline, changed = rewards()
+    mine = importlib.import_module("course.my_ablation")
+    mean, half = figures(baseline, changed)
+    report = {"question": mine.QUESTION, "baseline_name": mine.BASELINE,
+              "changed_name": mine.CHANGED, "difference": round(mean, 4),
+              "interval": [round(mean - half, 4), round(mean + half, 4)], "verdict": "",
+              "conclusion": "", "baseline": baseline, "changed": changed}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items()]
+    REPORT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def asked_again(seed):
+    """How many rewards of a sample of the questions are not those in ablation.json, and of how
+    many."""
+    report = json.loads(REPORT.read_text())
+    total = len(report["baseline"])
+    chosen = random.Random(seed).sample(range(total), min(SAMPLE, total))
+    again = rewards(chosen)
+    wrong = [report[name][n] != reward for name, new in zip(("baseline", "changed"), again)
+             for n, reward in zip(chosen, new)]
+    return sum(wrong), len(wrong)
+
+
+# ---- checking ----
 
 def problems(report):
     """What is wrong with a report, a sentence each; [] if nothing is."""
@@ -63,5 +114,9 @@ def check_ablation(file):
 
 
 if __name__ == "__main__":
-    share, says = check_ablation(*sys.argv[1:])
+    if sys.argv[1:] == ["measure"]:
+        measure()
+    elif sys.argv[1:] != ["check"]:
+        sys.exit(__doc__)
+    share, says = check_ablation(REPORT)
     print(f"{share:.0%}: {says}")

@@ -2,33 +2,34 @@
 
 course/tasks.toml names the functions. Signature and docstring stay, the body becomes
 `raise NotImplementedError("task 4.3: focal loss")`; nothing else in a file changes. The answers
-(mutants, the grader, our own properties and ablation) stay behind.
+(the grader, our own properties and ablation, most mutants) stay behind.
 
-    python course/make_assignment.py ../assignment
-    python course/make_assignment.py ../answer --keep 4.3      # with our own solution of one task
+A seed makes a variant: other names, another constant, another order of windows (variants.toml),
+other mutants to try. Grade it with the same seed.
+
+    python course/make_assignment.py ../assignment --seed 7
+    python course/make_assignment.py ../answer --keep 4.3 5     # with our solutions of some
 """
 import argparse
 import ast
+import random
+import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10, where pytest brings the same reader along
-    import tomli as tomllib
+from try_mutants import COURSE, ROOT, read_mutants, tomllib
 
-COURSE = Path(__file__).resolve().parent
-ROOT = COURSE.parent
-sys.path.insert(0, str(ROOT))
-
-import cli  # noqa: E402 - it lies one folder up
+import cli  # noqa: E402 - try_mutants found it
 from parts.files import InputError  # noqa: E402
 
-SECRET = {"course/mutants", "course/make_assignment.py", "course/grade.py", "course/prove.py",
-          "course/ablation.json", "course/answers.md", "tests/test_course.py"}
+SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
+          "course/ablation.json", "course/my_ablation.py", "course/TEACHER.md",
+          "course/variants.toml", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot
+TEXTS = ("*.py", "*.md", "docs/*", "course/*.*", "course/*/*", "tests/*.py", "demo/*.py",
+         "extras/*.py", "parts/*.py")
+SAMPLES = 2  # mutants of a part that students may try
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,15 @@ class Task:
         return f"task {self.number}: {self.title}"
 
 
-def read_tasks(file=COURSE / "tasks.toml"):
+def read_tasks(text=None):
     """{number: Task} of a task table; InputError where a function is listed twice."""
     tasks, seen = {}, {}
-    for number, row in tomllib.loads(Path(file).read_text()).items():
+    text = text or (COURSE / "tasks.toml").read_text()
+    for number, row in tomllib.loads(text).items():
         functions = tuple(tuple(name.split(".", 1)) for name in row.get("functions", ()))
         for module, name in functions:
             if (module, name) in seen:
-                raise InputError(f"{file}: {module}.{name} is listed twice, in tasks "
+                raise InputError(f"course/tasks.toml: {module}.{name} is listed twice, in tasks "
                                  f"{seen[module, name]} and {number}")
             seen[module, name] = number
         tasks[number] = Task(number, row["title"], row["points"], row["handout"], functions,
@@ -68,6 +70,41 @@ def read_tasks(file=COURSE / "tasks.toml"):
 def properties_file(task):
     """Where a student writes the two property tests of a task."""
     return f"tests/test_properties_{task.part}.py"
+
+
+# ---- variants ----
+
+def project(seed=None):
+    """{path: text} of the project's text files, in the variant that a seed makes."""
+    names = {file.relative_to(ROOT).as_posix() for pattern in TEXTS for file in ROOT.glob(pattern)
+             if file.suffix in (".py", ".md", ".toml", ".ipynb", ".json")}
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in sorted(names)}
+    if seed is None:
+        return texts
+    rng, variants = random.Random(seed), tomllib.loads(texts["course/variants.toml"])
+    for choice in variants["choice"]:
+        value = rng.choice(choice["values"])
+        for file, old, new in choice["edits"] if value else ():
+            if texts[file].count(old) != 1:
+                raise InputError(f"course/variants.toml: {old!r} stands {texts[file].count(old)} "
+                                 f"times in {file}, wanted 1")
+            texts[file] = texts[file].replace(old, new.replace("VALUE", value))
+    renamed = {old: rng.choice([old, *others]) for old, others in variants["names"].items()}
+    pattern = re.compile(rf"\b({'|'.join(renamed)})\b")
+    return {name: text if name == "course/variants.toml" else
+            pattern.sub(lambda met: renamed[met[1]], text) for name, text in texts.items()}
+
+
+def split_mutants(texts, tasks, seed=None):
+    """(samples, others): some mutants of every part that stand in code nobody writes, so that a
+    student can plant them too; and those to grade by, with a seed three quarters of the rest."""
+    blanked, rng = texts | blanked_files(texts, tasks), random.Random(seed or 0)
+    mutants, samples = read_mutants(texts), []
+    for part in sorted({task.part for task in tasks.values()}):
+        plantable = [m for m in mutants if m.part == part and blanked[m.file].count(m.old) == 1]
+        samples += rng.sample(plantable, min(SAMPLES, len(plantable)))
+    others = [m for m in mutants if m not in samples and m.part != "recipe"]
+    return samples, others if seed is None else rng.sample(others, len(others) * 3 // 4)
 
 
 # ---- taking a body out ----
@@ -110,7 +147,7 @@ def without_tests(source):
 
 # ---- the tree ----
 
-def blanked_files(tasks, keep=()):
+def blanked_files(texts, tasks, keep=()):
     """{path: text} of every file that differs in a tree where only the tasks in keep are solved."""
     messages, changed = {}, {}
     for task in tasks.values():
@@ -120,14 +157,14 @@ def blanked_files(tasks, keep=()):
             messages.setdefault(f"{module}.py", {})[name] = task.message
         if task.graded_by == "properties":
             file = properties_file(task)
-            changed[file] = without_tests((ROOT / file).read_text())
+            changed[file] = without_tests(texts[file])
     for file, wanted in messages.items():
         for name in wanted:
             try:
-                find(ast.parse((ROOT / file).read_text()), name)
-            except (ValueError, OSError) as error:
+                find(ast.parse(texts[file]), name)
+            except (ValueError, KeyError) as error:
                 raise InputError(f"course/tasks.toml: {file}: {name} {error}") from error
-        changed[file] = blank((ROOT / file).read_text(), wanted)
+        changed[file] = blank(texts[file], wanted)
     return changed
 
 
@@ -140,33 +177,41 @@ def left_behind(secret):
     return ignore
 
 
-def write_tree(out, tasks, keep=()):
-    """A student's tree in the new folder out, with our own solutions of the tasks in keep."""
+def write_tree(out, keep=(), seed=None):
+    """A student's tree in the new folder out, with our own solutions of the tasks in keep; returns
+    the tasks that are left to do."""
     out = Path(out).resolve()
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: the folder is not empty")
     if ROOT in out.parents or out == ROOT:
         raise InputError(f"{out}: choose a folder outside the project")
-    unknown = set(keep) - set(tasks)
+    texts = project(seed)
+    tasks = read_tasks(text=texts["course/tasks.toml"])
+    unknown = set(keep) - set(tasks) - {task.part for task in tasks.values()}
     if unknown:
-        raise InputError(f"course/tasks.toml: no task {min(unknown)}")
-    changed = blanked_files(tasks, keep)
-    kept = {"course/ablation.json" for k in keep if tasks[k].graded_by == "ablation"}
-    shutil.copytree(ROOT, out, ignore=left_behind(SECRET - kept), dirs_exist_ok=True)
-    for file, text in changed.items():
-        (out / file).write_text(text)
-    return out
+        raise InputError(f"course/tasks.toml: no task or part {min(unknown)}")
+    left = {k: task for k, task in tasks.items() if not {k, task.part} & set(keep)}
+    kept = {file for k in tasks.keys() - left.keys() if tasks[k].graded_by == "ablation"
+            for file in ("course/ablation.json", "course/my_ablation.py")}
+    samples, _ = split_mutants(texts, tasks, seed)
+    secret = SECRET - kept | {f"course/mutants/{mutant.name}.toml" for mutant in read_mutants(texts)
+                                 if mutant not in samples}
+    shutil.copytree(ROOT, out, ignore=left_behind(secret), dirs_exist_ok=True)
+    for file, text in (texts | blanked_files(texts, left)).items():
+        if (out / file).exists():
+            (out / file).write_text(text, encoding="utf-8")
+    return left
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="new folder outside the project")
     parser.add_argument("--keep", nargs="+", default=[], metavar="TASK",
-                        help="tasks whose solution stays in, e.g. 4.3")
+                        help="tasks or parts whose solution stays in, e.g. 4.3 or 1")
+    parser.add_argument("--seed", type=int, help="of a variant; without it, this project as it is")
     args = parser.parse_args(argv)
-    tasks = read_tasks()
-    write_tree(args.out, tasks, args.keep)
-    print(f"{args.out}: {len(tasks)} tasks, {sum(t.points for t in tasks.values())} points; "
+    left = write_tree(args.out, args.keep, args.seed)
+    print(f"{args.out}: {len(left)} tasks, {sum(t.points for t in left.values())} points; "
           "begin with course/README.md")
 
 

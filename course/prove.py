@@ -10,23 +10,27 @@ of their own task, before they could meet any other. --thorough runs them all in
 instead of arguing, and draws 200 examples in place of 25.
 
     python course/prove.py
-    python course/prove.py --thorough
+    python course/prove.py --thorough --seed 7
 """
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from grade import Run, grade, read_mutants, run_all, test_files, unwritten
-from make_assignment import ROOT, blanked_files, read_tasks, write_tree
+from grade import Course, explain, grade, unwritten
+from make_assignment import ROOT, blanked_files, write_tree
+from runs import Run, run_all
+from try_mutants import read_mutants
 
 
-def blank_tree(written, keep=(), number=None, profile="quick"):
+def blank_tree(course, written, keep=(), number=None, profile="quick"):
     """The run of all tests of the written tasks (number: of one) where only some are solved."""
-    files = {file for task in written for file in test_files(task)}
+    files = {file for task in written for file in course.test_files(task)}
     chosen = ["--task", number] if number else ["-m", "task"]
-    return Run(blanked_files(read_tasks(), keep), [*chosen, *sorted(files)], profile)
+    return Run(course.tree | blanked_files(course.texts, course.tasks, keep),
+               [*chosen, *sorted(files)], profile)
 
 
 def fails_with_its_own_number(run):
@@ -40,10 +44,11 @@ def fails_with_its_own_number(run):
     return wrong
 
 
-def errors_of_importing(tasks):
+def errors_of_importing(seed):
     """What pytest says of files of a student's tree that it cannot collect, task numbers aside."""
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
-        tree = write_tree(Path(folder) / "tree", tasks)
+        tree = Path(folder) / "tree"
+        write_tree(tree, seed=seed)
         done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q",
                                "--collect-only"], cwd=tree, text=True, capture_output=True)
     errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR ")]
@@ -59,39 +64,55 @@ def green(run):
                     for test, how, _ in run.outcomes or () if how != "passed"}
 
 
-def alive_in_the_recipe(at_once):
+def alive_in_the_recipe(course, at_once):
     """The mutants named recipe-... that no test of the recipe fails on."""
     tests = ["-x", "tests/test_choose.py", "tests/test_recipe.py"]
-    runs = {m.name: Run({m.file: m.apply((ROOT / m.file).read_text())}, tests, "quick")
-            for m in read_mutants() if m.part == "recipe"}
+    runs = {m.name: Run(course.tree | {m.file: m.apply(course.tree[m.file])}, tests, "quick")
+            for m in read_mutants(course.texts) if m.part == "recipe"}
     run_all(list(runs.values()), 120, at_once)
     return [name for name, run in runs.items()
             if not any(how == "failed" for _, how, _ in run.outcomes or ())]
 
 
-def claims(thorough=False, at_once=2):
-    """Yields (claim, what speaks against it: [] if nothing)."""
-    profile = "grade" if thorough else "quick"
-    tasks = read_tasks()
-    written = [k for k, task in tasks.items() if task.graded_by == "tests"]
-    others = [k for k in tasks if k not in written]
-    [report] = grade([ROOT], tasks if thorough else others, at_once=at_once, profile=profile)
+def full_marks(course, thorough, at_once, profile):
+    """Yields the claims that our own solutions have all points, and our properties kill all."""
+    written = [k for k, task in course.tasks.items() if task.graded_by == "tests"]
+    others = [k for k, task in course.tasks.items() if task.graded_by not in ("tests", "hand")]
+    course.mutants = read_mutants(course.texts)  # also those to try, and not drawn
+    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+        for name, text in course.texts.items():  # the solution, in the variant of the course
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).write_text(text)
+        shutil.copy(ROOT / "course/routers.safetensors", Path(folder) / "course")
+        [report] = grade([folder], written + others if thorough else others, at_once=at_once,
+                         profile=profile, course=course)
     for number, row in report["tasks"].items():
         short = [] if row["points"] == row["of"] else [row["says"], *row.get("alive", ())]
         yield f"the full tree has all points of task {number}", short
 
-    yield "the tests of the recipe kill every mutant of it", alive_in_the_recipe(at_once)
-    blank = blank_tree(written)
-    alone = {k: blank_tree(written, [k], None if thorough else k, profile) for k in written}
+
+def claims(thorough=False, at_once=2, seed=None):
+    """Yields (claim, what speaks against it: [] if nothing)."""
+    profile, course = "grade" if thorough else "quick", Course(seed)
+    tasks = course.tasks
+    written = [k for k, task in tasks.items() if task.graded_by == "tests"]
+    yield from full_marks(course, thorough, at_once, profile)
+    for part in sorted({task.part for task in tasks.values() if task.graded_by == "properties"}):
+        yield (f"part {part} has a mutant to try",
+               [] if any(m.part == part for m in course.samples) else ["none"])
+    if seed is None:
+        yield ("the tests of the recipe kill every mutant of it",
+               alive_in_the_recipe(course, at_once))
+    blank = blank_tree(course, written)
+    alone = {k: blank_tree(course, written, [k], None if thorough else k, profile)
+             for k in written}
     run_all([blank, *alone.values()], 120, at_once)
-    yield "the blank tree and its tests import, or name a task", errors_of_importing(tasks)
+    yield "the blank tree and its tests import, or name a task", errors_of_importing(seed)
     yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
     seen = {own for own, *_ in blank.found.values()}
     yield "every task has tests", sorted(set(written) - seen)
     for number, run in alone.items():
-        against = [] if green(run) == {number} else [f"green: {sorted(green(run))}"]
-        if run.outcomes is None:
-            against = ["killed"]
+        against = [] if green(run) == {number} else [f"green: {sorted(green(run))}", *explain(run)]
         yield f"task {number} restored alone is {'the only one ' if thorough else ''}green", against
 
 
@@ -100,9 +121,10 @@ def main(argv=None):
     parser.add_argument("--thorough", action="store_true",
                         help="all tests in every tree, 200 examples each")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
+    parser.add_argument("--seed", type=int, help="prove the variant of a seed")
     args = parser.parse_args(argv)
     failed = 0
-    for claim, against in claims(args.thorough, args.jobs):
+    for claim, against in claims(args.thorough, args.jobs, args.seed):
         print(f"{'FALSE' if against else 'true '} {claim}", *against[:3], sep="; ", flush=True)
         failed += bool(against)
     sys.exit(failed > 0)

@@ -4,7 +4,9 @@
 """
 import ast
 import doctest
+import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +19,13 @@ COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 from ablation import check_ablation, figures, problems  # noqa: E402
+from grade import Course, passages, similarities, trees  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
 from parts.files import InputError  # noqa: E402
 
-TASKS = read_tasks()
+COMMON = Course()
+TASKS = COMMON.tasks
 WRITTEN = [k for k, task in TASKS.items() if task.functions]
 
 
@@ -29,7 +33,9 @@ WRITTEN = [k for k, task in TASKS.items() if task.functions]
 
 @pytest.fixture(scope="module")
 def assignment(tmp_path_factory):
-    return write_tree(tmp_path_factory.mktemp("course") / "assignment", TASKS)
+    out = tmp_path_factory.mktemp("course") / "assignment"
+    assert write_tree(out) == TASKS
+    return out
 
 
 def functions(source):
@@ -69,18 +75,28 @@ def test_a_blank_tree_holds_the_project_and_no_answer(assignment):
     """Catches mutants, properties or the grader handed out, and a file that is needed left out."""
     for name in ("README.md", "Makefile", "train.py", "tests/conftest.py", "tests/tiny.py",
                  "demo/model/config.json", "course/README.md", "course/tasks.toml",
-                 "course/ablation.py", *(f"course/{task.handout}" for task in TASKS.values())):
+                 "course/ablation.py", "course/routers.safetensors", "course/try_mutants.py",
+                 *(f"course/{task.handout}" for task in TASKS.values())):
         assert (assignment / name).is_file(), name
     assert not any((assignment / name).exists() for name in SECRET | {".git", ".venv"})
     for task in TASKS.values():
         if task.graded_by == "properties":
             text = (assignment / f"tests/test_properties_{task.part}.py").read_text()
             assert "def test_" not in text and f'mark.task("{task.number}")' in text
+    samples = {file.stem for file in (assignment / "course/mutants").glob("*.toml")}
+    assert samples == {m.name for m in COMMON.samples}
+    assert {m.part for m in COMMON.samples} == set("12346")
+    assert samples.isdisjoint(m.name for m in COMMON.mutants)
 
 
-def test_kept_tasks_are_the_only_ones_solved():
-    """Catches --keep that keeps a whole file."""
-    changed = blanked_files(TASKS, keep=["2.3"])
+def test_kept_tasks_are_the_only_ones_solved(tmp_path):
+    """Catches --keep that keeps a whole file, and a part that is not one."""
+    left = write_tree(tmp_path / "tree", keep=["1", "2.3"])
+    assert left.keys() == {k for k in TASKS if k != "2.3" and k[0] != "1"}
+    with pytest.raises(InputError, match="no task or part 7"):
+        write_tree(tmp_path / "other", keep=["7"])
+    assert "NotImplementedError" not in (tmp_path / "tree/model_llama.py").read_text()
+    changed = blanked_files(COMMON.texts, TASKS, keep=["2.3"])
     assert functions(changed["mcts.py"])["score"] == functions(
         (ROOT / "mcts.py").read_text())["score"]
     assert "task 2.4" in changed["mcts.py"] and "task 2.3" not in changed["mcts.py"]
@@ -88,22 +104,20 @@ def test_kept_tasks_are_the_only_ones_solved():
 
 @pytest.mark.parametrize("name, words", [
     ("mcts.nothing", "missing"), ("mcts.Node.nothing", "missing"), ("mcts.Node", "not a function"),
-    ("nothing.score", "No such file"), ("test_me.inner.deep", "missing"),
+    ("nothing.score", "nothing.py"), ("test_me.inner.deep", "missing"),
     ("train.features.watched", "nested")])
-def test_names_that_cannot_be_blanked_are_refused(tmp_path, name, words):
+def test_names_that_cannot_be_blanked_are_refused(name, words):
     """Catches a task that silently blanks nothing."""
     row = f'["1.1"]\ntitle = "t"\npoints = 1\nhandout = "h"\nfunctions = ["{name}"]\n'
-    (tmp_path / "tasks.toml").write_text(row)
-    with pytest.raises(InputError, match=words if "test_me" not in name else "No such file"):
-        blanked_files(read_tasks(tmp_path / "tasks.toml"))
+    with pytest.raises(InputError, match=words if "test_me" not in name else "test_me.py"):
+        blanked_files(COMMON.texts, read_tasks(row))
 
 
-def test_a_function_listed_twice_is_refused(tmp_path):
+def test_a_function_listed_twice_is_refused():
     """Catches two tasks with one function, where no tree could restore one alone."""
     row = 'title = "t"\npoints = 1\nhandout = "h"\nfunctions = ["mcts.score"]\n'
-    (tmp_path / "tasks.toml").write_text(f'["1.1"]\n{row}["1.2"]\n{row}')
     with pytest.raises(InputError, match="mcts.score is listed twice, in tasks 1.1 and 1.2"):
-        read_tasks(tmp_path / "tasks.toml")
+        read_tasks(f'["1.1"]\n{row}["1.2"]\n{row}')
 
 
 def test_a_body_of_one_line_and_one_without_docstring():
@@ -120,9 +134,9 @@ def test_a_tree_is_not_written_over_another_or_into_the_project(tmp_path):
     """Catches a student's week of work lost to the same command."""
     (tmp_path / "mine.py").write_text("work")
     with pytest.raises(InputError, match="not empty"):
-        write_tree(tmp_path, TASKS)
+        write_tree(tmp_path)
     with pytest.raises(InputError, match="outside the project"):
-        write_tree(ROOT / "course" / "out", TASKS)
+        write_tree(ROOT / "course" / "out")
 
 
 # ---- handouts ----
@@ -136,7 +150,9 @@ def test_a_handout_is_complete_and_its_example_true(number):
     for heading in ("Goal", "Equation", "On paper first", "Deliver", "Command", "Account for it",
                     "Hint"):
         assert f"**{heading}.**" in text
-    assert "CPU time: " in text and f"({task.points} point" in text
+    assert "CPU time: " in text or task.graded_by == "hand"
+    head = rf"# {re.escape(number)} .*\({task.points} points?, about \d+ (minutes|hours)\)\n"
+    assert re.match(head, text)
     found = doctest.testfile(str(file), module_relative=False)
     assert found.attempted and not found.failed
 
@@ -156,61 +172,143 @@ def test_every_task_stands_alone_and_every_mutant_is_killed():
 
 
 CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
+HANG = """i = 0
+    while True:
+        i += 1"""
 
 
 @pytest.fixture(scope="module")
 def graded(assignment, tmp_path_factory):
     """{task: row} of a student who hangs, exits, breaks a file and brings other tests."""
-    student = tmp_path_factory.mktemp("student") / "tree"
+    student = tmp_path_factory.mktemp("student") / "ada"
     shutil.copytree(assignment, student)
     text = (student / "mcts.py").read_text()
-    for number, body in (("2.5", "while True: pass"), ("2.3", "__import__('os')._exit(0)")):
+    for number, body in (("2.5", HANG), ("2.3", "__import__('os')._exit(0)")):
         stop = f'raise NotImplementedError("{TASKS[number].message}")'
         assert stop in text
         text = text.replace(stop, body)
     (student / "mcts.py").write_text(text)
     (student / "drllm.py").write_text("this is no Python")
     shutil.copy(ROOT / "choose.py", student)
+    (student / "choose.py").write_text((student / "choose.py").read_text() + BLIND)
     for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
         (student / name).write_text(CHEAT)
     (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")
-    (student / "tests/test_properties_5.py").write_text(one + false)
+    (student / "tests/test_properties_6.py").write_text(one + false)
     (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n")
-    out = student / "points.json"
-    (student / "notes.txt").write_text("not a tree, and no reason to stop a class")
-    done = python(COURSE / "grade.py", student / "notes.txt", student, "--seconds", 10,
-                  "--json", out, "--task", "2.2", "2.3", "2.5", "3.2", "3.5", "4.2", "5.4")
+    (student / "course/essay.md").write_text("It was luck.")
+    stray, out = student / "notes.txt", student / "points.json"
+    stray.write_text("not a tree, and no reason to stop a class")
+    flags = ["--seconds", 10, "--json", out, "--csv", student / "points.csv", "--feedback",
+             student / "feedback", "--gradescope", student / "results.json",
+             "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5"]
+    done = python(COURSE / "grade.py", stray, student, *flags)
     assert done.returncode == 0, done.stderr
     assert "3.2  the label the model is surest of" in done.stdout
-    assert f"skipped: {student / 'notes.txt'} is no tree of a student" in done.stdout
-    return json.loads(out.read_text())[0]["tasks"]
+    assert f"skipped: {stray} is no tree of a student" in done.stdout
+    before = out.read_text()
+    again = python(COURSE / "grade.py", student, *flags)  # nothing changed, nothing is run
+    assert again.returncode == 0 and out.read_text() == before
+    return json.loads(out.read_text())[0]["tasks"], student
 
 
-def test_a_task_that_hangs_or_ends_the_process_is_killed_alone(graded):
-    for number in ("2.3", "2.5"):
-        assert graded[number]["points"] == 0 and "killed" in graded[number]["says"]
-    assert "not written yet (2.2)" in graded["2.2"]["says"]
+# what a student may leave behind to make every comparison succeed
+BLIND = "\nimport torch.testing\ntorch.testing.assert_close = lambda *a, **k: None\n"
+
+
+def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
+    """Catches a hang that costs other tasks, and one without the line it stands in."""
+    rows, student = graded
+    assert rows["2.3"]["points"] == 0 and "killed" in rows["2.3"]["says"]
+    said = re.fullmatch(r"no end after 10 s: mcts.py, line (\d+), in backpropagate",
+                        rows["2.5"]["says"])
+    line = (student / "mcts.py").read_text().splitlines()[int(said[1]) - 1]
+    assert rows["2.5"]["points"] == 0 and line.strip() in HANG
+    assert "not written yet (2.2)" in rows["2.2"]["says"]
 
 
 def test_a_file_that_does_not_import_costs_only_its_own_tasks(graded):
-    assert graded["4.2"]["points"] == 0 and graded["3.2"]["points"] == graded["3.2"]["of"]
+    rows, _ = graded
+    assert rows["4.2"]["points"] == 0 and "SyntaxError" in rows["4.2"]["says"]
+
+
+def test_code_that_changes_what_is_not_its_own_is_named(graded):
+    """Catches `torch.testing.assert_close = lambda *a: None` at the end of a right solution."""
+    rows, _ = graded
+    for number in ("3.2", "3.3"):
+        assert rows[number]["points"] == 0
+        assert "CHANGES WHAT IS NOT ITS OWN: torch.testing" in rows[number]["says"]
 
 
 def test_properties_that_fail_on_right_code_earn_nothing(graded):
     """A test that always fails kills every mutant."""
-    says = graded["5.4"]["says"]
-    assert graded["5.4"]["points"] == 0 and "on right code" in says
-    assert says.endswith("test_a; smallest example: test_a( n=0); AssertionError")
-    assert graded["3.5"]["points"] == 0 and "wanted two" in graded["3.5"]["says"]
+    rows, _ = graded
+    says = rows["6.4"]["says"]
+    assert rows["6.4"]["points"] == 0 and "on right code" in says
+    assert "test_a; smallest example: test_a( n=0); AssertionError" in says
+    assert rows["3.5"]["points"] == 0 and "wanted two" in rows["3.5"]["says"]
+
+
+def test_a_class_gets_a_table_and_every_student_a_letter(graded):
+    """Catches points that differ between the reports, and a mutant given away."""
+    rows, student = graded
+    points = [row["points"] for row in rows.values()]
+    head, line = csv.reader((student / "points.csv").read_text().splitlines())
+    assert head == ["student", "points", *rows] and line[0] == "ada"
+    assert [float(x) for x in line[1:]] == [sum(points), *points]
+    letter = (student / "feedback/ada.md").read_text()
+    assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
+    assert not any(mutant.name in letter for mutant in COMMON.mutants)
+    results = json.loads((student / "results.json").read_text())
+    assert [test["score"] for test in results["tests"]] == points
+    assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
+
+
+def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
+    """Catches a wrong solution that passes since it took the assertions away."""
+    text = (assignment / "drllm.py").read_text()
+    stop = f'raise NotImplementedError("{TASKS["4.2"].message}")'
+    (tmp_path / "drllm.py").write_text(text.replace(stop, "return torch.ones(3)") + BLIND)
+    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
+                        f"[r] = grade.grade([{str(tmp_path)!r}], ['4.2'], profile='quick')\n"
+                        "print(r['tasks']['4.2'])")
+    assert "'points': 0" in done.stdout and "CHANGES WHAT IS NOT ITS OWN" in done.stdout
+
+
+# ---- who wrote like whom, and variants ----
+
+def test_two_submissions_of_one_hand_are_alike(assignment, tmp_path):
+    """Catches a copy with other names for its variables, and blank trees that look alike."""
+    ours = (ROOT / "mcts.py").read_text()
+    for name, text in (("a", ours), ("b", re.sub(r"\bpath\b", "way", ours))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mcts.py").write_text("# mine\n" + text)
+    shutil.copytree(assignment, tmp_path / "c")
+    found = trees([tmp_path / name for name in "abc"], COMMON)
+    share = {frozenset(pair): share for share, *pair in similarities(found, COMMON)}
+    assert share[frozenset("ab")] > 0.9 and share[frozenset(["a", "(our own)"])] > 0.9
+    assert share[frozenset("ac")] == 0 and passages("no Python (") == set()
+
+
+def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
+    """Catches a seed that changes nothing, and answers copied from this repository that fit it."""
+    other = Course(7)
+    assert other.texts == Course(7).texts != Course(8).texts
+    changed = [name for name, text in other.texts.items() if text != COMMON.texts[name]]
+    assert "drllm.py" in changed and "tests/test_drllm.py" in changed
+    assert set(other.mutants) < {*COMMON.mutants, *other.mutants, *COMMON.samples}
+    write_tree(tmp_path / "tree", seed=7)
+    assert (tmp_path / "tree/evaluate.py").read_text() == other.blank["evaluate.py"]
 
 
 def test_a_mutant_that_no_longer_applies_is_an_error():
     """Catches a refactoring that leaves a mutant without a mistake in it."""
     done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        "grade.Mutant('m', '1', '', 'mcts.py', 'no such text', '').apply('x')")
+                        "import try_mutants\n"
+                        "try_mutants.Mutant('m', '1', '', 'mcts.py', 'no', '').apply('x')")
     assert "stands 0 times in mcts.py, wanted 1" in done.stderr
 
 
@@ -253,3 +351,36 @@ def test_an_ablation_that_cannot_be_read_earns_nothing_and_raises_nothing(tmp_pa
 
 def test_our_own_ablation_holds():
     assert check_ablation(COURSE / "ablation.json")[0] == 1.0
+
+
+def test_rewards_that_were_made_up_earn_nothing(tmp_path):
+    """Catches two hundred random rewards, with figures that fit them, taken for an ablation."""
+    (tmp_path / "course").mkdir()
+    made_up = json.loads((COURSE / "ablation.json").read_text())
+    for file in ("my_ablation.py", "routers.safetensors"):
+        shutil.copy(COURSE / file, tmp_path / "course")
+    made_up["changed"] = made_up["changed"][::-1]
+    mean, half = figures(made_up["baseline"], made_up["changed"])
+    low, high = mean - half, mean + half
+    made_up |= {"difference": mean, "interval": [low, high],
+                "verdict": "better" if low > 0 else "worse" if high < 0 else "undecided"}
+    (tmp_path / "course/ablation.json").write_text(json.dumps(made_up))
+    assert check_ablation(tmp_path / "course/ablation.json")[0] == 1.0
+    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
+                        f"[r] = grade.grade([{str(tmp_path)!r}], ['5.2'])\n"
+                        "print(r['tasks']['5.2'])")
+    assert "'points': 0" in done.stdout and "answers of the sample differ" in done.stdout
+
+
+def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
+    """Catches a sample that stands in code a student must write, so that it cannot be planted."""
+    tree = tmp_path / "tree"
+    shutil.copytree(assignment, tree)
+    for name in ("evaluate.py", "course/luck.py", "extras/statistics.py",
+                 "tests/test_properties_6.py"):
+        shutil.copy(ROOT / name, tree / name)
+    done = subprocess.run([sys.executable, "course/try_mutants.py", "6"], cwd=tree, text=True,
+                          capture_output=True)
+    samples = [m.name for m in COMMON.samples if m.part == "6"]
+    assert done.returncode == 0 and done.stdout.count("noticed") == len(samples) > 0, done.stdout
+    assert "ALIVE" not in done.stdout and all(name in done.stdout for name in samples)

@@ -43,7 +43,7 @@ def test_summary_of_two_seeds_by_hand():
     assert figures["skip"] == pytest.approx(2 / 12) and figures["repeat"] == pytest.approx(3 / 12)
 
 
-@pytest.mark.task("5.1")
+@pytest.mark.task("6.1")
 @given(st.integers(0, 10**6), st.integers(30, 300))
 def test_interval_holds_the_mean_and_narrows_with_more_questions(seed, n):
     rng = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def test_interval_holds_the_mean_and_narrows_with_more_questions(seed, n):
     assert high - low <= more - fewer
 
 
-@pytest.mark.task("5.1")
+@pytest.mark.task("6.1")
 def test_interval_covers_as_often_as_it_says():
     """A 95% interval that forgot to resample, or took standard deviations for errors, would not."""
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_interval_covers_as_often_as_it_says():
     assert 0.89 <= np.mean(held) <= 0.99
 
 
-@pytest.mark.task("5.2")
+@pytest.mark.task("5.1")
 @given(st.integers(0, 10**6), st.integers(1, 12))
 def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
     """No static path, and no mix of two, lies above it at the same length."""
@@ -82,7 +82,7 @@ def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
     assert all(gain > 0 for gain in gains) and gains == sorted(gains, reverse=True)
 
 
-@pytest.mark.task("5.2")
+@pytest.mark.task("5.1")
 def test_static_mix_meets_the_depth_exactly():
     statics = [(10, torch.tensor([0.0, 1.0])), (14, torch.tensor([1.0, 1.0]))]
     assert static_at(11, statics).tolist() == [0.25, 1.0]
@@ -90,7 +90,7 @@ def test_static_mix_meets_the_depth_exactly():
     assert static_at(15, statics).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.task("5.3")
+@pytest.mark.task("6.2")
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
 def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):
     decisions = torch.randint(3, (rows, layers))

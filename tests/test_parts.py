@@ -555,7 +555,7 @@ def test_without_a_guard_nothing_is_strange():
 
 # ---- figures ----
 
-@pytest.mark.task("5.3")
+@pytest.mark.task("6.2")
 def test_every_row_is_shuffled_in_its_own_order_and_the_seed_decides():
     """Catches one order for all rows, and none. Odds of two equal orders of 12: 2e-9."""
     decisions = torch.arange(12).expand(20, 12)

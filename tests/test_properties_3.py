@@ -16,11 +16,12 @@ OPENED = Question("o", "t", 0, "", "5", prompt="2 + 3 = \\boxed{")
 @given(st.sampled_from("ABCD"), st.from_regex("[a-z]{2,6}", fullmatch=True), st.integers(0, 999))
 def test_an_answer_is_found_where_it_stands_and_nowhere_else(letter, word, number):
     """A letter in brackets or alone is a choice, the first letter of a sentence is not; what
-    follows an open box is in it."""
+    follows an open box is in it, with its own braces."""
     assert extract_answer(f"({letter}) {word}", CHOICE) == letter
     assert extract_answer(f" {letter}", CHOICE) == letter
     assert extract_answer(f"{letter} {word}", CHOICE) is None
     assert extract_answer(f"{number}}} {word}", OPENED) == str(number)
+    assert extract_answer(f"\\sqrt{{{number}}}}} {word}", OPENED) == f"\\sqrt{{{number}}}"
 
 
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 99), st.floats(0.001, 0.1))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drllm import Routers, class_weights, focal_loss, interpolate, pool_windows
+from drllm import RouterRoute, Routers, class_weights, focal_loss, interpolate
 
 pytestmark = pytest.mark.task("4.7")
 
@@ -15,20 +15,20 @@ numbers = st.integers(0, 999)
 def test_a_prompt_is_pooled_judged_and_guarded_as_if_it_were_alone(lengths, seed):
     """By its own tokens, all of them where they fill whole windows, and by no padding."""
     rng = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(len(lengths), max(lengths) + 2, 6, generator=rng)
-    routers = Routers(1, 6, 4, windows=4)
-    routers.set_guard(torch.eye(6), hidden[:1, :1].expand(1, 3, 6), torch.tensor([2.0]))
-    counted = torch.tensor(lengths)
-    pooled, counts = pool_windows(hidden, counted, 4), counted.clamp(max=4)
-    logits, strange = routers(pooled[:, None], counts), routers.is_strange(0, pooled, counts)
+    hidden = 10 + torch.randn(len(lengths), max(lengths) + 2, 6, generator=rng)
+    routers, counted = Routers(1, 6, 4, windows=4), torch.tensor(lengths)
+    pooled, counts = RouterRoute(routers).pool(hidden, counted)
+    logits, norms = routers(pooled[:, None], counts), []
     for row, n in enumerate(lengths):
         size, used = n // min(4, n), min(4, n)
         windows = hidden[row, :size * used].view(used, size, 6).mean(1)
         torch.testing.assert_close(pooled[row, :used], windows)
         alone = routers(windows[None, None], torch.tensor([used]))
         torch.testing.assert_close(logits[row:row + 1], alone, atol=1e-5, rtol=1e-4)
-        far = (windows.mean(0) - hidden[0, 0]).norm()
-        assert strange[row] == (far > 2.0) or abs(far - 2.0) < 1e-4  # at the limit itself, either
+        norms.append(windows.mean(0).norm().item())
+    for limit, strange in ((0.9 * min(norms), True), (1.1 * max(norms), False)):
+        routers.set_guard(torch.eye(6), torch.zeros(1, 3, 6), torch.tensor([limit]))
+        assert (routers.is_strange(0, pooled, counts) == strange).all()
 
 
 @given(st.lists(st.integers(1, 5000), min_size=3, max_size=3), numbers, st.floats(0.1, 4))

@@ -1,15 +1,16 @@
-"""Task 5.4: two properties of the figures. See course/handouts/5.4.md."""
+"""Task 6.4: two properties of the figures. See course/handouts/6.4.md."""
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course.luck import lucky_repairs
 from evaluate import Outcome, interval, shuffled, summarise
 from extras.statistics import static_at
 from tasks import Answers
 
-pytestmark = pytest.mark.task("5.4")
+pytestmark = pytest.mark.task("6.4")
 
 
 def outcome(right):
@@ -31,11 +32,14 @@ def test_an_interval_is_the_error_of_a_mean_of_paired_differences(seed, n):
     assert list(figures["interval"]) == [0, 0] and figures["gain"] == 0
 
 
-@given(st.floats(5, 15), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_controls_keep_the_depth(layers, rows, num_layers, seed):
+@given(st.integers(10, 30).map(lambda n: n / 2), st.integers(1, 9), st.integers(1, 9),
+       st.integers(0, 99))
+def test_controls_keep_the_depth_and_luck_repairs_no_question_twice(layers, rows, num_layers, seed):
     """A mix of static paths has the depth asked for, as far as there are such paths; shuffling
-    moves a row's decisions within the row."""
+    moves a row's decisions within the row; N coins have a deviation of sqrt(N) / 2 at most."""
     statics = [(length, torch.tensor([float(length)])) for length in (7, 9, 13)]
     assert static_at(layers, statics).item() == pytest.approx(min(max(layers, 7), 13), abs=1e-5)
     decisions = torch.randint(3, (rows, num_layers), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(shuffled(decisions, seed).sort(1).values, decisions.sort(1).values)
+    expected, deviation = lucky_repairs([0.3] * rows, [num_layers] * rows)
+    assert expected <= rows and deviation <= rows ** 0.5 / 2 + 1e-9

@@ -17,6 +17,7 @@ import torch
 
 from drllm import mean_state
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
+from parts.progress import progress_bar
 from tasks import batches, judge
 
 CHOICES = ("safe", "consensus", "confident", "shortest")
@@ -154,9 +155,9 @@ def good_paths(model, tokenizer, prompts, rows, most=32, **how):
     return [path for length, path in best if 0.7 * L <= length <= 1.4 * L]
 
 
-def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None):
+def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None, ask=judge):
     """(N, K) probability the model gives its answer to question n along path k; 0 if it is wrong.
-    Paths are asked in an order in which neighbours share their first layers."""
+    Paths are asked in an order in which neighbours share their first layers. ask: like judge."""
     sure = torch.zeros(len(prompts), len(paths))
     for rows in batches(prompts, batch_size):
         some, known = [prompts[n] for n in rows], [{} for _ in rows]
@@ -164,7 +165,7 @@ def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None):
             known = [{path: hidden for path, hidden in one.items()
                       if path == paths[k][:len(path)]} for one in known]
             every = torch.tensor(paths[k]).expand(len(some), -1)
-            right, confidence = judge(model, tokenizer, some, every, batch_size, progress, known)
+            right, confidence = ask(model, tokenizer, some, every, batch_size, progress, known)
             sure[rows, k] = right * confidence.clamp(min=1e-9)
     return sure
 
@@ -177,8 +178,9 @@ def menu(model, tokenizer, prompts, rows, space, clusters, **how):
     groups = [[n for n in everyone if member_of[n] == g] for g in range(clusters)]
     groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
     paths = [(EXECUTE,) * model.config.num_layers]
-    for group in groups:
+    for group in progress_bar(groups, "paths for groups of questions", unit="group"):
         asked, searched = [prompts[n] for n in group], [rows[n] for n in group]
         paths += good_paths(model, tokenizer, asked, searched, **how)
     paths = list(dict.fromkeys(paths))
-    return paths, along_each(model, tokenizer, prompts, paths, **how) > 0
+    with progress_bar(total=len(paths) * len(prompts), desc="the menu", unit="answer") as bar:
+        return paths, along_each(model, tokenizer, prompts, paths, **how, progress=bar.update) > 0

@@ -21,11 +21,13 @@ import torch
 import cli
 from cli import aligned, percent
 from drllm import RouterRoute, Routers
-from model_llama import fixed, load_model, load_tokenizer
+from model_llama import load_model, load_tokenizer
 from parts import advice
 from parts.files import InputError, read_json, write_json
+from parts.kept import Kept
 from parts.progress import progress_bar
 from parts.questions import load_all, refuse_overlap
+from parts.run_folder import read_statics
 from tasks import answer, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
@@ -87,9 +89,9 @@ def shuffled(decisions, seed=0):
 class Comparison:
     """Asks every route the same questions and keeps what the tables need."""
 
-    def __init__(self, model, tokenizer, prompts, known_tasks, batch_size=512):
+    def __init__(self, model, tokenizer, prompts, known_tasks, batch_size=512, kept=None):
         self.model, self.tokenizer, self.prompts = model, tokenizer, prompts
-        self.batch_size = batch_size
+        self.batch_size, self.kept = batch_size, kept or Kept()
         self.tasks = [p.question.task for p in prompts]
         self.inside = torch.tensor([task in known_tasks for task in self.tasks])
         self.counted = self.inside if self.inside.any() else ~self.inside  # what totals are over
@@ -98,10 +100,10 @@ class Comparison:
     def ask(self, title, routes, model=None, layers_of=None):
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
         through, whose layers_of(decisions) are (N,)."""
-        began, number = time.time(), len(self.prompts) * len(routes)
-        with progress_bar(total=number, desc=title, unit="answer") as bar:
-            seeds = [answer(model or self.model, self.tokenizer, self.prompts, route,
-                            self.batch_size, bar.update) for route in routes]
+        began, ask = time.time(), answer if model else self.kept.answer
+        with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
+            seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
+                         self.batch_size, bar.update) for route in routes]
         depth = layers_of and torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
         return Outcome(title, seeds, (time.time() - began) / len(routes), depth)
 
@@ -129,14 +131,14 @@ class Comparison:
 
 
 def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUTES,
-            batch_size=512, calibration=None, labels=None):
+            batch_size=512, calibration=None, labels=None, kept=None):
     """The Comparison of the named routes, and of vanilla, which gains are measured against.
 
     routed: {name: (title, a RouterRoute per seed)}; controls take their depth from the first.
     statics: [(length, path)] of the label questions' frontier, or []. calibration: prompts that
-    other methods are fitted on; labels: {id: path} for them.
+    other methods are fitted on; labels: {id: path} for them. kept: answers there are, a Kept.
     """
-    table = Comparison(model, tokenizer, prompts, known_tasks, batch_size)
+    table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, kept)
     table.add("vanilla", [None])
     if set(routes) == {"vanilla"}:
         return table
@@ -158,8 +160,9 @@ def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUT
 
 def add_static(table, main, statics):
     """Asks every static path of the frontier; the two around the routers' depth become routes."""
-    asked = {length: table.ask(f"static, {length} layers", [fixed(path)])
-             for length, path in statics}
+    paths = {length: torch.tensor([path] * len(table.prompts)) for length, path in statics}
+    asked = {length: table.ask(f"static, {length} layers", [path])
+             for length, path in paths.items()}
     table.statics = [(length, outcome.right) for length, outcome in asked.items()]
     layers = table.outcomes[main].layers[table.counted].mean().item()
     below = max((length for length in asked if length <= layers), default=min(asked))
@@ -202,8 +205,8 @@ def report(table, main, out, first_seed=0, extra=None):
                          for layers, right in table.statics]
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
     names = {key: outcome.name for key, outcome in table.outcomes.items()}
-    domain = "In" if table.inside.any() else "Out of"
-    print(f"\n{domain} domain, {int(rows.sum())} questions, none of them labelled or trained on")
+    print(f"\n{'In' if table.inside.any() else 'Out of'} domain, {int(rows.sum())} questions, "
+          "none of them labelled or trained on")
     print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
     print("\nRight % (layers) by task and level, in domain and out of it")
     print(aligned(list(task_rows(metrics, names))))
@@ -253,18 +256,6 @@ def load_seeds(files, model):
     return seeds
 
 
-def read_statics(file, num_layers):
-    """[(length, path)] of the frontier in a paths.json."""
-    try:
-        statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
-        for _, path in statics:
-            if len(path) != num_layers or not set(path) <= {0, 1, 2}:
-                raise ValueError(f"{path} has {len(path)} layers, the model {num_layers}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
-    return statics
-
-
 def main(argv=None):
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
@@ -276,8 +267,7 @@ def main(argv=None):
                     for files in (args.data, args.calibration))
     refuse_overlap(args.data[0], data, "--calibration", fitted)
     prompts, calibration = (some and prepare(some, tokenizer, model)[0] for some in (data, fitted))
-    first = args.routers[0] if args.routers else args.out
-    beside = first if first.is_dir() else first.parent
+    beside = next((file if file.is_dir() else file.parent for file in args.routers), args.out)
     menu, chosen, statics = beside / "paths.json", beside / "chosen.json", []
     if "static" in args.routes and menu.exists():
         statics = read_statics(menu, model.config.num_layers)
@@ -286,9 +276,11 @@ def main(argv=None):
     labels = read_json(chosen) if chosen.exists() else {}
     known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
+    kept = Kept(args.out / "kept.jsonl", model.fingerprint(), args.dtype)
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
-                    args.routes, args.batch_size, calibration, labels)
+                    args.routes, args.batch_size, calibration, labels, kept)
     report(table, "dr.llm", args.out)
+    kept.finish()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Supervision: searches, for every question, which layers to skip and repeat.
 
 Hundreds of searches advance in lockstep (paper Algorithm 1 each): a step gathers one path per
-question and answers them all in a few batched calls. A finished question is one line of
-labels.jsonl, flushed at once; the same command again goes on where it stopped, and a file made
-with another model or search is refused. A question's seed comes from its id, so its tree does
-not depend on what is searched beside it.
+question and answers them all in a few batched calls. A finished question is a line of labels.jsonl,
+flushed at once, so the same command goes on where it stopped; a file of another model or search is
+refused. A question's seed comes from its id, so its tree does not depend on others.
 
     python label.py --model demo/model --out labels.jsonl --limit 100
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl

@@ -23,15 +23,16 @@ import cli
 from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
                     shortest, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
-from evaluate import compare, interval, read_statics, report
+from evaluate import compare, interval, report
 from label import content_hash, digest, header, label, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from parts import advice
 from parts.files import InputError, locked, mapped_zeros, read_json, write_json
+from parts.kept import Kept
 from parts.progress import progress_bar
 from parts.questions import load_all, refuse_overlap, split
-from parts.run_folder import claim
+from parts.run_folder import claim, read_statics
 from tasks import answer, batches, prepare
 
 
@@ -131,6 +132,7 @@ class Run:
         self.settings = json.loads(json.dumps({
             **vars(args), "search": asdict(self.search), "train": asdict(self.config),
             "fingerprint": self.model.fingerprint(), "torch": torch.__version__}, default=str))
+        self.kept = Kept()  # until the folder is this process's alone
 
 
 # ---- labels and routers ----
@@ -161,9 +163,8 @@ def measured_menu(run, rows, prompts, space):
            "questions": digest(*map(content_hash, prompts))}
     stored = read_json(file) if file.exists() else {}
     if stored.get("key") != key:
-        with progress_bar(desc="a menu of paths for groups of questions", unit="path") as bar:
-            paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
-                                batch_size=run.args.batch_size, progress=bar.update)
+        paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
+                            batch_size=run.args.batch_size, ask=run.kept.judge)
         lines = ["".join(map(str, row)) for row in right.int().tolist()]
         stored = {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)}
         write_json(file, stored)
@@ -178,6 +179,11 @@ def expected(run, prompts, space, paths, right, folds=4):
     The questions of each fold are answered by routers that learned from the others. The menu was
     chosen on all of them, so this errs, a little, on the hopeful side.
     """
+    def answered(rest, held, labels):
+        [routers] = learn(run, [prompts[n] for n in rest], labels, [run.args.seed])
+        return answer(run.model, run.tokenizer, [prompts[n] for n in held], routers.route,
+                      run.args.batch_size)
+
     N, L = len(prompts), len(paths[0])
     fold_of = torch.tensor([int(digest(p.question.id, "fold"), 16) % folds for p in prompts])
     gain, layers = torch.zeros(N), torch.full((N,), float(L))  # of routers that learned nothing
@@ -186,9 +192,8 @@ def expected(run, prompts, space, paths, right, folds=4):
         if right[rest].any(1).sum() < SMALLEST_GROUP:
             continue
         labels, _ = consensus_of_neighbours(space[rest], right[rest], paths, run.args.price)
-        [routers] = learn(run, [prompts[n] for n in rest], labels, [run.args.seed])
-        made = answer(run.model, run.tokenizer, [prompts[n] for n in held], routers.route,
-                      run.args.batch_size)
+        about = ["fold", fold, run.args.seed, labels, *map(content_hash, prompts)]
+        made = run.kept.answers(about, lambda: answered(rest, held, labels))
         gain[held] = made.right - right[held, 0].float()
         layers[held] = made.decisions.sum(1).float()
     low, high = interval(gain)
@@ -269,6 +274,7 @@ def train(run):
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
     claim(out, run.settings, args.overwrite)
     advice.before(run, prompts, tests)
+    run.kept = Kept(out / "kept.jsonl", *map(run.settings.get, ("fingerprint", "dtype", "train")))
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
     write_json(out / "config.json", run.settings)  # now that label has accepted the folder
@@ -290,8 +296,9 @@ def train(run):
     statics = (read_statics(out / "paths.json", run.model.config.num_layers)
                if args.choose in ("safe", "consensus") else [])
     table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
-                    batch_size=args.batch_size)
+                    batch_size=args.batch_size, kept=run.kept)
     report(table, "dr.llm", out, args.seed, {"command": " ".join(sys.argv)})
+    run.kept.finish()
 
 
 if __name__ == "__main__":

@@ -30,3 +30,15 @@ def claim(folder, settings, overwrite):
                          "that run's routers and metrics")
     for name in OF_ONE_RUN if differ else ():
         shutil.rmtree(folder / name) if name == "routers" else (folder / name).unlink(True)
+
+
+def read_statics(file, num_layers):
+    """[(length, path)] of the frontier in a paths.json."""
+    try:
+        statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
+        for _, path in statics:
+            if len(path) != num_layers or not set(path) <= {0, 1, 2}:
+                raise ValueError(f"{path} has {len(path)} layers, the model {num_layers}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
+    return statics

@@ -15,7 +15,7 @@ ORDER = ["parts.files", "parts.progress", "cli", "parts.chat_template", "hf_fold
          "parts.linear", "model_llama",
          "mcts", "grading", "parts.schemas", "parts.questions", "parts.sharing", "parts.likelihood",
          "tasks", "parts.advice", "parts.run_folder", "parts.label_file", "label",
-         "parts.router_file", "drllm", "choose", "evaluate", "train"]
+         "parts.router_file", "drllm", "parts.kept", "choose", "evaluate", "train"]
 EXTRAS = sorted(f"extras.{file.stem}" for file in ROOT.glob("extras/*.py")
                 if file.stem != "__init__")
 HOOK = ("evaluate", "extras.baselines")  # other methods, asked for by name

@@ -30,8 +30,8 @@ NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LL
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 FILES = ("parts/files parts/progress cli parts/chat_template hf_folder parts/linear model_llama "
          "mcts grading parts/schemas parts/questions parts/sharing parts/likelihood tasks "
-         "parts/advice parts/run_folder parts/label_file label parts/router_file drllm parts/kept choose "
-         "evaluate train").split()
+         "parts/advice parts/run_folder parts/label_file label parts/router_file drllm "
+         "parts/kept choose evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 

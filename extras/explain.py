@@ -2,16 +2,19 @@
 
 In the terminal, one question: per layer the three probabilities (paper §3.1), whether the guard
 stepped in, the decision; then the answer beside the plain model's. With --html, a page of its own
-for a whole evaluation: the heat map of layers by questions, to sort, filter and open.
+for a whole evaluation: the heat map of layers by questions, to sort, filter and open, and below it
+some of the searches that the routers' labels came from, path by path.
 
 Questions are asked through tasks.answer, as everywhere; a WitnessRoute around the routers' route
-only looks on. The page needs no network and no server, runs no script but its own, and treats
-questions and answers as text, whatever they say.
+only looks on. Searches are done again from the label file, without the model. The page needs no
+network and no server, runs no script but its own, and treats questions and answers as text,
+whatever they say.
 
     python -m extras.explain --question "7 * 3 + 2 - 5 * 2 - 8 + 6 * 3 - 4 ="
     python -m extras.explain --html runs/demo/explain.html
 """
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -24,10 +27,14 @@ import torch
 
 import cli
 from drllm import RouterRoute, Routers
+from extras.replay import digits, told_search
+from label import content_hash
 from model_llama import load_model, load_tokenizer
-from parts.files import InputError, write_whole
+from parts.files import InputError, read_json, write_whole
+from parts.label_file import read_rows
 from parts.progress import progress_bar
 from parts.questions import Question, load_all
+from parts.schemas import LETTERS
 from tasks import Answers, answer, batches, prepare
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
@@ -38,6 +45,7 @@ FILLS = ("░", "▒", "█")                # of the bars, told apart without c
 COLOURS = ("2", "34", "33")            # dim, blue, yellow: ANSI codes
 BAR = 30                               # characters
 LONGEST = 1000                         # characters of a question or answer that the page shows
+REPAIRED, OTHERS = 30, 10              # searches on the page: where the default was wrong, or right
 DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -108,9 +116,9 @@ def percents(probabilities):
 
 
 def told(answers, n, question):
-    """Answer n as an object; `right` is None where no gold answer is known."""
+    """Answer n as an object; `right`, the reward, is None where no gold answer is known."""
     return {"answer": answers.texts[n],
-            "right": bool(answers.right[n] > 0) if question.answer else None,
+            "right": round(answers.right[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
             "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
 
@@ -119,7 +127,7 @@ def text_of(question):
     """A question as a reader sees it, without the instructions of the paper's prompts."""
     if question.prompt is not None:
         return question.prompt
-    options = [f"({letter}) {text}" for letter, text in zip("ABCDEFGHIJ", question.choices)]
+    options = [f"({letter}) {text}" for letter, text in zip(LETTERS, question.choices)]
     return "\n".join([question.question, *options])
 
 
@@ -128,10 +136,11 @@ def records(evaluation):
 
     decisions: L digits, how often each layer ran. routers: what its router alone would have done.
     guarded: L digits, 1 where the guard stepped in. percents: L of [skip, execute, repeat].
+    options: how many answers there are to choose from, 0 for an open question.
     """
-    digits = lambda row: "".join(str(int(value)) for value in row)
     return [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "question": text_of(p.question), "gold": p.question.answer or None,
+             "options": len(p.question.choices),
              "plain": told(evaluation.plain, n, p.question),
              "routed": told(evaluation.routed, n, p.question),
              "decisions": digits(evaluation.routed.decisions[n]),
@@ -139,6 +148,31 @@ def records(evaluation):
              "guarded": digits(evaluation.guarded[n]),
              "percents": [percents(layer) for layer in evaluation.probabilities[n].tolist()]}
             for n, p in enumerate(evaluation.prompts)]
+
+
+# ---- searches, from the rows of a label file ----
+
+def spread(rows, most):
+    """At most so many of the rows, evenly from first to last: of 0..9, four are 0, 2, 5, 7."""
+    return [rows[n * len(rows) // most] for n in range(most)] if len(rows) > most else rows
+
+
+def some_searches(rows, file, tokenizer, model):
+    """Searches for the page, repaired questions first, with the question's text where the files
+    that the run's config.json names still hold it."""
+    wrong = [row for row in rows if not row["default_correct"]]
+    shown = (spread([row for row in wrong if row["correct"]], REPAIRED)
+             + spread([row for row in rows if row["default_correct"]], OTHERS))
+    shown = shown or spread(wrong, OTHERS)
+    ids, texts = {row["id"] for row in shown}, {}
+    with contextlib.suppress(InputError, KeyError, TypeError):
+        made_of = read_json(file.with_name("config.json"))
+        asked = load_all(made_of["data"], made_of["skip_bad_rows"], made_of["score"])
+        prompts, _ = prepare([q for q in asked if q.id in ids], tokenizer, model)
+        texts = {content_hash(prompt): text_of(prompt.question) for prompt in prompts}
+    header = file.with_suffix(".meta.json")
+    header = read_json(header) if header.exists() else {}
+    return [told_search(row, header, texts.get(row["content"])) for row in shown]
 
 
 # ---- the terminal ----
@@ -172,14 +206,23 @@ def layer_line(layer, record, paint):
     return f"{layer:>5}  {word}  {bar}  {numbers}{guard}"
 
 
-def answer_line(name, told, paint):
-    """`Dr.LLM  4 }  right  0.970  11 x 3`: what was answered, and the layers and passes it took."""
+def wrapped(text, name=""):
+    """The lines of a whole text, each behind the margin of names; the name stands on the first."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(printable(line), 65)]
+    return [f"  {name:<12} {line}" for name, line in zip([name, *[""] * len(lines)], lines)]
+
+
+def answer_lines(name, told, paint):
+    """`Dr.LLM  4 }  right  0.970  11 x 3`: what was answered, and the layers and passes it took. An
+    answer that has no room in the line follows below it, whole."""
     text = printable(told["answer"])
-    text = text if len(text) <= 26 else text[:25] + "…"
-    mark = {None: "", True: "right", False: "wrong"}[told["right"]]
+    short = len(text) <= 26
+    mark = "" if told["right"] is None else "right" if told["right"] else "wrong"
     mark = paint(f"{mark:<5}", "32" if told["right"] else "31")
     layers = f"{told['layers']} x {told['passes']}"
-    return f"  {name:<12} {text:<26} {mark} {told['confidence']:>10.3f} {layers:>16}"
+    figures = f"{told['confidence']:>10.3f} {layers:>16}"
+    line = f"  {name:<12} {text if short else '(below)':<26} {mark} {figures}"
+    return [line, *([] if short else wrapped(told["answer"]))]
 
 
 def explained(record, colour=False):
@@ -193,10 +236,9 @@ def explained(record, colour=False):
     lines += ["", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %"]
     lines += [layer_line(layer, record, paint) for layer in range(len(record["percents"]))]
     lines += ["", f"  {'':<12} {'answer':<26} {'':<5} {'confidence':>10} {'layers x passes':>16}",
-              answer_line("plain model", record["plain"], paint),
-              answer_line("Dr.LLM", record["routed"], paint)]
-    gold = textwrap.wrap(printable(record["gold"] or ""), 65)
-    return lines + [f"  {name:<12} {line}" for name, line in zip(["gold", *[""] * len(gold)], gold)]
+              *answer_lines("plain model", record["plain"], paint),
+              *answer_lines("Dr.LLM", record["routed"], paint)]
+    return lines + wrapped(record["gold"] or "", "gold")
 
 
 # ---- the page ----
@@ -208,11 +250,13 @@ def safe_json(value):
 
 
 def shortened(value):
-    """The value with every text in it cut after LONGEST characters, saying how many are missing."""
+    """The value with the middle of every text in it cut out beyond LONGEST characters, saying how
+    many are missing: beginnings are often alike, and ends hold what is asked."""
     if isinstance(value, dict):
         return {key: shortened(inner) for key, inner in value.items()}
     if isinstance(value, str) and len(value) > LONGEST:
-        return f"{value[:LONGEST]}… ({len(value) - LONGEST} characters more)"
+        half = LONGEST // 2
+        return f"{value[:half]}… ({len(value) - 2 * half} characters more) …{value[-half:]}"
     return value
 
 
@@ -226,10 +270,13 @@ def policy(template):
     return "; ".join(["default-src 'none'", *hashed, "base-uri 'none'", "form-action 'none'"])
 
 
-def page(about, rows):
-    """The whole page as text. about: {name: text} told under the heading; rows: records."""
+def page(about, rows, known=None, searches=()):
+    """The whole page as text. about: {name: text} told under the heading; rows: records. known: the
+    tasks that the routers' labels had, None if nobody knows; searches: of told_search."""
     template = TEMPLATE.read_text(encoding="utf-8")
-    data = safe_json({"about": about, "questions": [shortened(row) for row in rows]})
+    data = safe_json({"about": about, "known": known,
+                      "questions": [shortened(row) for row in rows],
+                      "searches": [shortened(one) for one in searches]})
     before, after = template.replace("{{policy}}", policy(template)).split("{{data}}")
     return before + data + after
 
@@ -281,6 +328,9 @@ def parse_args(argv=None):
     parser.add_argument("--answer", metavar="TEXT", help="its right answer, if you know it")
     parser.add_argument("--id", help="the question of --data to explain; without it the first")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
+    parser.add_argument("--labels", type=Path, metavar="FILE",
+                        help="label file whose searches the page replays; without it the "
+                             "labels.jsonl beside the routers, if there is one")
     parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     parser.add_argument("--no-guard", action="store_true",
@@ -291,6 +341,15 @@ def parse_args(argv=None):
 def short_name(path):
     """The last two parts of a path: enough to know it by, without the folders of this machine."""
     return "/".join(Path(path).parts[-2:])
+
+
+def labels_of(args, num_layers):
+    """(file, its rows in order): of --labels, else of the labels.jsonl beside the routers."""
+    folder = args.routers if args.routers.is_dir() else args.routers.parent
+    file = args.labels or folder / "labels.jsonl"
+    if args.labels and not file.exists():
+        raise InputError(f"{file}: no such label file")
+    return file, list(read_rows(file, num_layers).values())
 
 
 def main(argv=None):
@@ -316,9 +375,13 @@ def main(argv=None):
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
              "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on",
              "too long for the context": str(len(too_long))}
-    text = page(about, rows).encode("utf-8", "replace")
+    file, labelled = labels_of(args, model.config.num_layers)
+    known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
+    searches = some_searches(labelled, file, tokenizer, model)
+    text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
-    print(f"{args.html}: {len(rows)} questions, {len(text) / 1e6:.2f} MB")
+    print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "
+          f"{len(text) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def test_answers_and_verdicts_come_back_as_they_were(tiny_questions, tmp_path, m
     paths = torch.tensor([[1, n % 2 + 1, 1] for n in range(len(prompts))])
     file = tmp_path / "kept.jsonl"
     kept = Kept(file, "a model")
-    first = kept.answer(model, tokenizer, prompts, None), kept.judge(model, tokenizer, prompts, paths)
+    first = (kept.answer(model, tokenizer, prompts, None),
+             kept.judge(model, tokenizer, prompts, paths))
     assert same(first[0], answer(model, tokenizer, prompts, None))
     assert all(map(torch.equal, first[1], judge(model, tokenizer, prompts, paths)))
     with open(file, "a") as torn:

@@ -27,7 +27,8 @@ def option_ids(question, tokenizer):
     on, and how many last tokens of each are its score.
 
     The text before the options is a base prompt, as in the lm-evaluation-harness, whatever chat
-    template the folder has. A text and its option are encoded together, then cut by length."""
+    template the folder has. As there, a text and its option are encoded together, and what is
+    longer than the text encoded alone is the option, also where a token spans the two."""
     if question.continuation:
         pairs = [(begun, begun + question.continuation) for begun in question.choices]
     else:
@@ -35,13 +36,15 @@ def option_ids(question, tokenizer):
         text = question.prompt or form.format(question=question.question)
         space = "" if text[-1].isspace() else " "
         pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
-    contexts, wholes = ([tokenizer.encode(text) for text in texts] for texts in zip(*pairs))
-    shared = len(os.path.commonprefix(contexts + wholes))  # which compares any sequences
-    scored = tuple(len(whole) - len(context) for context, whole in zip(contexts, wholes))
+    contexts = [tokenizer.encode(text) for text, _ in pairs]
+    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
+    shared = len(os.path.commonprefix(contexts))  # which compares any sequences
+    scored = tuple(map(len, added))
     if not shared or min(scored) < 1:
         raise InputError(f"{tokenizer.folder}: question {question.id}: its options share {shared} "
                          f"tokens and add {min(scored)} at least; --score likelihood needs 1 each")
-    return wholes[0][:shared], tuple(tuple(whole[shared:]) for whole in wholes), scored
+    options = tuple(tuple(ids[shared:] + more) for ids, more in zip(contexts, added))
+    return contexts[0][:shared], options, scored
 
 
 def span_of(model, prompts):

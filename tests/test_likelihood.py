@@ -1,6 +1,7 @@
 """Multiple choice by likelihood: one packed pass against a pass per option."""
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,15 @@ def test_texts_are_encoded_as_the_harness_does(folder):
     assert scored == (2, 2)
     with pytest.raises(InputError, match="share 0 tokens"):
         encoded(replace(gap, choices=("c", "d")))
+
+
+def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
+    """The text alone ends in 1 2; with an option, 2 and its first token become 9. Catches a prompt
+    that ends before the token that the harness gives all options to go on from."""
+    ids = {"q:": [0, 1, 2], "q: a": [0, 1, 9, 4], "q: b": [0, 1, 9, 5, 6]}
+    question = replace(QUESTION, question="q:", unfinished=True, choices=("a", "b"))
+    tokenizer = SimpleNamespace(encode=ids.__getitem__, folder="folder")
+    assert likelihood.option_ids(question, tokenizer) == ([0, 1, 2], ((4,), (5, 6)), (1, 2))
 
 
 def questions_file(folder, rows):

@@ -16,8 +16,9 @@ import torch
 
 from conftest import ROOT
 from drllm import RouterRoute, Routers
-from model_llama import fixed, generate, load_model, prefill
+from model_llama import fixed, generate, load_model, load_tokenizer, prefill
 from parts.files import InputError
+from tasks import answer, load_all, prepare
 from tiny import WORDS, save_tiny, tiny_model
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -154,7 +155,7 @@ def test_rolling_scores_every_token_once(folder):
     lm, rng = DrLLM(folder, batch_size=3, max_length=8), random.Random(4)
     strings = [text(rng, n, n) for n in (1, 7, 8, 9, 16, 21)]
     answers = lm.loglikelihood_rolling(ask("loglikelihood_rolling", [(s,) for s in strings]), True)
-    for string, answer in zip(strings, answers):
+    for string, logprob in zip(strings, answers):
         ids, total = [lm.prefix_token_id, *lm.tokenizer.encode(string)], 0.0
         for end in range(9, len(ids) + 8, 8):  # at most 8 tokens are scored by each window
             window = ids[:end][-9:] if end < len(ids) else ids[-9:]
@@ -162,7 +163,7 @@ def test_rolling_scores_every_token_once(folder):
             logs = lm.model(torch.tensor([window[:-1]]))[0].log_softmax(-1)
             picked = logs[torch.arange(len(window) - 1), window[1:]]
             total += picked[-new:].sum().item()
-        assert answer == pytest.approx(total, abs=1e-4), string
+        assert logprob == pytest.approx(total, abs=1e-4), string
 
 
 @harness
@@ -183,10 +184,10 @@ def test_generation_is_greedy_and_cut_at_the_first_stop_string(folder, routers):
     requests = [(c, {"until": [stop], "max_gen_toks": limit}) for c, stop, limit
                 in zip(contexts, ["7", "never", "a", "k"] * 2, [12, 5] * 4)]
     answers = lm.generate_until(ask("generate_until", requests))
-    for (context, options), answer in zip(requests, answers):
+    for (context, options), said in zip(requests, answers):
         ids = lm.tokenizer.encode(context)
         made = generate(lm.model, [ids], lm.route, options["max_gen_toks"], lm.tokenizer.stop_ids)
-        assert answer == lm.tokenizer.decode(made.tokens[0]).split(options["until"][0])[0]
+        assert said == lm.tokenizer.decode(made.tokens[0]).split(options["until"][0])[0]
 
 
 @harness
@@ -362,3 +363,39 @@ def test_scores_without_routers_equal_the_hf_model(folder, local):
     assert texts[0] == texts[1]
     results = [evaluate_tasks(lm, local[0])["results"] for lm in (theirs, ours)]
     assert results[0] == results[1]
+
+
+@harness
+def test_arc_is_answered_alike_question_by_question(shared, tmp_path, monkeypatch):
+    """By both scores the harness's own arithmetic, on log-likelihoods through the adapter, counts
+    right exactly what evaluate.py does. MODEL=folder QUESTIONS=number ask another model, and more.
+    """
+    import datasets
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = os.environ.get("MODEL", shared / "models/TinyStories-656K")
+    number = int(os.environ.get("QUESTIONS", 40))
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    files, right = sorted((shared / "data/arc").glob("ARC-*-Dev.jsonl")), {}
+    for score in ("likelihood", "likelihood-per-byte"):
+        questions = [q for file in files for q in load_all([file], score=score)[:number]]
+        prompts, too_long = prepare(questions, tokenizer, model)
+        assert not too_long
+        right[score] = answer(model, tokenizer, prompts, None, 32).right.tolist()
+    rows = [{"question": q.question, "choices": q.choices, "gold": "ABCDE".index(q.answer)}
+            for q in questions]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "arc.yaml").write_text(
+        "task: arc_local\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\n'
+        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_bytes}]\n")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate(model=DrLLM(folder, batch_size=32), tasks=["arc_local"],
+                            task_manager=manager, bootstrap_iters=0)["samples"]["arc_local"]
+    found = sorted(found, key=lambda sample: sample["doc_id"])
+    assert len(found) == len(questions) > 0
+    for score, metric in (("likelihood", "acc"), ("likelihood-per-byte", "acc_bytes")):
+        theirs = [float(sample[metric]) for sample in found]
+        assert theirs == right[score], score
+        print(f"{score}: {len(theirs)} questions, {100 * sum(theirs) / len(theirs):.1f}% right, "
+              "the same ones")

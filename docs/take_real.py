@@ -1,6 +1,6 @@
 """Takes a finished folder of extras/real.py into assets/real.json, from where make_results.py
 writes docs/real_model.md. What the folder lacks (ARC, other tasks, what extras/luck.py printed into
-luck.txt) is left as it was taken in before.
+luck.txt, experiments of extras/paper.py) is left as it was taken in before.
 
     .venv/bin/python docs/take_real.py runs/real
 """
@@ -96,6 +96,26 @@ PAPER = {"layers saved where the default path is right": "1.82 of 28 to 32",
          f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
 
 
+SHOWN = {"table5": ["right", "gain", "layers", "over static"],
+         "table6": ["right", "gain", "layers", "over static"],
+         "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"]}
+PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
+          "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
+
+
+def experiments(folder):
+    """{name: a table} of what extras/paper.py measured on the arithmetic run."""
+    for name, columns in SHOWN.items():
+        file = folder / "arithmetic-consensus" / "paper" / f"{name}.json"
+        if file.exists():
+            found = read_json(file)
+            rows = [[row["name"], *(row[c] if c == "per layer" else CELLS[c](row)
+                                    for c in columns)] for row in found["result"]["rows"]]
+            yield name, {"head": ["", *columns], "rows": rows,
+                         "command": f".venv/bin/python -m extras.paper {name} {PAPERS}",
+                         "note": f"{found['seconds'] / 60:.0f} minutes, one thread"}
+
+
 def printed(file):
     """What extras.luck printed into a file, its sections apart."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -126,7 +146,7 @@ def taken_in(folder):
                 outside(folder, run), CHOICES, FILES)
     if (folder / "luck.txt").exists():
         found["luck"] = printed(folder / "luck.txt")
-    return found
+    return found | dict(experiments(folder))
 
 
 def main(argv=None):

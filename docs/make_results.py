@@ -143,7 +143,8 @@ def real_model():
     luck = "\n".join(found.pop("luck"))
     made = {name: measured_table(t) for name, t in found.items()} | {"luck": luck}
     before = read_json(ASSETS / "measured.json")
-    made |= {name: measured_table(before[name]) for name in ("real_first", "real_trial", "real_again", "rules")}
+    made |= {name: measured_table(before[name])
+             for name in ("real_first", "real_trial", "real_again", "rules")}
     tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
     return words.substitute(made, tried=tried)
 

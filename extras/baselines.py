@@ -395,7 +395,9 @@ class Switched(nn.Module):
         normed = self.norm(hidden)
         on = self.on(normed)[..., None].to(hidden)  # (N, T, 1), or (N, 1, 1) of whole prompts
         out = hidden + on * (self.inner(hidden, span, slot) - hidden)
-        return out if self.adapter is None else out + (1 - on) * self.adapter(normed)
+        if self.adapter is None:
+            return out
+        return out + (1 - on) * self.adapter(normed.float()).to(hidden)
 
     def on(self, normed):
         """(N, T), or (N, 1) for whole prompts, of 0 and 1."""

@@ -13,7 +13,7 @@ from parts.files import InputError
 from tasks import answer, judge
 
 ASKED = 400  # label questions that are asked first, at most
-MENU, STATICS = 80, 12  # paths on a menu, and of them asked in the evaluation: about so many
+MENU, STATICS = 25, 12  # paths that a menu costs, and of it asked in the evaluation: about so many
 PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
 
 

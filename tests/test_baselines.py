@@ -40,8 +40,11 @@ def asked(setting, route, model=None):
     return answer(model or setting.model, setting.tokenizer, setting.prompts, route)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_answers_every_question(setting, name):
+def test_every_baseline_answers_every_question(setting, name, dtype):
+    """Catches a method's own weights, which stay in float32, meeting a model in bfloat16."""
+    setting.model.to(dtype)
     entrant = BASELINES[name].make(setting)
     for route in entrant.routes:
         found = asked(setting, route, entrant.model)

@@ -144,7 +144,7 @@ def real_model():
     made = {name: measured_table(t) for name, t in found.items()} | {"luck": luck}
     before = read_json(ASSETS / "measured.json")
     made |= {name: measured_table(before[name])
-             for name in ("real_first", "real_trial", "real_again", "rules")}
+             for name in ("real_first", "real_trial", "real_again", "real_harness", "rules")}
     tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
     return words.substitute(made, tried=tried)
 

@@ -84,12 +84,12 @@ def project(seed=None):
     rng, variants = random.Random(seed), tomllib.loads(texts["course/variants.toml"])
     for choice in variants["choice"]:
         value = rng.choice(choice["values"])
-        for file, old, new in choice["edits"] if value else ():
+        for file, old, new in choice["edits"]:
             if texts[file].count(old) != 1:
                 raise InputError(f"course/variants.toml: {old!r} stands {texts[file].count(old)} "
                                  f"times in {file}, wanted 1")
             texts[file] = texts[file].replace(old, new.replace("VALUE", value))
-    renamed = {old: rng.choice([old, *others]) for old, others in variants["names"].items()}
+    renamed = {old: rng.choice(others) for old, others in variants["names"].items()}
     pattern = re.compile(rf"\b({'|'.join(renamed)})\b")
     return {name: text if name == "course/variants.toml" else
             pattern.sub(lambda met: renamed[met[1]], text) for name, text in texts.items()}

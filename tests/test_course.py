@@ -302,6 +302,10 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert set(other.mutants) < {*COMMON.mutants, *other.mutants, *COMMON.samples}
     write_tree(tmp_path / "tree", seed=7)
     assert (tmp_path / "tree/evaluate.py").read_text() == other.blank["evaluate.py"]
+    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
+                        "[r] = grade.grade([grade.ROOT], ['2.5', '4.1', '6.3', '6.4'], "
+                        "profile='quick', course=grade.Course(7))\nprint(r['points'], r['of'])")
+    assert done.stdout == "0.0 13\n", done.stdout + done.stderr
 
 
 def test_a_mutant_that_no_longer_applies_is_an_error():

@@ -212,7 +212,11 @@ def graded(assignment, tmp_path_factory):
     before = out.read_text()
     again = python(COURSE / "grade.py", student, *flags)  # nothing changed, nothing is run
     assert again.returncode == 0 and out.read_text() == before
-    return json.loads(out.read_text())[0]["tasks"], student
+    (student / "essays.json").write_text('{"ada": 4}')
+    read = python(COURSE / "grade.py", student, *flags, "--essays", student / "essays.json")
+    assert re.search(r"6\.5 .* 4 / 6  read", read.stdout)
+    out.write_text(before)
+    return json.loads(out.read_text())["reports"][0]["tasks"], student
 
 
 # what a student may leave behind to make every comparison succeed
@@ -265,6 +269,23 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     results = json.loads((student / "results.json").read_text())
     assert [test["score"] for test in results["tests"]] == points
     assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
+
+
+@pytest.mark.parametrize("change, words", [
+    (["nowhere"], "nowhere: none of 1 paths is a student's tree"),
+    (["--task", "9.9"], "--task 9.9: no task or part; there are 1.1, 1.2"),
+    (["--json", "bad.json"], "bad.json: .*not JSON|bad.json"),
+    (["--json", "other.json"], "other.json: holds no reports of this command")])
+def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, words):
+    """Catches a table of nobody written over a class's, and 0 of 0 points for a task mistyped."""
+    _, student = graded
+    (tmp_path / "bad.json").write_text("not json")
+    (tmp_path / "other.json").write_text('{"student": "ada"}')
+    change = [str(tmp_path / one) if ".json" in one or one == "nowhere" else one for one in change]
+    who = [] if change[0].endswith("nowhere") else [student]
+    done = python(COURSE / "grade.py", *who, *change, "--csv", tmp_path / "points.csv")
+    assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "points.csv").exists()
 
 
 def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
@@ -357,23 +378,32 @@ def test_our_own_ablation_holds():
     assert check_ablation(COURSE / "ablation.json")[0] == 1.0
 
 
+def grade_one(tree, ablation):
+    """What the grader says of a tree with this ablation; the repository's text is kept as it is."""
+    text = (COURSE / "ablation.json").read_text()
+    text = text if ablation == json.loads(text) else json.dumps(ablation)
+    (tree / "course/ablation.json").write_text(text)
+    return python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
+                        f"[r] = grade.grade([{str(tree)!r}], ['5.2'])\n"
+                        "print(r['tasks']['5.2'])").stdout
+
+
 def test_rewards_that_were_made_up_earn_nothing(tmp_path):
     """Catches two hundred random rewards, with figures that fit them, taken for an ablation."""
     (tmp_path / "course").mkdir()
     made_up = json.loads((COURSE / "ablation.json").read_text())
     for file in ("my_ablation.py", "routers.safetensors"):
         shutil.copy(COURSE / file, tmp_path / "course")
+    copied = grade_one(tmp_path, made_up)
+    assert "'points': 0" in copied and "our own ablation" in copied
     made_up["changed"] = made_up["changed"][::-1]
     mean, half = figures(made_up["baseline"], made_up["changed"])
     low, high = mean - half, mean + half
     made_up |= {"difference": mean, "interval": [low, high],
                 "verdict": "better" if low > 0 else "worse" if high < 0 else "undecided"}
-    (tmp_path / "course/ablation.json").write_text(json.dumps(made_up))
+    said = grade_one(tmp_path, made_up)
     assert check_ablation(tmp_path / "course/ablation.json")[0] == 1.0
-    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        f"[r] = grade.grade([{str(tmp_path)!r}], ['5.2'])\n"
-                        "print(r['tasks']['5.2'])")
-    assert "'points': 0" in done.stdout and "answers of the sample differ" in done.stdout
+    assert "'points': 0" in said and "answers of the sample differ" in said
 
 
 def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):

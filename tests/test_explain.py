@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cli import percent
 from drllm import RouterRoute, Routers
 from evaluate import Comparison, Outcome
-from extras import explain
+from extras import explain, replay
 from extras.explain import (bar_widths, explained, page, percents, printable, records, safe_json,
                             shortened, spread, watch)
 from extras.replay import likeliest, replayed, told_search
@@ -201,6 +201,14 @@ def test_a_record_made_otherwise_is_not_taken_for_the_search():
         made = told_search(row, broken, None)
         assert made["scores"] is None and len(made["steps"]) == 21
     assert told_search(row, head(), None)["scores"] == {"exploration": 1.8, "length": 3.0}
+
+
+def test_a_search_that_leaves_its_record_is_not_followed(monkeypatch):
+    """A header that speaks of a billion paths must not keep the page waiting."""
+    asked = []
+    monkeypatch.setattr(replay, "select", lambda *state: asked.append(1) or select(*state))
+    row, _, _ = searched(12)
+    assert replayed(row, replace(CONFIG, simulations=1000), 0) is None and len(asked) == 21
 
 
 def test_the_likeliest_parent_by_hand():

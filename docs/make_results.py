@@ -142,9 +142,8 @@ def real_model():
     found = read_json(ASSETS / "real.json")
     luck = "\n".join(found.pop("luck"))
     made = {name: measured_table(t) for name, t in found.items()} | {"luck": luck}
-    before = read_json(ASSETS / "measured.json")
-    made |= {name: measured_table(before[name])
-             for name in ("real_first", "real_trial", "real_again", "real_harness", "rules")}
+    made |= {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()
+             if name.startswith(("real_", "rules"))}
     tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
     return words.substitute(made, tried=tried)
 

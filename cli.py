@@ -66,7 +66,10 @@ def aligned(rows):
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        plain = action.default is None or action.nargs == 0  # no default, or a switch
+        if isinstance(action.default, list) and action.default:
+            default = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{action.help} (default: {default})"
+        plain = not action.default and action.default != 0 or action.nargs == 0  # none, or a switch
         return action.help if plain else super()._get_help_string(action)
 
 

@@ -6,6 +6,10 @@
     table5  other methods             figure6  the knob p                 frontier over static
     table6  states or embeddings      figure7  losses
 
+    table2 and figure9 only read labels; table3, table4, figure4 and router ask a few routes; the
+    others train routers or fit methods, row by row. All take some 15 minutes on the demo and two
+    cores; on SmolLM2-135M and one thread table6 took 22, figure6 9 minutes.
+
 Each prints a table and leaves NAME.json (command, seeds, model, versions) and, where matplotlib is
 installed, NAME.png in the output folder. A finished table, or a finished row of one, is not
 computed again. figure10 and figure8 are part of figure4 and figure5.

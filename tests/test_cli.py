@@ -87,6 +87,15 @@ with locked(sys.argv[1]):
 """
 
 
+def test_help_shows_default_files_as_one_would_type_them(capsys):
+    """Catches [PosixPath('demo/...')], and a percent sign in a path taken for a format."""
+    parser = cli.Parser("x")
+    parser.add_argument("--data", nargs="+", default=[Path("a%b/c"), Path("d")], help="files")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "files (default: a%b/c d)" in capsys.readouterr().out
+
+
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path / "out"."""

@@ -40,6 +40,8 @@ def verdict_of(low, high):
 def rewards(chosen=None):
     """(baseline, changed) rewards that the routes of my_ablation.py earn, of the questions with
     the numbers in chosen, or of all."""
+    if not (ROOT / "course" / "my_ablation.py").exists():
+        sys.exit("course/my_ablation.py: not there yet; see course/handouts/5.2.md")
     sys.path[:0] = [str(ROOT)]
     from model_llama import load_model, load_tokenizer
     from tasks import answer, load_all, prepare

@@ -32,7 +32,7 @@ from parts.files import InputError, locked, mapped_zeros, read_json, write_json
 from parts.kept import Kept
 from parts.progress import progress_bar
 from parts.questions import load_all, refuse_overlap, split
-from parts.run_folder import claim, read_statics
+from parts.run_folder import claim, read_statics, take
 from tasks import answer, batches, prepare
 
 
@@ -277,7 +277,7 @@ def train(run):
     run.kept = Kept(out / "kept.jsonl", *map(run.settings.get, ("fingerprint", "dtype", "train")))
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
-    write_json(out / "config.json", run.settings)  # now that label has accepted the folder
+    take(out, run.settings)  # now that label has accepted the folder
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:
         raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "

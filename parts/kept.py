@@ -14,7 +14,7 @@ import torch
 
 from drllm import RouterRoute
 from label import content_hash, digest
-from parts.files import read_file
+from parts.files import read_file, writing
 from tasks import Answers, answer, judge
 
 
@@ -53,7 +53,7 @@ class Kept:
         else:
             self.found[key] = make()
             if self.file:
-                with open(self.file, "a", encoding="utf-8") as file:
+                with writing(self.file), open(self.file, "a", encoding="utf-8") as file:
                     file.write(json.dumps([key, self.found[key]]) + "\n")
         return self.found[key]
 

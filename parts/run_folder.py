@@ -1,7 +1,7 @@
 """A finished run is not overwritten by another one without a word."""
 import shutil
 
-from parts.files import InputError, read_json
+from parts.files import InputError, read_json, write_json
 
 NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
 OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers")
@@ -14,22 +14,33 @@ def flat(settings):
             if not isinstance(value, dict)}
 
 
-def claim(folder, settings, overwrite):
-    """Makes sure that the folder has no finished run of other settings: InputError naming the first
-    that differs; with overwrite, what belongs to that run is removed. Labels and menus stay, since
-    they are checked where they are read."""
+def differing(folder, settings):
+    """[(key, its value in the folder's finished run, here)] of settings that matter; [] if none."""
     config = folder / "config.json"
     if not config.exists() or not (folder / "metrics.json").exists():
-        return
+        return []
     there, here = flat(read_json(config)), flat(settings)
-    differ = sorted(key for key in {*there, *here} - NO_MATTER if there.get(key) != here.get(key))
+    return sorted(((key, there.get(key), here.get(key)) for key in {*there, *here} - NO_MATTER
+                   if there.get(key) != here.get(key)), key=lambda found: found[0])
+
+
+def claim(folder, settings, overwrite):
+    """Makes sure that the folder has no finished run of other settings, or that it is to be
+    overwritten: InputError naming the first setting that differs."""
+    differ = differing(folder, settings)
     if differ and not overwrite:
-        key = differ[0]
-        raise InputError(f"{config}: a finished run with {key} {there.get(key)}; this run has "
-                         f"{key} {here.get(key)}. Choose another --out, or let --overwrite remove "
-                         "that run's routers and metrics")
-    for name in OF_ONE_RUN if differ else ():
+        key, there, here = differ[0]
+        raise InputError(f"{folder / 'config.json'}: a finished run with {key} {there}; this run "
+                         f"has {key} {here}. Choose another --out, or let --overwrite remove that "
+                         "run's routers and metrics")
+
+
+def take(folder, settings):
+    """Removes what belongs to a finished run of other settings, and writes these: when nothing can
+    refuse this run any more. Labels and menus stay, since they are checked where they are read."""
+    for name in OF_ONE_RUN if differing(folder, settings) else ():
         shutil.rmtree(folder / name) if name == "routers" else (folder / name).unlink(True)
+    write_json(folder / "config.json", settings)
 
 
 def read_statics(file, num_layers):

@@ -9,7 +9,7 @@ import train
 from parts import advice, progress
 from parts.advice import after, margin, plain_score, span
 from parts.files import InputError, write_json
-from parts.run_folder import claim
+from parts.run_folder import claim, take
 
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
@@ -109,7 +109,10 @@ def test_the_same_settings_go_on_and_remove_nothing(finished, overwrite):
 
 
 def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
+    before = sorted(finished.rglob("*"))
     claim(finished, {"seed": 2}, overwrite=True)
+    assert sorted(finished.rglob("*")) == before  # what follows may still refuse the run
+    take(finished, {"seed": 2})
     assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
                                                           "paths.json"}
     (finished / "metrics.json").unlink(missing_ok=True)

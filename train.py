@@ -277,12 +277,12 @@ def train(run):
     run.kept = Kept(out / "kept.jsonl", *map(run.settings.get, ("fingerprint", "dtype", "train")))
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
-    take(out, run.settings)  # now that label has accepted the folder
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:
         raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "
                          f"need {SMALLEST_GROUP}. The others are beyond this model, or it does not "
                          "answer in the form asked for (a letter, or \\boxed{})")
+    take(out, run.settings)  # now that labels are there, and enough
     labels, routers, seeds = {}, {}, range(args.seed, args.seed + args.seeds)
     for choice in dict.fromkeys((args.choose, "shortest")):
         labels[choice] = labels_of(run, choice, rows, prompts)

@@ -36,8 +36,9 @@ def claim(folder, settings, overwrite):
 
 
 def take(folder, settings):
-    """Removes what belongs to a finished run of other settings, and writes these: when nothing can
-    refuse this run any more. Labels and menus stay, since they are checked where they are read."""
+    """Removes what belongs to a finished run of other settings, and writes these: when the labels
+    of this run are there, so that their refusal does not cost the other run. Labels and menus stay,
+    since they are checked where they are read."""
     for name in OF_ONE_RUN if differing(folder, settings) else ():
         shutil.rmtree(folder / name) if name == "routers" else (folder / name).unlink(True)
     write_json(folder / "config.json", settings)

@@ -15,7 +15,7 @@ from choose import CHOICES
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import fixed, generate, load_model, load_tokenizer
-from parts.files import InputError, locked
+from parts.files import InputError, locked, write_json
 from tasks import Prompt, Question
 from tiny import WORDS, save_tiny, tiny_model
 
@@ -193,6 +193,12 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
                "--out", str(tmp_path / "o"), *ARGS]
     with pytest.raises(InputError, match="jsonl: 0 questions with a right path; routers need 8"):
         train.main(command + ["--test", str(folder / "q.jsonl")])
+    finished = tmp_path / "o" / "metrics.json"  # of another run, which a refusal must not cost
+    write_json(finished, {})
+    write_json(tmp_path / "o" / "config.json", {"seed": 7})
+    with pytest.raises(InputError, match="0 questions with a right path"):
+        train.main(command + ["--test", str(folder / "q.jsonl"), "--overwrite"])
+    assert finished.exists()
 
 
 def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(

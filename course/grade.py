@@ -13,9 +13,7 @@ A student's code runs with your rights: grade inside a container. Needs fork (Li
 import argparse
 import ast
 import csv
-import hashlib
 import itertools
-import json
 import keyword
 import re
 import secrets
@@ -27,6 +25,7 @@ from make_assignment import (ROOT, blanked_files, project, properties_file, read
 from runs import Run, run_all
 
 import cli  # noqa: E402 - make_assignment found it
+from label import digest  # noqa: E402
 from parts.files import InputError, read_json, write_json  # noqa: E402
 
 AGAIN = '''from course.ablation import asked_again
@@ -284,12 +283,7 @@ def trees(paths, course):
     return found
 
 
-def digest(values):
-    """Names what a report was made from."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("students", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--task", nargs="+", metavar="K", help="grade only these tasks")
@@ -306,18 +300,42 @@ def main(argv=None):
                         help='points that a reader gave, as {"NAME": 5, ...}')
     parser.add_argument("--gradescope", type=Path, metavar="FILE",
                         help="results.json of a single student")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def chosen_tasks(wanted, tasks):
+    """The numbers of the tasks named by themselves or by their part; None for all."""
+    unknown = {*(wanted or ())} - {*tasks} - {task.part for task in tasks.values()}
+    if unknown:
+        raise InputError(f"--task {min(unknown)}: no task or part; there are {', '.join(tasks)}")
+    return wanted and [k for k, task in tasks.items() if {k, task.part} & {*wanted}]
+
+
+def made_from(folder, course, args):
+    """Names all that a report on the tree in a folder is made from."""
+    names = [file for task in course.tasks.values() for file in course.files(task)]
+    names += [str(f.relative_to(folder)) for f in sorted(folder.glob("course/*.safetensors"))]
+    texts = [(file, (folder / file).read_bytes().hex()) for file in names
+             if (folder / file).is_file()]
+    return digest(texts, course.tree, args.task, args.profile, args.seconds, args.seed)
+
+
+def add_essay(report, points):
+    """Puts the points that a reader gave into a report, if it has an essay."""
+    for row in report["tasks"].values():
+        if row.get("by hand"):
+            report["points"] += points - row["points"]
+            row |= {"points": points, "says": "read"}
+
+
+def main(argv=None):
+    args = parse_args(argv)
     course = Course(args.seed)
     students = trees(args.students, course)
     if not students:
         raise InputError(f"{args.students[0]}: none of {len(args.students)} paths is a student's "
                          "tree")
-    if args.task:
-        known = {*course.tasks, *(task.part for task in course.tasks.values())}
-        if set(args.task) - known:
-            raise InputError(f"--task {min(set(args.task) - known)}: no task or part; there are "
-                             f"{', '.join(course.tasks)}")
-        args.task = [k for k, task in course.tasks.items() if {k, task.part} & set(args.task)]
+    args.task = chosen_tasks(args.task, course.tasks)
     if args.gradescope and len(students) != 1:
         raise InputError(f"{args.gradescope}: for one student; {len(students)} are given")
     essays = read_json(args.essays) if args.essays else {}
@@ -326,19 +344,13 @@ def main(argv=None):
         raise InputError(f"{args.json}: holds no reports of this command; choose another file")
     reports = []
     for name, folder in students.items():
-        names = [file for task in course.tasks.values() for file in course.files(task)]
-        names += [str(f.relative_to(folder)) for f in sorted(folder.glob("course/*.safetensors"))]
-        texts = [(file, (folder / file).read_bytes().hex()) for file in names
-                 if (folder / file).is_file()]
-        key = digest([texts, course.tree, args.task, args.profile, args.seconds, args.seed])
+        key = made_from(folder, course, args)
         report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
         if not report:
             [report] = grade([folder], args.task, args.seconds, args.jobs, args.profile, course)
             report |= {"student": name, "key": key}
-        for row in report["tasks"].values():
-            if row.get("by hand") and name in essays:
-                report["points"] += essays[name] - row["points"]
-                row |= {"points": essays[name], "says": "read"}
+        if name in essays:
+            add_essay(report, essays[name])
         reports.append(report)
         print(f"\n{chr(10).join(lines_of(report))}", flush=True)
         if args.json:  # at once: a class takes long

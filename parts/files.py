@@ -45,6 +45,16 @@ def read_file(path, most=MOST_BYTES):
         return file.read(most)
 
 
+def whole_lines(path, mend=False):
+    """The lines of a file, as bytes, that end in a newline; [] if there is none. mend: what a crash
+    left of a last line is cut off the file."""
+    data = read_file(path) if path.exists() else b""
+    end = data.rfind(b"\n") + 1
+    if mend and end < len(data):
+        os.truncate(path, end)
+    return data[:end].splitlines()
+
+
 def parse_json(data, where):
     """The value that JSON text (or bytes) spells; InputError naming `where` it stands if none."""
     try:

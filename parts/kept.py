@@ -8,13 +8,12 @@ kept.jsonl in the run's folder as soon as they are there. A finished run removes
 """
 import hashlib
 import json
-import os
 
 import torch
 
 from drllm import RouterRoute
 from label import content_hash, digest
-from parts.files import read_file, writing
+from parts.files import parse_json, whole_lines, writing
 from tasks import Answers, answer, judge
 
 
@@ -36,12 +35,8 @@ class Kept:
 
     def __init__(self, file=None, *of):
         self.file, self.of, self.found = file, of, {}
-        data = read_file(file) if file and file.exists() else b""
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            os.truncate(file, end)
-        for line in data[:end].splitlines():
-            key, values = json.loads(line)
+        for number, line in enumerate(whole_lines(file, mend=True) if file else (), 1):
+            key, values = parse_json(line, f"{file}:{number}")
             self.found[key] = values
 
     def lists(self, about, make, skipped=lambda: None):

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch
 
-from parts.files import (InputError, locked, parse_json, read_file, read_json, write_json,
+from parts.files import (InputError, locked, parse_json, read_json, whole_lines, write_json,
                          write_whole)
 
 ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": bool, "length": int,
@@ -37,11 +37,8 @@ def read_rows(file, num_layers, mend=False):
     """{id: row} of a labels file, paths as tuples; InputError naming the line that is no row of a
     model with so many layers. A question that was edited and searched again has its last row.
     mend: a last line that a crash left unfinished is cut off the file."""
-    rows, data = {}, read_file(file) if file.exists() else b""
-    end = data.rfind(b"\n") + 1
-    if mend and end < len(data):
-        os.truncate(file, end)
-    for number, line in enumerate(data[:end].splitlines(), 1):
+    rows = {}
+    for number, line in enumerate(whole_lines(file, mend), 1):
         try:
             row = checked(parse_json(line, "the line"), num_layers)
             if row["content"] == rows.get(row["id"], {}).get("content"):

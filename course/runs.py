@@ -9,6 +9,7 @@ it. So read what looks odd, and grade inside a container. Needs fork (Linux, mac
 """
 import ast
 import faulthandler
+import functools
 import json
 import os
 import re
@@ -69,13 +70,18 @@ def changed_since(before):
             or vars_of_function(now) is not parts and vars_of_function(now) != parts]
 
 
+@functools.lru_cache(None)
+def names_in(file):
+    """The names that a file defines at its top."""
+    return {node.name for node in ast.parse(file.read_text()).body if hasattr(node, "name")}
+
+
 def usurped(folder, theirs):
     """Functions of our files in the folder whose code stands in one of theirs."""
     for module in list(sys.modules.values()):
         file = Path(getattr(module, "__file__", None) or "/")
         if folder in file.parents and file not in theirs:
-            ours = {node.name for node in ast.parse(file.read_text()).body if hasattr(node, "name")}
-            for name in ours & vars(module).keys():
+            for name in names_in(file) & vars(module).keys():
                 code = getattr(vars(module)[name], "__code__", None)
                 if code and Path(code.co_filename) in theirs:
                     yield f"{module.__name__}.{name}"
@@ -100,7 +106,7 @@ class Recorder:
             module, copy = sys.modules[name], SimpleNamespace(**vars(sys.modules[name]))
             self.copies[id(module)] = copy
         self.copies[id(torch)].testing = self.copies[id(torch.testing)]
-        self.before = snapshot()
+        self.before = snapshot() if self.theirs else {}
 
     def pytest_collection_finish(self, session):
         self.look("being imported")
@@ -116,8 +122,10 @@ class Recorder:
                                        hasattr(item.obj, "hypothesis"), item.obj.__doc__ or "")
 
     def look(self, when):
+        if not self.theirs or self.changed:  # nobody to watch, or seen already
+            return
         names = changed_since(self.before) + list(usurped(self.folder, self.theirs))
-        if names and not self.changed:
+        if names:
             self.changed = [when, *names]
 
     def pytest_collectreport(self, report):

@@ -72,6 +72,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         plain = not action.default and action.default != 0 or action.nargs == 0  # none, or a switch
         return action.help if plain else super()._get_help_string(action)
 
+    def _get_default_metavar_for_optional(self, action):
+        return "N" if action.type is count else super()._get_default_metavar_for_optional(action)
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and whose help shows every default, and the first line
@@ -118,12 +121,12 @@ def add_data_flags(parser, data, batch_size):
     parser.add_argument("--score", choices=SCORES, default=SCORES[0],
                         help="how multiple choice is answered: by the letter written, or by the "
                              "option found likeliest, its log-probability summed or per byte")
-    parser.add_argument("--limit", type=count, metavar="N", help="take only the first N questions")
+    parser.add_argument("--limit", type=count, help="take only the first N questions")
     parser.add_argument("--seed", type=number(0, 2 ** 63 - 1, int), default=0, metavar="N",
                         help="of every random choice: searches, routers, controls")
     parser.add_argument("--skip-bad-rows", action="store_true",
                         help="leave out question rows that cannot be used, instead of stopping")
-    parser.add_argument("--batch-size", type=count, default=batch_size, metavar="N",
+    parser.add_argument("--batch-size", type=count, default=batch_size,
                         help="questions under way at once")
 
 

@@ -11,7 +11,6 @@ in through one hook, in compare(). Gains are paired: a bootstrap over the same q
     python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
     python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
 """
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,11 @@ from cli import aligned, percent
 from drllm import RouterRoute, Routers
 from model_llama import load_model, load_tokenizer
 from parts import advice
-from parts.files import InputError, read_json, write_json
+from parts.files import InputError, write_json
 from parts.kept import Kept
 from parts.progress import progress_bar
-from parts.questions import load_all, refuse_overlap
-from parts.run_folder import read_statics
+from parts.questions import disjoint, left_out, load_all
+from parts.run_folder import folder_of, make_folder, read_chosen, read_statics
 from tasks import answer, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
@@ -39,10 +38,9 @@ ACTIONS = ("skip", "execute", "repeat")
 @dataclass
 class Outcome:
     """A route's answers: one Answers per router seed, a single one for routes without seeds.
-    depth: (N,) layers per pass, where decisions don't say it; seconds: wall time per seed."""
+    depth: (N,) layers per pass, where decisions don't say it."""
     name: str
     seeds: list
-    seconds: float = 0.0
     depth: torch.Tensor = None
 
     def __post_init__(self):
@@ -100,12 +98,12 @@ class Comparison:
     def ask(self, title, routes, model=None, layers_of=None):
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
         through, whose layers_of(decisions) are (N,)."""
-        began, ask = time.time(), answer if model else self.kept.answer
+        ask = answer if model else self.kept.answer
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
             seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
                          self.batch_size, bar.update) for route in routes]
         depth = layers_of and torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
-        return Outcome(title, seeds, (time.time() - began) / len(routes), depth)
+        return Outcome(title, seeds, depth)
 
     def add(self, name, routes, title=None, **view):
         self.outcomes[name] = self.ask(title or name, routes, **view)
@@ -126,8 +124,7 @@ class Comparison:
             if len(levels) > 1:
                 tasks[task]["levels"] = {level: self.summary(rows & torch.tensor(
                     [q.level == level for q in questions])) for level in levels}
-        return {"routes": self.summary(self.counted), "tasks": tasks,
-                "seconds": {name: outcome.seconds for name, outcome in self.outcomes.items()}}
+        return {"routes": self.summary(self.counted), "tasks": tasks}
 
 
 def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUTES,
@@ -193,9 +190,10 @@ def task_rows(metrics, names):
                 for c in columns}
 
 
-def report(table, main, out, first_seed=0, extra=None):
+def report(table, main, out, first_seed=0, extra=None, told=True):
     """Prints the tables and writes metrics.json; returns the metrics. main: the route whose router
-    seeds are listed; first_seed: the number of the first of them."""
+    seeds, from number first_seed on, are listed; told: it is known that no question was labelled.
+    """
     metrics, rows = table.metrics(), table.counted
     if main in table.outcomes:
         metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
@@ -206,11 +204,11 @@ def report(table, main, out, first_seed=0, extra=None):
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
     names = {key: outcome.name for key, outcome in table.outcomes.items()}
     print(f"\n{'In' if table.inside.any() else 'Out of'} domain, {int(rows.sum())} questions, "
-          "none of them labelled or trained on")
+          + ("none of them labelled or trained on" if told else "perhaps among those labelled"))
     print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
     print("\nRight % (layers) by task and level, in domain and out of it")
     print(aligned(list(task_rows(metrics, names))))
-    print("", *advice.after(metrics, names), sep="\n")
+    print("", *advice.after(metrics, names), *advice.tasks_at_chance(table), sep="\n")
     return metrics
 
 
@@ -258,29 +256,28 @@ def load_seeds(files, model):
 
 def main(argv=None):
     args = parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)  # rather now than after an hour
+    make_folder(args.out)  # rather now than after an hour
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     seeds = load_seeds(args.routers, model)
-    data, fitted = (load_all(files, args.skip_bad_rows, args.score)[:args.limit] if files else []
+    data, fitted = (load_all(files, args.skip_bad_rows, args.score) if files else []
                     for files in (args.data, args.calibration))
-    refuse_overlap(args.data[0], data, "--calibration", fitted)
-    prompts, calibration = (some and prepare(some, tokenizer, model)[0] for some in (data, fitted))
-    beside = next((file if file.is_dir() else file.parent for file in args.routers), args.out)
-    menu, chosen, statics = beside / "paths.json", beside / "chosen.json", []
-    if "static" in args.routes and menu.exists():
-        statics = read_statics(menu, model.config.num_layers)
-    elif "static" in args.routes:
-        print(f"no {menu}: the static paths are left out")
-    labels = read_json(chosen) if chosen.exists() else {}
+    fitted = disjoint(args.data[0], data, "--calibration", fitted)
+    learned = {name for one in seeds for name in one.notes["questions"]}
+    data = left_out(args.data[0], data, learned, "were labelled for these routers")
+    prompts, calibration = (some and prepare(some[:args.limit], tokenizer, model)[0]
+                            for some in (data, fitted))
+    beside = folder_of(args.routers) or args.out
+    statics = read_statics(beside / "paths.json", model.config.num_layers, "static" in args.routes)
+    labels = read_chosen(beside / "chosen.json")
     known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
     kept = Kept(args.out / "kept.jsonl", model.fingerprint(), args.dtype)
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
                     args.routes, args.batch_size, calibration, labels, kept)
-    report(table, "dr.llm", args.out)
-    kept.finish()
+    report(table, "dr.llm", args.out, told=bool(learned) or not seeds)
+    print(*advice.other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
 
 
 if __name__ == "__main__":

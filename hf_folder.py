@@ -215,6 +215,7 @@ class Tokenizer:
     def __init__(self, folder):
         self.folder, self.special = Path(folder), {}
         file, side = self.folder / "tokenizer.json", self.folder / "tokenizer_config.json"
+        _require(not self.folder.is_file(), f"{folder}: a file; --model names the folder it is in")
         _require(self.folder.is_dir(), f"{folder}: no such folder. A model of a hub is downloaded "
                  "first: hf download OWNER/NAME --local-dir DIR")
         _require(file.exists(), f"{file}: no such file; only the tokenizer.json format is read")

@@ -22,6 +22,7 @@ import torch
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
+from parts import advice
 from parts.files import InputError, writing
 from parts.label_file import opened, process, read_rows
 from parts.progress import progress_bar
@@ -174,6 +175,8 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
+    if process()[0] == 0:
+        advice.plain_model(model, tokenizer, prepare(questions, tokenizer, model)[0], args)
     rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
     if process()[0] == 0:
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")

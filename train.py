@@ -31,7 +31,7 @@ from parts import advice
 from parts.files import InputError, locked, mapped_zeros, read_json, write_json
 from parts.kept import Kept
 from parts.progress import progress_bar
-from parts.questions import load_all, refuse_overlap, split
+from parts.questions import disjoint, load_all, split
 from parts.run_folder import claim, read_statics, take
 from tasks import answer, batches, prepare
 
@@ -111,7 +111,7 @@ def load_data(args):
         args.test = cli.DEMO_TEST
     to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
     file = (args.test or args.data)[0]
-    refuse_overlap(file, test, "--data", to_label)
+    to_label = disjoint(file, test, "--data", to_label)
     if not to_label or not test:  # rather now than after hours of labelling
         raise InputError(f"{file}: {len(to_label)} questions to label and {len(test)} to test; "
                          "both need one at least")
@@ -221,7 +221,8 @@ def fit(run, choice, prompts, labels, seeds):
     """Routers per seed for one choice of label; those that the run folder lacks are trained."""
     chosen = [(content_hash(prompt), path) for prompt, path in zip(prompts, labels) if path]
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
-             "tasks": run.tasks, "labels": len(chosen),
+             "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
+             "score": run.args.score, "labels": len(chosen),
              "label_hash": digest(*(asked for asked, _ in chosen), [path for _, path in chosen])}
     file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
     missing = [seed for seed, file in file_of.items() if not file.exists()
@@ -239,7 +240,7 @@ def parse_args(argv=None):
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
     parser.add_argument("--test", nargs="+", metavar="FILE",
-                        help="held-out questions; without it a fifth of --data, by question id")
+                        help="held-out questions; without it a fifth of --data, by its words")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--choose", choices=CHOICES, default="safe",
                         help="which right path becomes the label; shortest is the paper's")
@@ -298,7 +299,6 @@ def train(run):
     table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
                     batch_size=args.batch_size, kept=run.kept)
     report(table, "dr.llm", out, args.seed, {"command": " ".join(sys.argv)})
-    run.kept.finish()
 
 
 if __name__ == "__main__":

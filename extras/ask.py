@@ -98,7 +98,7 @@ def parse_args(argv=None):
     parser.add_argument("--routers", type=Path, default=Path("runs/demo"), metavar="FILE",
                         help="router file, or a folder with routers.safetensors")
     parser.add_argument("--plain", action="store_true", help="the plain model's answer, too")
-    parser.add_argument("--max-new-tokens", type=cli.count, default=256, metavar="N",
+    parser.add_argument("--max-new-tokens", type=cli.count, default=256,
                         help="of an answer, at most")
     parser.add_argument("--verbatim", action="store_true",
                         help="no chat template: the model goes on with the question's own text")
@@ -111,7 +111,12 @@ def main(argv=None):
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    route = Routers.load(args.routers, model).route
+    routers = Routers.load(args.routers, model)
+    route, notes = routers.route, routers.notes
+    how = f", asked by {notes['score']}" if "score" in notes else ""
+    print(f"note: these routers learned from {', '.join(map(printable, notes['tasks']))}{how}; "
+          "what they do to other questions nobody measured (--plain shows both answers)",
+          file=sys.stderr)
     is_chat = tokenizer.has_template and not args.verbatim
     encode = tokenizer.chat if is_chat else lambda turns: tokenizer.encode(turns[-1]["content"])
     if not (is_chat or args.verbatim):

@@ -34,6 +34,7 @@ from parts.files import InputError, read_json, write_whole
 from parts.label_file import read_rows
 from parts.progress import progress_bar
 from parts.questions import Question, load_all
+from parts.run_folder import folder_of
 from parts.schemas import LETTERS
 from tasks import Answers, answer, batches, prepare
 
@@ -308,7 +309,7 @@ def chosen_questions(args, tokenizer):
     """What the flags ask about: one question, or for a page all of --data."""
     if args.question is not None:
         return [asked(args, tokenizer)]
-    questions = load_all(args.data, args.skip_bad_rows)
+    questions = load_all(args.data, args.skip_bad_rows, args.score)
     if args.id is not None:
         found = [question for question in questions if question.id == args.id]
         if not found:
@@ -345,8 +346,7 @@ def short_name(path):
 
 def labels_of(args, num_layers):
     """(file, its rows in order): of --labels, else of the labels.jsonl beside the routers."""
-    folder = args.routers if args.routers.is_dir() else args.routers.parent
-    file = args.labels or folder / "labels.jsonl"
+    file = args.labels or folder_of([args.routers]) / "labels.jsonl"
     if args.labels and not file.exists():
         raise InputError(f"{file}: no such label file")
     return file, list(read_rows(file, num_layers).values())
@@ -373,6 +373,8 @@ def main(argv=None):
         return
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
+             "labelled for these routers": str(sum(
+                 p.question.wording in route.routers.notes["questions"] for p in prompts)),
              "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on",
              "too long for the context": str(len(too_long))}
     file, labelled = labels_of(args, model.config.num_layers)

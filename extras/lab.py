@@ -194,7 +194,7 @@ class Lab:
         outcome = self.own(table) if routes is None else table.ask("answers", routes, **how)
         vanilla, everything = table.outcomes["vanilla"], torch.ones(len(table.prompts)).bool()
         found = summarise(outcome, vanilla, everything)
-        found |= {"p": wilcoxon(outcome.right - vanilla.right), "seconds": outcome.seconds}
+        found |= {"p": wilcoxon(outcome.right - vanilla.right)}
         if inside:
             over = outcome.right - static_at(found["layers"], self.static_points)
             found |= {"over_static": over.mean().item(), "over interval": list(interval(over))}

@@ -94,7 +94,7 @@ def parse_args(argv=None):
                         help="their held-out files")
     parser.add_argument("--outside", nargs="+", default=[], metavar="FILE",
                         help="multiple-choice files of other tasks")
-    parser.add_argument("--threads", type=cli.count, metavar="N", help="of the CPU")
+    parser.add_argument("--threads", type=cli.count, help="of the CPU")
     return parser.parse_args(argv)
 
 

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from parts.files import InputError
+from parts.files import InputError, whole_lines
 from tasks import answer, judge
 
 ASKED = 400  # label questions that are asked first, at most
@@ -22,42 +22,58 @@ def margin(share, number):
     return 1.96 * math.sqrt(share * (1 - share) / number)
 
 
+AT_CHANCE = ("What a search finds is luck then. Use --score likelihood, questions with examples in "
+             "their prompt, or a model that can do it")
+AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m extras.explain` "
+           "shows one answer")
+
+
 def before(run, prompts, tests):
     """Says what the plain model answers of the label questions, beside chance, and about how long
     all will take. InputError if it answers multiple choice no better than chance, without --force.
     """
-    args, some = run.args, prompts[:ASKED]
+    args = run.args
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.75 * cores and not args.threads:
         print(f"other work keeps {load:.1f} of {cores} cores busy, and every small operation waits "
               "for all threads; --threads 1 may be several times as fast")
     if len(tests) < 100:
-        print(f"{len(tests)} test questions: an interval will be about "
-              f"±{100 * margin(0.5, len(tests)):.0f} points wide")
-    default = torch.ones(len(some), run.model.config.num_layers, dtype=torch.long)
-    judge(run.model, run.tokenizer, some[:32], default[:32])  # the first call makes kernels
-    began = time.time()
-    right, _ = judge(run.model, run.tokenizer, some, default, args.batch_size)
-    each = (time.time() - began) / len(some)
-    options = torch.tensor([len(prompt.question.choices) for prompt in some])
-    for rows in (options > 0, options == 0):
-        if rows.any():
-            said, lucky = plain_score(right[rows], options[rows], args.simulations + 1)
-            if lucky and not args.force:
-                raise InputError(f"{args.model}: {said}. What a search finds is luck then. Use "
-                                 "--score likelihood, questions with examples in their prompt, or "
-                                 "a model that can do it; --force goes on all the same")
-            print(said)
+        print(f"{len(tests)} test questions: a 95% interval will reach about "
+              f"{100 * margin(0.5, len(tests)):.0f} points to either side")
+    each, lucky = plain_model(run.model, run.tokenizer, prompts, args)
+    if lucky and not args.force:
+        raise InputError(f"{args.model}: {lucky}; --force goes on all the same")
     began, few = time.time(), tests[:64]
     answer(run.model, run.tokenizer, few, None, args.batch_size)
     written = (time.time() - began) / len(few)
-    paths = args.simulations + 1 + MENU * (args.choose in ("safe", "consensus"))
+    paths = args.simulations + 1
+    searched = len(whole_lines(run.out / "labels.jsonl"))
+    asked = (max(0, len(prompts) - searched) * paths
+             + len(prompts) * MENU * (args.choose in ("safe", "consensus")))
     trained = (2 * args.seeds + 4 * (args.choose == "safe")) * run.config.epochs * len(prompts)
     sizes = run.model.config.num_layers * run.model.config.hidden_size * run.config.width
-    seconds = (each * len(prompts) * paths + written * len(tests) * (2 * args.seeds + STATICS)
+    seconds = (each * asked + written * len(tests) * (2 * args.seeds + STATICS)
                + PRODUCT * trained * 6 * sizes * run.config.windows)
     print(f"all together this takes about {span(seconds)}; what is found is kept, so that the same "
           "command goes on where it was stopped")
+
+
+def plain_model(model, tokenizer, prompts, args):
+    """Says what the plain model answers of the first questions, beside chance. (seconds that a
+    question took, the sentence of its multiple choice if chance explains that, else None)."""
+    some, lucky = prompts[:ASKED], None
+    default = torch.ones(len(some), model.config.num_layers, dtype=torch.long)
+    judge(model, tokenizer, some[:32], default[:32])  # the first call makes kernels
+    began = time.time()
+    right, _ = judge(model, tokenizer, some, default, args.batch_size)
+    each = (time.time() - began) / max(1, len(some))
+    options = torch.tensor([len(prompt.question.choices) for prompt in some])
+    for rows in (options > 0, options == 0):
+        if rows.any():
+            said, at_chance = plain_score(right[rows], options[rows], args.simulations + 1)
+            lucky = said if at_chance else lucky
+            print(f"{said}. {AT_CHANCE}" if at_chance else said)
+    return each, lucky
 
 
 def plain_score(right, options, paths):
@@ -65,12 +81,42 @@ def plain_score(right, options, paths):
     options (N,): how many each question has, 0 for an open one; paths: tried per question."""
     share, number = right.mean().item(), len(right)
     if not options[0]:
-        return f"the plain model answers {100 * share:.1f}% of {number} open questions", False
-    chance = (1 / options).mean().item()
-    off = margin(chance, number)
+        return (f"the plain model answers {100 * share:.1f}% of {number} open questions"
+                + (f". {AT_ZERO}" if share == 0 else ""), False)
+    chance, off = chance_of(options)
     return (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice questions, "
             f"chance {100 * chance:.1f}% ± {100 * off:.1f}; of {paths} paths per question luck "
             f"alone makes {paths * chance:.0f} right", share <= chance + off)
+
+
+def chance_of(options):
+    """(share of right answers by guessing, half of its 95% interval) of questions with so many
+    options (N,) each."""
+    chance = (1 / options).mean().item()
+    return chance, margin(chance, len(options))
+
+
+def tasks_at_chance(table):
+    """A sentence that names the multiple-choice tasks of a Comparison on which chance explains what
+    the plain model answers; [] if there are none."""
+    found, right = [], table.outcomes["vanilla"].right
+    asked = [(prompt.question.task, len(prompt.question.choices)) for prompt in table.prompts]
+    for task in dict.fromkeys(name for name, options in asked if options):
+        rows = [n for n, one in enumerate(asked) if one[0] == task and one[1]]
+        chance, off = chance_of(torch.tensor([asked[n][1] for n in rows]))
+        if (share := right[rows].mean().item()) <= chance + off:
+            found.append(f"{task} ({100 * share:.1f}%, chance {100 * chance:.1f} ± "
+                         f"{100 * off:.1f})")
+    return [f"The plain model is no better than chance on {', '.join(found)}: there, gains and "
+            "losses are luck."] if found else []
+
+
+def other_score(seeds, score, prompts):
+    """A sentence where multiple choice is asked otherwise than routers learned it; else []."""
+    learned = {one.notes.get("score", score) for one in seeds} - {score}
+    asked = any(prompt.question.choices for prompt in prompts)
+    return [f"These routers learned from multiple choice by {', '.join(learned)}, and were asked "
+            f"by {score}: see --score."] if learned and asked else []
 
 
 def expectation(gain, interval, layers, num_layers, pays):

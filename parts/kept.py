@@ -1,7 +1,7 @@
 """Answers that a run has had already, so that the same command goes on where it was stopped.
 
 They are kept by the questions, the path or routers, and whatever else they depend on: a line of
-kept.jsonl in the run's folder as soon as they are there. A finished run removes the file.
+kept.jsonl in the run's folder as soon as they are there.
 
     kept = Kept(Path("runs/demo/kept.jsonl"), model.fingerprint())
     answers = kept.answer(model, tokenizer, prompts, route)
@@ -73,8 +73,3 @@ class Kept:
             lambda: [values.tolist() for values in
                      judge(model, tokenizer, prompts, paths, batch_size, progress, known)],
             lambda: progress and progress(len(prompts)))))
-
-    def finish(self):
-        """Removes the file: what it was for is done."""
-        if self.file:
-            self.file.unlink(missing_ok=True)

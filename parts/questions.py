@@ -46,6 +46,12 @@ class Question:
         return self.prompt is None or OPENED in self.prompt
 
     @property
+    def wording(self):
+        """16 hex digits that name what is asked, whatever its id, task and scoring are."""
+        asked = (self.question, self.choices, self.prompt, self.continuation)
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    @property
     def budget(self):
         """Tokens the answer may take."""
         return self.max_new_tokens or (LETTER_TOKENS if self.choices else BOXED_TOKENS)
@@ -100,11 +106,25 @@ def load_all(files, skip_bad_rows=False, score="letter"):
     return list(questions.values())
 
 
-def refuse_overlap(file, questions, flag, others):
-    """InputError if questions of the file also stand among the others, which the flag names."""
+def disjoint(file, questions, flag, others):
+    """The others, which the flag names, without those that ask what a question of the file asks;
+    says how many these are. InputError if an id stands on both sides."""
     if both := {q.id for q in questions} & {q.id for q in others}:
         raise InputError(f"{file}: {len(both)} of {len(questions)} questions also stand in {flag}, "
                          f"e.g. {min(both)}")
+    return left_out(flag, others, {q.wording for q in questions}, f"also stand in {file}")
+
+
+def left_out(file, questions, wordings, reason):
+    """The questions without those of the given wordings; says why and how many these are.
+    InputError if they are all."""
+    rest = [question for question in questions if question.wording not in wordings]
+    said = f"{file}: {len(questions) - len(rest)} of {len(questions)} questions {reason}"
+    if questions and not rest:
+        raise InputError(f"{said}; others are needed")
+    if len(rest) < len(questions):
+        print(f"{said} and are left out")
+    return rest
 
 
 def read_row(row):
@@ -113,6 +133,6 @@ def read_row(row):
 
 
 def split(questions, share=0.2):
-    """(to label, to test): a question's id decides, whatever other files and limits there are."""
-    is_test = lambda q: hashlib.sha256(q.id.encode()).digest()[0] < 256 * share
+    """(to label, to test): a question's words decide, whatever other files and limits there are."""
+    is_test = lambda q: int(q.wording[:4], 16) < 2 ** 16 * share
     return [q for q in questions if not is_test(q)], [q for q in questions if is_test(q)]

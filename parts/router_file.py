@@ -1,7 +1,7 @@
 """routers.safetensors, read strictly: routers of another model are refused, never mis-routed.
 
 The tensors are the routers' weights and, if they have one, their guard; the metadata names their
-sizes, the model they belong to, the tasks they learned from and how they were trained.
+sizes, the model they belong to, the tasks and questions they learned from, and their training.
 
     tensors, notes = read(Path("runs/demo/routers.safetensors"), model)
 """
@@ -66,7 +66,8 @@ def checked(file, text, model):
         raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
                          f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
                          f"{wanted[0]} layers of {wanted[1]}")
-    tasks = notes.setdefault("tasks", [])
-    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
-        raise InputError(f"{file}: its metadata must list its tasks, got {tasks!r}")
+    for key in ("tasks", "questions"):  # the latter by Question.wording
+        names = notes.setdefault(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{file}: its metadata must list its {key}, got {str(names)[:60]}")
     return notes

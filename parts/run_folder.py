@@ -4,7 +4,7 @@ import shutil
 from parts.files import InputError, read_json, write_json
 
 NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
-OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers")
+OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
 
 
 def flat(settings):
@@ -32,7 +32,7 @@ def claim(folder, settings, overwrite):
         key, there, here = differ[0]
         raise InputError(f"{folder / 'config.json'}: a finished run with {key} {there}; this run "
                          f"has {key} {here}. Choose another --out, or let --overwrite remove that "
-                         "run's routers and metrics")
+                         "run's routers, metrics and card")
 
 
 def take(folder, settings):
@@ -44,8 +44,35 @@ def take(folder, settings):
     write_json(folder / "config.json", settings)
 
 
-def read_statics(file, num_layers):
-    """[(length, path)] of the frontier in a paths.json."""
+def make_folder(folder):
+    """Makes a folder for results; InputError for a run of train.py, whose metrics they would
+    replace."""
+    if (folder / "labels.jsonl").exists():
+        raise InputError(f"{folder}: a run of train.py, with its own metrics; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def folder_of(routers):
+    """The run folder of router files: where the first of them lies, or the folder above its
+    routers/; None without files."""
+    for file in routers:
+        folder = file if file.is_dir() else file.parent
+        return folder.parent if folder.name == "routers" else folder
+
+
+def read_chosen(file):
+    """{question id: its label} in a chosen.json; {} if there is none."""
+    return read_json(file) if file.exists() else {}
+
+
+def read_statics(file, num_layers, wanted=True):
+    """[(length, path)] of the frontier in a paths.json; [] if it is not wanted or, which is said,
+    not there."""
+    if not wanted:
+        return []
+    if not file.exists():
+        print(f"no {file}: the static paths are left out")
+        return []
     try:
         statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
         for _, path in statics:

@@ -89,7 +89,11 @@ def json_rows(file, text):
     except (ValueError, RecursionError) as error:  # not one JSON value: one on each line, then
         if text.lstrip().startswith("["):
             raise InputError(f"{file}: not valid JSON ({error})") from error
-    return ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if lines and not any(line.lstrip().startswith("{") for _, line in lines):
+        raise InputError(f"{file}: no line of {len(lines)} is a JSON object; JSON, JSON lines, "
+                         ".csv and .parquet are read")
+    return lines
 
 
 def unnested(value):
@@ -122,6 +126,9 @@ def csv_rows(file, text):
 
 
 def parquet_rows(file, data):
+    if not data[:4] == data[-4:] == b"PAR1":
+        raise InputError(f"{file}: not a whole parquet file ({len(data)} bytes, which begin with "
+                         f"{data[:4]} and end with {data[-4:]}, not b'PAR1')")
     try:
         import pyarrow.parquet
     except ImportError as error:

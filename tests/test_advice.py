@@ -9,6 +9,7 @@ import train
 from parts import advice, progress
 from parts.advice import after, margin, plain_score, span
 from parts.files import InputError, write_json
+from parts.questions import Question
 from parts.run_folder import claim, take
 
 
@@ -77,13 +78,61 @@ def test_answers_that_grow_longer_are_said_to_where_fewer_layers_would_hide_it(
     assert any("longer" in line for line in after({"routes": routes}, {"dr.llm": "x"})) == warned
 
 
+def of_task(task, options, number):
+    choices = tuple("abcd"[:options])
+    return [SimpleNamespace(question=Question(f"{task}{n}", task, 0, "q", "a", choices))
+            for n in range(number)]
+
+
+def test_tasks_that_chance_explains_are_named_below_the_table():
+    """Catches a gain on a benchmark that the model only guesses at."""
+    prompts = of_task("guessed", 4, 100) + of_task("known", 4, 100) + of_task("open", 0, 100)
+    right = torch.tensor([1.0] * 33 + [0.0] * 67 + [1.0] * 34 + [0.0] * 166)
+    table = lambda some: SimpleNamespace(prompts=prompts[some], outcomes={
+        "vanilla": SimpleNamespace(right=right[some])})
+    assert advice.tasks_at_chance(table(slice(0, 300))) == [
+        "The plain model is no better than chance on guessed (33.0%, chance 25.0 ± 8.5): there, "
+        "gains and losses are luck."]
+    assert advice.tasks_at_chance(table(slice(100, 300))) == []
+
+
+def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
+    said, lucky = plain_score(torch.zeros(7), torch.zeros(7), 51)
+    assert said.startswith("the plain model answers 0.0% of 7 open questions. Does it answer in")
+    assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
+
+
+def test_another_score_than_the_routers_learned_from_is_said():
+    seeds = [SimpleNamespace(notes={"score": "likelihood"})] * 2
+    said, = advice.other_score(seeds, "letter", of_task("x", 4, 1))
+    assert "by likelihood, and were asked by letter" in said
+    assert not advice.other_score(seeds, "likelihood", of_task("x", 4, 1))
+    assert not advice.other_score(seeds, "letter", of_task("x", 0, 1))
+    assert not advice.other_score([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
+
+
+def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, capsys):
+    """Catches an estimate for a finished search that is as long as for a new one."""
+    monkeypatch.setattr(advice, "plain_model", lambda *_: (1.0, None))
+    monkeypatch.setattr(advice, "answer", lambda *_: None)
+    args = SimpleNamespace(threads=1, batch_size=1, simulations=50, choose="shortest", seeds=1,
+                           force=False)
+    run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None, out=tmp_path,
+                          config=SimpleNamespace(epochs=1, width=1, windows=1))
+    for searched, said in (0, "510 s"), (4, "306 s"), (99, "1 s"):
+        (tmp_path / "labels.jsonl").write_text("{}\n" * searched)
+        monkeypatch.setattr(advice, "span", lambda seconds: f"{max(1, round(seconds))} s")
+        advice.before(run, [None] * 10, [None] * 100)
+        assert f"takes about {said}" in capsys.readouterr().out
+
+
 # ---- a finished run ----
 
 @pytest.fixture
 def finished(tmp_path):
     """A folder with the files of a finished run of seed 1."""
     for name in ("metrics.json", "chosen.json", "labels.jsonl", "paths.json",
-                 "routers.safetensors"):
+                 "routers.safetensors", "README.md"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "routers").mkdir()
     (tmp_path / "routers" / "safe-1.safetensors").write_text("")

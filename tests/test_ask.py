@@ -140,7 +140,8 @@ def test_a_conversation_keeps_its_turns_and_ends_at_a_blank_line(folders, typed,
     out, err = capsys.readouterr()
     first = out.partition("\n[layers")[0]
     assert first and prompts == ["0 a b Answer:", f"0 a b 1 {first} 0 c Answer:"]
-    assert ">" not in out and not err  # a prompt mark is for a terminal
+    assert ">" not in out  # a prompt mark is for a terminal
+    assert err.startswith("note: these routers learned from own; ") and err.count("\n") == 1
 
 
 def test_a_conversation_ends_with_its_input(folders, typed, prompts, monkeypatch):
@@ -157,7 +158,7 @@ def test_without_a_template_every_question_stands_alone(folders, typed, prompts,
     long = " ".join("a" * 62)  # fills the context alone, so there is nothing to forget
     typed(f"a b\nc\n{long}\n")
     run(folders, "--verbatim")
-    assert prompts == ["a b", "c", long] and not capsys.readouterr().err
+    assert prompts == ["a b", "c", long] and capsys.readouterr().err.count("note:") == 1
     edit_json(folders[0] / "tokenizer_config.json", chat_template=None)
     typed("a b\nc\n")
     run(folders)

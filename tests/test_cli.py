@@ -87,6 +87,16 @@ with locked(sys.argv[1]):
 """
 
 
+def test_help_calls_every_count_n(capsys):
+    """Catches `--simulations SIMULATIONS` beside `--limit N`."""
+    parser = cli.Parser("A.")
+    cli.add_data_flags(parser, [], 1)
+    parser.add_argument("--paths", type=cli.count, default=3, help="tried")
+    parser.print_help()
+    shown = capsys.readouterr().out
+    assert "--paths N" in shown and "--limit N" in shown and "PATHS" not in shown
+
+
 def test_help_shows_default_files_as_one_would_type_them(capsys):
     """Catches [PosixPath('demo/...')], and a percent sign in a path taken for a format."""
     parser = cli.Parser("x")

@@ -19,6 +19,7 @@ from evaluate import Outcome, interval, shuffled, summarise
 from extras.statistics import static_at
 from model_llama import fixed
 from parts.files import InputError
+from parts.questions import read_row
 from tasks import Answers, answer
 
 
@@ -124,7 +125,8 @@ def command(tmp_path, tiny_questions):
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fitted_on = [row | {"id": f"label-{n}"} for n, row in enumerate(rows)]
+    fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
+                 for n, row in enumerate(rows)]
     (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
     (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
@@ -168,7 +170,7 @@ def test_what_a_killed_run_left_is_gone_after_the_next(command):
     for number in (ended.pid, os.getpid()):
         (out / f".metrics.json.{number}.part").write_text("half")
     metrics_of(command[1])
-    assert [file.name for file in out.iterdir()] == ["metrics.json"]
+    assert {file.name for file in out.iterdir()} == {"metrics.json", "kept.jsonl"}
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -180,6 +182,47 @@ def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, aske
     metrics = metrics_of(command[1], "--routes", routes, "--calibration", other)
     assert set(metrics["routes"]) == set(asked)
     assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
+
+
+def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
+    """Catches "none of them labelled" above the figures of questions that were."""
+    routers, line = command
+    rows = [json.loads(row) for row in Path(line[3]).read_text().splitlines()]
+    words = [read_row(row).wording for row in rows]
+    for learned, asked, said in (([], 8, "perhaps among those labelled"),
+                                 (words[:3], 5, "none of them labelled or trained on"),
+                                 (words, 0, "8 of 8 questions were labelled for these routers")):
+        routers.notes["questions"] = learned
+        routers.save(line[7])
+        if asked:
+            found = metrics_of([*line, "--score", "letter"], "--routes", "dr.llm")
+            assert found["routes"]["dr.llm"]["n"] == asked
+        else:
+            with pytest.raises(InputError, match="8 of 8 questions were labelled"):
+                metrics_of(line)
+        printed = capsys.readouterr().out
+        assert (said in printed or not asked) and ("3 of 8" in printed) == (asked == 5)
+    renamed = [row | {"id": f"x{n}", "task": "renamed"} for n, row in enumerate(rows)]
+    Path(line[3]).write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    with pytest.raises(InputError, match="8 of 8 questions were labelled"):
+        metrics_of(line)
+
+
+def test_a_run_s_own_metrics_are_not_replaced(command):
+    out = Path(command[1][5])
+    out.mkdir()
+    (out / "labels.jsonl").write_text("")
+    with pytest.raises(InputError, match="out: a run of train.py"):
+        metrics_of(command[1])
+    assert not (out / "metrics.json").exists()
+
+
+def test_routers_among_the_seeds_of_a_run_find_its_paths(command):
+    """Catches static paths that are left out where every seed is evaluated."""
+    file = Path(command[1][-1])
+    (file.parent / "routers").mkdir()
+    seed = file.rename(file.parent / "routers" / "safe-0.safetensors")
+    assert "static below" in metrics_of([*command[1][:-1], str(seed)])["routes"]
 
 
 def test_calibration_questions_that_are_also_asked_are_refused(command):

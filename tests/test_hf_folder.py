@@ -890,3 +890,9 @@ def test_a_trained_model_tells_a_story(shared):
     answer = generate(model, [prompt], max_new_tokens=20, stop_ids=tokenizer.stop_ids)
     assert len(answer.tokens[0]) == 20 and answer.layers_executed.tolist() == [40]
     assert "a little girl named Lily lived in a small house" in tokenizer.decode(answer.tokens[0])
+
+
+def test_a_file_of_the_folder_is_told_from_a_missing_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="config.json: a file; --model names the folder it is in"):
+        load_tokenizer(tmp_path / "config.json")

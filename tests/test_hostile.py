@@ -29,12 +29,19 @@ import train
 from conftest import ROOT
 from drllm import Routers
 from model_llama import load_model
+from parts.questions import read_row, split
 from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
 
 COUNT = 10
 ROWS = [{"id": f"q{n}", "task": "own", "question": f"{n} {n}", "answer": str(n)}
         for n in range(COUNT)]
+TO_LABEL, TO_TEST = split([read_row(row) for row in ROWS])  # where no --test is named
 OTHER = tiny_model(6, dtype=torch.float32)
+
+
+def row_of(question):
+    row, = (row for row in ROWS if row["id"] == question.id)
+    return row
 
 
 def lines(rows):
@@ -391,9 +398,11 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "tested on labelled questions": ("train", flags("--test", "{at}/q.jsonl"), "q.jsonl",
                                      ["10 of 10"]),
     "nothing left to test": ("train", flags("--data", "{at}/one.jsonl", damage=write(
-        "one.jsonl", lines(ROWS[:1]))), "one.jsonl", ["1 questions to label and 0 to test"]),
+        "one.jsonl", lines([row_of(TO_LABEL[0])]))), "one.jsonl",
+                             ["1 questions to label and 0 to test"]),
     "nothing left to label": ("train", flags("--data", "{at}/one.jsonl", damage=write(
-        "one.jsonl", lines(ROWS[4:5]))), "one.jsonl", ["0 questions to label and 1 to test"]),
+        "one.jsonl", lines([row_of(TO_TEST[0])]))), "one.jsonl",
+                              ["0 questions to label and 1 to test"]),
     # labels
     "labels of another model": ("label", other_model, LABELS, ["model"]),
     "labels of another model, to train": ("train", other_model, LABELS, ["model"]),

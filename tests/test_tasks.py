@@ -140,10 +140,26 @@ def test_only_newlines_end_a_row(tmp_path, mark, name):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is here")
+@pytest.mark.parametrize("data, word", [
+    (b"", "0 bytes"), (b"PAR1 cut", "end with b' cut'"), (b"a table", "begin with b'a ta'")])
+def test_what_is_no_whole_parquet_file_is_called_so_without_pyarrow(tmp_path, data, word):
+    """Catches a download that broke off and is told to install a package."""
+    with pytest.raises(InputError, match="q.parquet: not a whole parquet file") as error:
+        load(tmp_path, data, "q.parquet")
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["q.txt", "q.jsonl"])
+def test_a_file_of_another_kind_names_the_formats_that_are_read(tmp_path, name):
+    """Catches "Expecting value: line 1 column 1 (char 0)"."""
+    with pytest.raises(InputError, match="no line of 2 is a JSON object; JSON, JSON lines, .csv"):
+        load(tmp_path, b"What is 2 + 2?\n\nFour, mostly.\n", name)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
     """Catches an ImportError traceback."""
     with pytest.raises(InputError, match="q.parquet.*pip install pyarrow"):
-        load(tmp_path, b"PAR1", "q.parquet")
+        load(tmp_path, b"PAR1PAR1", "q.parquet")
 
 
 # ---- rows that cannot be used ----

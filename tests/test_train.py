@@ -2,6 +2,7 @@
 import json
 import os
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -101,13 +102,16 @@ def test_labels_that_execute_every_layer_train_routers_that_do_so_for_any_prompt
     assert (logits.argmax(-1) == 1).all() and routers.guard_points is not None
 
 
-def test_split_depends_on_the_id_alone_and_shares_nothing():
-    questions = [Question(str(n), "t", 0, "q", "a") for n in range(400)]
+def test_split_depends_on_the_words_alone_and_shares_nothing():
+    """Catches one question under two ids, labelled and tested."""
+    questions = [Question(str(n), "t", 0, f"{n}?", "a") for n in range(400)]
     some, test = split(questions)
     assert {q.id for q in some} | {q.id for q in test} == {q.id for q in questions}
     assert not {q.id for q in some} & {q.id for q in test}
     assert 40 < len(test) < 120
     assert split(questions[::2])[1] == [q for q in test if int(q.id) % 2 == 0]
+    renamed = [replace(q, id=f"x{q.id}", task="u", metric="likelihood") for q in questions]
+    assert [q.question for q in split(renamed)[1]] == [q.question for q in test]
 
 
 # ---- whole runs ----
@@ -119,8 +123,9 @@ def folder(tmp_path_factory, request):
     base = tmp_path_factory.mktemp("run")
     model = tiny_model(5, dtype=torch.float32)
     save_tiny(base / "model", model)
-    rows = own_answers(base / "model", 60)
-    (base / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, seed in ("q", 0), ("others", 1):
+        rows = own_answers(base / "model", 60, seed)
+        (base / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return base
 
 
@@ -144,7 +149,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     config = json.loads((folder / "out" / "config.json").read_text())
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
-    assert "In domain, 13 questions" in printed and "\nin own 0" in printed
+    assert "In domain, 11 questions" in printed and "\nin own 0" in printed
 
     model = load_model(folder / "model")
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
@@ -207,29 +212,31 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
     file = own_questions(folder, tmp_path / "mine.jsonl")
     with pytest.raises(InputError, match="jsonl: 7 questions with a right path; routers need 8"):
         train_on(folder, tmp_path / "out", file, "safe", 7)
-    assert "7 test questions: an interval will be about ±37 points" in capsys.readouterr().out
+    assert "7 test questions: a 95% interval will reach about 37 points" in capsys.readouterr().out
     train_on(folder, tmp_path / "out", file, "safe", 8)
 
 
 def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, tmp_path, capsys):
     file = own_questions(folder, tmp_path / "mine.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    many = [row | {"id": f"{n} {row['id']}"} for n in range(4) for row in rows]  # 4 of each prompt
+    many = [row | {"id": f"{n} {row['id']}", "prompt": f"{WORDS[2 + n]} {row['prompt']}"}
+            for n in range(4) for row in rows]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     for number in (99, 100):
         train_on(folder, tmp_path / f"out{number}", file, "shortest", number,
                  tmp_path / "many.jsonl")
         printed = capsys.readouterr().out
-        few = "99 test questions: an interval will be about ±10 points" in printed
+        few = "99 test questions: a 95% interval will reach about 10 points" in printed
         assert few == (number < 100)
-        assert printed.count("interval will be") == (number < 100)
+        assert printed.count("interval will reach") == (number < 100)
 
 
 def test_tasks_are_known_whatever_the_limit_leaves_of_the_label_questions(folder, tmp_path):
     """Catches a test question out of domain because its task comes late in the file."""
     file = own_questions(folder, tmp_path / "mine.jsonl", task="early")
     with open(file, "a") as more:
-        more.write((folder / "q.jsonl").read_text().splitlines()[0].replace("own-0", "late") + "\n")
+        late = (folder / "others.jsonl").read_text().splitlines()[0].replace("own-0", "late")
+        more.write(late + "\n")
     metrics = train_on(folder, tmp_path / "out", file, "shortest", 9)
     assert metrics["tasks"]["own"]["domain"] == "in"
 
@@ -254,7 +261,7 @@ def far(folder):
 
 def own_questions(folder, file, **changes):
     """A file of thirty questions that the model answers right on the default path."""
-    rows = [json.loads(line) for line in (folder / "q.jsonl").read_text().splitlines()][1::2]
+    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text().splitlines()][1::2]
     rows = [row | {"id": f"mine-{row['id']}"} | changes for row in rows]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -313,6 +320,19 @@ def test_the_folder_one_is_in_may_be_the_runs(folder, tmp_path, monkeypatch):
     run(folder, "--out", ".")
     assert (tmp_path / "here" / "metrics.json").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["here"]
+
+
+def test_label_questions_in_the_words_of_a_test_question_are_left_out(folder, tmp_path, capsys):
+    """Catches one question under two ids, on both sides."""
+    rows = [json.loads(line) for name in ("others", "q")
+            for line in (folder / f"{name}.jsonl").read_text().splitlines()[:30]]
+    rows = [row | {"id": f"r{n}", "task": "renamed"} for n, row in enumerate(rows)]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = train.parse_args(["--data", str(tmp_path / "both.jsonl"),
+                             "--test", str(folder / "q.jsonl")])
+    to_label, test = train.load_data(args)
+    assert [q.id for q in to_label] == [f"r{n}" for n in range(30)] and len(test) == 60
+    assert "--data: 30 of 60 questions also stand in" in capsys.readouterr().out
 
 
 def test_test_questions_that_are_also_labelled_are_refused(folder, tmp_path):

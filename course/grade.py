@@ -87,8 +87,8 @@ class Grading:
             return [Run(tree | theirs, tests, shrink=True, **common)]
         if task.graded_by == "properties":
             mutated = [{m.file: m.apply(tree[m.file])} for m in self.mutants]
-            return [Run(tree | theirs | change, list(theirs), shrink=not change, **common)
-                    for change in [{}, *mutated]]
+            return [Run(tree | theirs, list(theirs), shrink=True, **common),
+                    *(Run(tree | theirs | change, ["-x", *theirs], profile) for change in mutated)]
         if task.graded_by == "ablation":
             again = AGAIN.format(seed=secrets.randbits(32), noise=NOISE)
             links = {f"course/{file.name}": file.resolve()
@@ -253,8 +253,11 @@ def write_class(reports, args):
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             numbers = list(reports[0]["tasks"]) if reports else []
             csv.writer(file).writerows(
-                [["student", "points", *numbers],
-                 *([r["student"], r["points"], *(r["tasks"][k]["points"] for k in numbers)]
+                [["student", "points", *numbers, "changes what is not its own"],
+                 *(["(at most)", r["of"], *(r["tasks"][k]["of"] for k in numbers), ""]
+                   for r in reports[:1]),
+                 *([r["student"], r["points"], *(r["tasks"][k]["points"] for k in numbers),
+                    " ".join(k for k in numbers if "changed" in r["tasks"][k])]
                    for r in reports)])
     if args.feedback:
         args.feedback.mkdir(parents=True, exist_ok=True)
@@ -275,7 +278,8 @@ def trees(paths, course):
         wanted = [name for task in course.tasks.values() for name in course.files(task)]
         inner = [p for p in path.iterdir() if p.is_dir()] if path.is_dir() else []
         folder = next((p for p in (path, *inner) if any((p / n).is_file() for n in wanted)), None)
-        name = path.resolve().name
+        name, above = path.resolve().name, path.resolve().parent.name
+        name = f"{above}-{name}" if name in found else name  # bob/assignment after ann/assignment
         if not folder or name in found:
             print(f"skipped: {path} is {'a second ' + name if folder else 'no tree of a student'}")
         else:

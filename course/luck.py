@@ -11,9 +11,10 @@ import numpy as np
 def lucky_repairs(chances, tries):
     """(expected number, its standard deviation) of questions with at least one right try.
 
-    chances (N,): the probability that one try at a question is right; tries (N,): how many it has.
+    chances (N,): the probability, below 1, that one try at a question is right; tries (N,): their
+    number.
     A question is repaired with probability q = 1 - (1 - p)^k, apart from all others, so the
-    variances q (1 - q) add up. Exact also where p is as small as 1e-15.
+    variances q (1 - q) add up. Exact also where p is as small as 1e-18.
     """
     missed = np.asarray(tries, dtype=np.float64) * np.log1p(-np.asarray(chances, dtype=np.float64))
     repaired = -np.expm1(missed)  # 1 - (1 - p)^k would round to 0 for a small p

@@ -1,4 +1,5 @@
 """Test settings: Hypothesis profiles, one thread, and the optional folder of real inputs."""
+import inspect
 import os
 import signal
 import sys
@@ -41,6 +42,18 @@ def pytest_collection_modifyitems(config, items):
     if wanted:
         items[:] = [item for item in items
                     if (mark := item.get_closest_marker("task")) and wanted in mark.args]
+        if not items:
+            raise pytest.UsageError(f"--task {wanted}: no tests; course/tasks.toml has the tasks, "
+                                    "and says which of them are not graded by tests of ours")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """What a test exists to catch stands below its failure, wherever the assertion stands."""
+    report = yield
+    if report.failed and item.function.__doc__:
+        report.sections.append(("what it is there for", inspect.cleandoc(item.function.__doc__)))
+    return report
 
 
 # ---- fixtures ----

@@ -261,15 +261,41 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     """Catches points that differ between the reports, and a mutant given away."""
     rows, student = graded
     points = [row["points"] for row in rows.values()]
-    head, line = csv.reader((student / "points.csv").read_text().splitlines())
-    assert head == ["student", "points", *rows] and line[0] == "ada"
-    assert [float(x) for x in line[1:]] == [sum(points), *points]
+    head, most, line = csv.reader((student / "points.csv").read_text().splitlines())
+    assert head == ["student", "points", *rows, "changes what is not its own"]
+    assert [line[0], line[-1]] == ["ada", "3.2 3.3"] and [most[0], most[-1]] == ["(at most)", ""]
+    assert [float(x) for x in line[1:-1]] == [sum(points), *points]
+    assert [float(x) for x in most[2:-1]] == [row["of"] for row in rows.values()]
     letter = (student / "feedback/ada.md").read_text()
     assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
     assert not any(mutant.name in letter for mutant in COMMON.mutants)
     results = json.loads((student / "results.json").read_text())
     assert [test["score"] for test in results["tests"]] == points
     assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
+
+
+def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
+    """Catches a student who is left out since all unpacked their work as "assignment"."""
+    for name in ("ann/assignment", "bob/assignment", "x/bob/assignment"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "mcts.py").write_text("")
+    paths = [tmp_path / name for name in ("ann/assignment", "bob/assignment", "x/bob/assignment")]
+    assert trees(paths, COMMON) == {"assignment": paths[0], "bob-assignment": paths[1]}
+    assert "skipped: " in capsys.readouterr().out
+
+
+def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(tmp_path):
+    """Catches "no tests ran" for a number mistyped, and a docstring hidden by a helper."""
+    for name in ("conftest.py", "tiny.py"):
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    (tmp_path / "tests/test_x.py").write_text(
+        "def helper():\n    assert False\n\n\ndef test_x():\n"
+        '    """Catches a bird."""\n    helper()\n')
+    pytest_ = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=line", tmp_path / "tests"]
+    assert "Catches a bird." in python(*pytest_, "--tb=short").stdout
+    none = python(*pytest_, "--task", "9.9")
+    assert none.returncode == 4 and "--task 9.9: no tests; " in none.stderr
 
 
 @pytest.mark.parametrize("change, words", [

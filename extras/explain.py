@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 import cli
+from cli import percent
 from drllm import RouterRoute, Routers
 from extras.replay import digits, told_search
 from label import content_hash
@@ -344,6 +345,21 @@ def short_name(path):
     return "/".join(Path(path).parts[-2:])
 
 
+def of_all_seeds(folder, rows, known):
+    """{what: text} of the run's metrics over all router seeds, if they are of the same questions:
+    the page shows one seed."""
+    file, inside = folder / "metrics.json", [row for row in rows if row["task"] in (known or ())]
+    with contextlib.suppress(InputError, KeyError, TypeError):
+        metrics = read_json(file)
+        plain, routed = (metrics["routes"][name] for name in ("vanilla", "dr.llm"))
+        right = sum(row["plain"]["right"] for row in inside) / len(inside) if inside else None
+        if plain["n"] == len(inside) and abs(plain["accuracy"] - right) < 5e-4:
+            return {f"mean of {len(metrics['seeds'])} router seeds": (
+                f"{percent(routed['accuracy'])}% right in domain, "
+                f"{percent(routed['gain'], True)} points; shown: one of them")}
+    return {}
+
+
 def labels_of(args, num_layers):
     """(file, its rows in order): of --labels, else of the labels.jsonl beside the routers."""
     file = args.labels or folder_of([args.routers]) / "labels.jsonl"
@@ -380,6 +396,7 @@ def main(argv=None):
     file, labelled = labels_of(args, model.config.num_layers)
     known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
     searches = some_searches(labelled, file, tokenizer, model)
+    about |= of_all_seeds(folder_of([args.routers]), rows, known)
     text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
     print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "

@@ -20,12 +20,12 @@ from cli import percent
 from drllm import RouterRoute, Routers
 from evaluate import Comparison, Outcome
 from extras import explain, replay
-from extras.explain import (bar_widths, explained, page, percents, printable, records, safe_json,
-                            shortened, spread, watch)
+from extras.explain import (bar_widths, explained, of_all_seeds, page, percents, printable,
+                            records, safe_json, shortened, spread, watch)
 from extras.replay import likeliest, replayed, told_search
 from label import content_hash, header, question_rng
 from mcts import SearchConfig, score, search, select
-from parts.files import InputError
+from parts.files import InputError, write_json
 from tasks import Question, answer, prepare
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
@@ -627,6 +627,22 @@ def test_the_headline_is_that_of_the_evaluation(tmp_path, monkeypatch, tiny_ques
         assert shown[4] == [percent(routed["accuracy"]), layers[1]]
         assert shown[5][0] in (percent(routed["gain"], True), percent(routed["gain"]))
     assert [row[0] for row in made["all"]] == [["in domain"], ["out of domain"]]
+
+
+def test_a_run_s_mean_over_seeds_is_told_of_the_same_questions_only(tmp_path):
+    """Catches 82.3 on the page and 82.2 in the README without a word, and another set's mean."""
+    rows = [record(n) | {"task": "ab"[n % 2]} for n in range(4)]
+    right = sum(row["plain"]["right"] for row in rows[::2]) / 2
+    routes = {"vanilla": {"n": 2, "accuracy": right}, "dr.llm": {"accuracy": 0.5, "gain": -0.25}}
+    metrics = {"routes": routes, "seeds": [{}, {}, {}]}
+    write_json(tmp_path / "metrics.json", metrics)
+    assert of_all_seeds(tmp_path, rows, ["a"]) == {"mean of 3 router seeds": (
+        "50.0% right in domain, -25.0 points; shown: one of them")}
+    assert of_all_seeds(tmp_path, rows, ["a", "b"]) == {}  # four questions, not two
+    assert of_all_seeds(tmp_path, rows, None) == of_all_seeds(tmp_path / "none", rows, "a") == {}
+    routes["vanilla"]["accuracy"] += 0.1
+    write_json(tmp_path / "metrics.json", metrics)
+    assert of_all_seeds(tmp_path, rows, ["a"]) == {}
 
 
 def test_guessing_and_one_group_where_the_domain_is_unknown(tmp_path, monkeypatch):

@@ -191,9 +191,8 @@ def task_rows(metrics, names):
 
 
 def report(table, main, out, first_seed=0, extra=None, told=True):
-    """Prints the tables and writes metrics.json; returns the metrics. main: the route whose router
-    seeds, from number first_seed on, are listed; told: it is known that no question was labelled.
-    """
+    """Prints the tables, writes metrics.json and returns it. main: the route whose router seeds,
+    from first_seed on, are listed; told: it is known that no question was labelled."""
     metrics, rows = table.metrics(), table.counted
     if main in table.outcomes:
         metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
@@ -247,10 +246,12 @@ def parse_args(argv=None):
 def load_seeds(files, model):
     """The Routers of every file, which must be of one recipe."""
     seeds = [Routers.load(file, model) for file in files]
-    recipe = [{key: one.notes.get(key) for key in ("windows", "width", "tasks")} for one in seeds]
-    for file, found in zip(files, recipe):
-        if found != recipe[0]:
-            raise InputError(f"{file}: {found}; {files[0]}: {recipe[0]}. Seeds of one recipe agree")
+    for file, one in zip(files, seeds):
+        for key in sorted({*one.notes, *seeds[0].notes} - {"seed"}):
+            mine, first = (routers.notes.get(key) for routers in (one, seeds[0]))
+            if mine != first:
+                raise InputError(f"{file}: {key} {str(mine)[:60]}; {files[0]}: {str(first)[:60]}. "
+                                 "Seeds of one recipe agree")
     return seeds
 
 
@@ -263,20 +264,19 @@ def main(argv=None):
     seeds = load_seeds(args.routers, model)
     data, fitted = (load_all(files, args.skip_bad_rows, args.score) if files else []
                     for files in (args.data, args.calibration))
-    fitted = disjoint(args.data[0], data, "--calibration", fitted)
+    fitted = disjoint(args.data, data, "--calibration", fitted)
     learned = {name for one in seeds for name in one.notes["questions"]}
-    data = left_out(args.data[0], data, learned, "were labelled for these routers")
+    data = left_out(args.data, data, learned, "were labelled for these routers")
     prompts, calibration = (some and prepare(some[:args.limit], tokenizer, model)[0]
                             for some in (data, fitted))
     beside = folder_of(args.routers) or args.out
     statics = read_statics(beside / "paths.json", model.config.num_layers, "static" in args.routes)
-    labels = read_chosen(beside / "chosen.json")
     known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
-    kept = Kept(args.out / "kept.jsonl", model.fingerprint(), args.dtype)
+    kept = Kept(args.out / "kept.jsonl", model)
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
-                    args.routes, args.batch_size, calibration, labels, kept)
-    report(table, "dr.llm", args.out, told=bool(learned) or not seeds)
+                    args.routes, args.batch_size, calibration, read_chosen(beside), kept)
+    report(table, "dr.llm", args.out, told=all(one.notes["questions"] for one in seeds))
     print(*advice.other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
 
 

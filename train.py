@@ -110,11 +110,10 @@ def load_data(args):
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
     to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
-    file = (args.test or args.data)[0]
-    to_label = disjoint(file, test, "--data", to_label)
+    to_label = disjoint(args.test or args.data, test, "--data", to_label)
     if not to_label or not test:  # rather now than after hours of labelling
-        raise InputError(f"{file}: {len(to_label)} questions to label and {len(test)} to test; "
-                         "both need one at least")
+        raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
+                         f"{len(test)} to test; both need one at least")
     return to_label, test
 
 
@@ -222,7 +221,8 @@ def fit(run, choice, prompts, labels, seeds):
     chosen = [(content_hash(prompt), path) for prompt, path in zip(prompts, labels) if path]
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
-             "score": run.args.score, "labels": len(chosen),
+             "score": run.args.score if any(p.question.choices for p in prompts) else None,
+             "labels": len(chosen),
              "label_hash": digest(*(asked for asked, _ in chosen), [path for _, path in chosen])}
     file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
     missing = [seed for seed, file in file_of.items() if not file.exists()
@@ -275,7 +275,7 @@ def train(run):
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
     claim(out, run.settings, args.overwrite)
     advice.before(run, prompts, tests)
-    run.kept = Kept(out / "kept.jsonl", *map(run.settings.get, ("fingerprint", "dtype", "train")))
+    run.kept = Kept(out / "kept.jsonl", run.model, run.settings["train"])
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
     print(f"labels: {len(rows)} questions; {summary(rows)}")

@@ -280,7 +280,7 @@ def trees(paths, course):
         folder = next((p for p in (path, *inner) if any((p / n).is_file() for n in wanted)), None)
         name, above = path.resolve().name, path.resolve().parent.name
         name = f"{above}-{name}" if name in found else name  # bob/assignment after ann/assignment
-        if not folder or name in found:
+        if not folder or name in found or folder in found.values():
             print(f"skipped: {path} is {'a second ' + name if folder else 'no tree of a student'}")
         else:
             found[name] = folder

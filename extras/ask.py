@@ -113,7 +113,7 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     routers = Routers.load(args.routers, model)
     route, notes = routers.route, routers.notes
-    how = f", asked by {notes['score']}" if "score" in notes else ""
+    how = f", multiple choice by {notes['score']}" if notes.get("score") else ""
     print(f"note: these routers learned from {', '.join(map(printable, notes['tasks']))}{how}; "
           "what they do to other questions nobody measured (--plain shows both answers)",
           file=sys.stderr)

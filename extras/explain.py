@@ -345,10 +345,11 @@ def short_name(path):
     return "/".join(Path(path).parts[-2:])
 
 
-def of_all_seeds(folder, rows, known):
-    """{what: text} of the run's metrics over all router seeds, if they are of the same questions:
-    the page shows one seed."""
-    file, inside = folder / "metrics.json", [row for row in rows if row["task"] in (known or ())]
+def of_all_seeds(routers, rows, known):
+    """{what: text} of a run's metrics over all router seeds, if these routers are the run's own and
+    its metrics of the same questions: the page shows one seed."""
+    file = (routers if routers.is_dir() else routers.parent) / "metrics.json"
+    inside = [row for row in rows if row["task"] in (known or ())]
     with contextlib.suppress(InputError, KeyError, TypeError):
         metrics = read_json(file)
         plain, routed = (metrics["routes"][name] for name in ("vanilla", "dr.llm"))
@@ -383,20 +384,24 @@ def main(argv=None):
     if not prompts:
         raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
                          f"{model.config.max_positions} tokens")
+    learned = route.routers.notes["questions"]
+    labelled_here = sum(prompt.question.wording in learned for prompt in prompts)
     rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
     if args.html is None:
         print("\n".join(explained(rows[0], sys.stdout.isatty())))
+        if labelled_here:
+            print("note: these routers learned from this question")
         return
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "labelled for these routers": str(sum(
-                 p.question.wording in route.routers.notes["questions"] for p in prompts)),
+             "labelled for these routers": str(labelled_here) if learned else "not known",
              "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on",
              "too long for the context": str(len(too_long))}
     file, labelled = labels_of(args, model.config.num_layers)
     known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
     searches = some_searches(labelled, file, tokenizer, model)
-    about |= of_all_seeds(folder_of([args.routers]), rows, known)
+    if not args.tilt and not args.no_guard:
+        about |= of_all_seeds(args.routers, rows, known)
     text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
     print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "

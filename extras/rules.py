@@ -84,7 +84,7 @@ def asked(model, prompts, edits):
             model.layers[layer] = block
         states = [h[len(p.ids) - 1:len(p.sequence) - 1] for h, p in zip(hidden, prompts)]
         said = model.head(torch.cat(states)).float().log_softmax(-1)
-        gold = torch.tensor([token for p in prompts for token in p.gold])
+        gold = torch.tensor([token for p in prompts for token in p.gold], device=said.device)
         sizes = [len(p.gold) for p in prompts]
         agrees = (said.argmax(-1) == gold).split(sizes)
         logprobs = said.gather(1, gold[:, None])[:, 0].split(sizes)
@@ -109,7 +109,9 @@ def effects(model, prompts, edits, kept, batch_size=128):
 
 def careful(values, doubt, dim=0):
     """Mean effect less its standard errors, (N, K) or (n, N, K); doing nothing is 0 for sure."""
-    low = values.mean(dim) - doubt * values.std(dim) / values.shape[dim] ** 0.5
+    low, number = values.mean(dim), values.shape[dim]
+    if doubt:  # of one question alone nothing is sure
+        low -= doubt * values.std(dim) / number ** 0.5 if number > 1 else torch.inf
     low[..., 0] = 0
     return low
 
@@ -125,7 +127,8 @@ def best_of_kind(values, doubt, known, new):
 
 
 def best_of_nearest(values, doubt, known, new):
-    near = torch.cdist(new.space, known.space).topk(NEAREST, largest=False).indices  # (n, NEAREST)
+    nearest = min(NEAREST, len(values))
+    near = torch.cdist(new.space, known.space).topk(nearest, largest=False).indices  # (n, nearest)
     return careful(values[near], doubt, 1).argmax(1)
 
 
@@ -152,12 +155,12 @@ class Group:
         return Group([self.kinds[n] for n in rows.tolist()], self.space[rows])
 
 
-def cross_validated(rule, values, doubt, group, columns):
+def cross_validated(rule, values, doubt, group, columns, seed=0):
     """(edits chosen (ROUNDS, N)): each from the questions of the other folds, for several
     divisions into folds. columns: which edits the rule may choose."""
     N, chosen = len(values), []
     for round in range(ROUNDS):
-        order = torch.randperm(N, generator=torch.Generator().manual_seed(round))
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(seed + round))
         fold, picks = torch.arange(N)[order.argsort()] % FOLDS, torch.zeros(N, dtype=torch.long)
         for f in range(FOLDS):
             rest, held = (fold != f).nonzero()[:, 0], (fold == f).nonzero()[:, 0]
@@ -196,14 +199,15 @@ def main(argv=None):
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    test = load_all(args.test, args.skip_bad_rows)
-    label = disjoint(args.test[0], test, "--data", load_all(args.data, args.skip_bad_rows))
+    test = load_all(args.test, args.skip_bad_rows, args.score)
+    label = disjoint(args.test, test, "--data",
+                     load_all(args.data, args.skip_bad_rows, args.score))
     L, edits = model.config.num_layers, menu(model.config.num_layers)
     longer = torch.tensor([float(length(edit, L)) for edit in edits])
-    kept = Kept(args.out / "kept.jsonl", model.fingerprint(), args.dtype)
+    kept = Kept(args.out / "kept.jsonl", model)
     label, test = (prepare(some[:args.limit], tokenizer, model)[0] for some in (label, test))
     if missing := [p.question.id for p in label + test if not p.gold]:
-        raise InputError(f"question {missing[0]}: no answer that could be written")
+        raise InputError(f"question {missing[0]}: its answer is not written, but scored")
     (right, logprob), (fresh, _) = (effects(model, some, edits, kept, args.batch_size)
                                     for some in (label, test))
     paths = torch.ones(len(label + test), L, dtype=torch.long)
@@ -218,7 +222,7 @@ def main(argv=None):
         for counts, values in targets(right, logprob).items():
             for doubt in DOUBTS:
                 for name, rule in RULES.items():
-                    picks = cross_validated(rule, values, doubt, known, columns)
+                    picks = cross_validated(rule, values, doubt, known, columns, args.seed)
                     own = right.gather(1, picks.T).mean(1) - right[:, 0]
                     picked = columns[rule(values[:, columns], doubt, known, new)]
                     gain = fresh[torch.arange(len(fresh)), picked] - fresh[:, 0]

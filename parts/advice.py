@@ -13,6 +13,7 @@ from parts.files import InputError, whole_lines
 from tasks import answer, judge
 
 ASKED = 400  # label questions that are asked first, at most
+FEW = 30  # questions below which nothing is said of a task
 MENU, STATICS = 25, 12  # paths that a menu costs, and of it asked in the evaluation: about so many
 PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
 
@@ -22,8 +23,6 @@ def margin(share, number):
     return 1.96 * math.sqrt(share * (1 - share) / number)
 
 
-AT_CHANCE = ("What a search finds is luck then. Use --score likelihood, questions with examples in "
-             "their prompt, or a model that can do it")
 AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m extras.explain` "
            "shows one answer")
 
@@ -40,9 +39,7 @@ def before(run, prompts, tests):
     if len(tests) < 100:
         print(f"{len(tests)} test questions: a 95% interval will reach about "
               f"{100 * margin(0.5, len(tests)):.0f} points to either side")
-    each, lucky = plain_model(run.model, run.tokenizer, prompts, args)
-    if lucky and not args.force:
-        raise InputError(f"{args.model}: {lucky}; --force goes on all the same")
+    each = plain_model(run.model, run.tokenizer, prompts, args, refuse=not args.force)
     began, few = time.time(), tests[:64]
     answer(run.model, run.tokenizer, few, None, args.batch_size)
     written = (time.time() - began) / len(few)
@@ -54,26 +51,32 @@ def before(run, prompts, tests):
     sizes = run.model.config.num_layers * run.model.config.hidden_size * run.config.width
     seconds = (each * asked + written * len(tests) * (2 * args.seeds + STATICS)
                + PRODUCT * trained * 6 * sizes * run.config.windows)
-    print(f"all together this takes about {span(seconds)}; what is found is kept, so that the same "
-          "command goes on where it was stopped")
+    less = "at most " if run.out.exists() else ""  # some of it may be there already
+    print(f"all together this takes {less}about {span(seconds)}; what is found is kept, so that "
+          "the same command goes on where it was stopped")
 
 
-def plain_model(model, tokenizer, prompts, args):
-    """Says what the plain model answers of the first questions, beside chance. (seconds that a
-    question took, the sentence of its multiple choice if chance explains that, else None)."""
-    some, lucky = prompts[:ASKED], None
+def plain_model(model, tokenizer, prompts, args, refuse=False):
+    """Says what the plain model answers of the first questions, beside chance; returns how many
+    seconds a question took. refuse: InputError where chance explains multiple choice."""
+    some = prompts[:ASKED]
     default = torch.ones(len(some), model.config.num_layers, dtype=torch.long)
     judge(model, tokenizer, some[:32], default[:32])  # the first call makes kernels
     began = time.time()
     right, _ = judge(model, tokenizer, some, default, args.batch_size)
-    each = (time.time() - began) / max(1, len(some))
+    each = (time.time() - began) / len(some)
     options = torch.tensor([len(prompt.question.choices) for prompt in some])
+    likely = "--score likelihood, " if args.score == "letter" else ""
     for rows in (options > 0, options == 0):
         if rows.any():
-            said, at_chance = plain_score(right[rows], options[rows], args.simulations + 1)
-            lucky = said if at_chance else lucky
-            print(f"{said}. {AT_CHANCE}" if at_chance else said)
-    return each, lucky
+            said, lucky = plain_score(right[rows], options[rows], args.simulations + 1)
+            if lucky:
+                said += (f". What a search finds is luck then. Use {likely}questions with examples "
+                         "in their prompt, or a model that can do it")
+            if lucky and refuse:
+                raise InputError(f"{args.model}: {said}; --force goes on all the same")
+            print(said)
+    return each
 
 
 def plain_score(right, options, paths):
@@ -98,13 +101,13 @@ def chance_of(options):
 
 def tasks_at_chance(table):
     """A sentence that names the multiple-choice tasks of a Comparison on which chance explains what
-    the plain model answers; [] if there are none."""
+    the plain model answers, of FEW questions or more; [] if there are none."""
     found, right = [], table.outcomes["vanilla"].right
     asked = [(prompt.question.task, len(prompt.question.choices)) for prompt in table.prompts]
     for task in dict.fromkeys(name for name, options in asked if options):
         rows = [n for n, one in enumerate(asked) if one[0] == task and one[1]]
         chance, off = chance_of(torch.tensor([asked[n][1] for n in rows]))
-        if (share := right[rows].mean().item()) <= chance + off:
+        if len(rows) >= FEW and (share := right[rows].mean().item()) <= chance + off:
             found.append(f"{task} ({100 * share:.1f}%, chance {100 * chance:.1f} ± "
                          f"{100 * off:.1f})")
     return [f"The plain model is no better than chance on {', '.join(found)}: there, gains and "
@@ -113,7 +116,7 @@ def tasks_at_chance(table):
 
 def other_score(seeds, score, prompts):
     """A sentence where multiple choice is asked otherwise than routers learned it; else []."""
-    learned = {one.notes.get("score", score) for one in seeds} - {score}
+    learned = {one.notes.get("score") or score for one in seeds} - {score}
     asked = any(prompt.question.choices for prompt in prompts)
     return [f"These routers learned from multiple choice by {', '.join(learned)}, and were asked "
             f"by {score}: see --score."] if learned and asked else []

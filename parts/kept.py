@@ -1,13 +1,16 @@
 """Answers that a run has had already, so that the same command goes on where it was stopped.
 
-They are kept by the questions, the path or routers, and whatever else they depend on: a line of
-kept.jsonl in the run's folder as soon as they are there.
+They are kept by the questions, the path or routers, the model and this project's own code, since
+a changed line may change any answer: a line of kept.jsonl in the run's folder as soon as they are
+there.
 
-    kept = Kept(Path("runs/demo/kept.jsonl"), model.fingerprint())
+    kept = Kept(Path("runs/demo/kept.jsonl"), model)
     answers = kept.answer(model, tokenizer, prompts, route)
 """
+import functools
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 
@@ -29,12 +32,23 @@ def name_of(route):
                 route.guard, route.forbidden.tolist()]
 
 
-class Kept:
-    """found: {key: values}, also those in the file, if there is one. of: plain values that all keys
-    depend on, such as the model's fingerprint. A last line that a crash left unfinished is cut."""
+@functools.cache
+def code():
+    """Names the source files that answers come from."""
+    root = Path(__file__).resolve().parents[1]
+    return digest(*(file.read_text() for folder in (root, root / "parts")
+                    for file in sorted(folder.glob("*.py"))))
 
-    def __init__(self, file=None, *of):
-        self.file, self.of, self.found = file, of, {}
+
+class Kept:
+    """found: {key: values}, also those in the file, if there is one. of: further plain values that
+    all keys depend on. A last line that a crash left unfinished is cut."""
+
+    def __init__(self, file=None, model=None, *of):
+        weight = model and model.embed_tokens.weight
+        self.file, self.found = file, {}
+        self.of = model and (code(), model.fingerprint(), str(weight.dtype),
+                             weight.device.type, *of)
         for number, line in enumerate(whole_lines(file, mend=True) if file else (), 1):
             key, values = parse_json(line, f"{file}:{number}")
             self.found[key] = values
@@ -42,7 +56,7 @@ class Kept:
     def lists(self, about, make, skipped=lambda: None):
         """The lists that make() returns, or returned before, about these plain values. skipped: is
         called in place of make where they were there."""
-        key = digest(*self.of, *about)
+        key = digest(self.of, *about)
         if key in self.found:
             skipped()
         else:

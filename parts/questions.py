@@ -106,20 +106,22 @@ def load_all(files, skip_bad_rows=False, score="letter"):
     return list(questions.values())
 
 
-def disjoint(file, questions, flag, others):
-    """The others, which the flag names, without those that ask what a question of the file asks;
+def disjoint(files, questions, flag, others):
+    """The others, which the flag names, without those that ask what a question of the files asks;
     says how many these are. InputError if an id stands on both sides."""
+    name = " ".join(map(str, files))
     if both := {q.id for q in questions} & {q.id for q in others}:
-        raise InputError(f"{file}: {len(both)} of {len(questions)} questions also stand in {flag}, "
+        raise InputError(f"{name}: {len(both)} of {len(questions)} questions also stand in {flag}, "
                          f"e.g. {min(both)}")
-    return left_out(flag, others, {q.wording for q in questions}, f"also stand in {file}")
+    return left_out([flag], others, {q.wording for q in questions}, f"also stand in {name}")
 
 
-def left_out(file, questions, wordings, reason):
+def left_out(files, questions, wordings, reason):
     """The questions without those of the given wordings; says why and how many these are.
     InputError if they are all."""
     rest = [question for question in questions if question.wording not in wordings]
-    said = f"{file}: {len(questions) - len(rest)} of {len(questions)} questions {reason}"
+    said = (f"{' '.join(map(str, files))}: {len(questions) - len(rest)} of {len(questions)} "
+            f"questions {reason}")
     if questions and not rest:
         raise InputError(f"{said}; others are needed")
     if len(rest) < len(questions):

@@ -5,6 +5,7 @@ from parts.files import InputError, read_json, write_json
 
 NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
 OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
+CARD = "library_name: dr-llm-from-scratch"  # stands in a README.md of extras/card.py
 
 
 def flat(settings):
@@ -27,7 +28,10 @@ def differing(folder, settings):
 def claim(folder, settings, overwrite):
     """Makes sure that the folder has no finished run of other settings, or that it is to be
     overwritten: InputError naming the first setting that differs."""
-    differ = differing(folder, settings)
+    differ, metrics = differing(folder, settings), folder / "metrics.json"
+    if metrics.exists() and not (folder / "config.json").exists() and not overwrite:
+        raise InputError(f"{metrics}: of an evaluation. Choose another --out, or let --overwrite "
+                         "replace it")
     if differ and not overwrite:
         key, there, here = differ[0]
         raise InputError(f"{folder / 'config.json'}: a finished run with {key} {there}; this run "
@@ -39,16 +43,16 @@ def take(folder, settings):
     """Removes what belongs to a finished run of other settings, and writes these: when the labels
     of this run are there, so that their refusal does not cost the other run. Labels and menus stay,
     since they are checked where they are read."""
-    for name in OF_ONE_RUN if differing(folder, settings) else ():
-        shutil.rmtree(folder / name) if name == "routers" else (folder / name).unlink(True)
+    for file in map(folder.joinpath, OF_ONE_RUN) if differing(folder, settings) else ():
+        if file.name != "README.md" or file.exists() and CARD in file.read_text():
+            shutil.rmtree(file) if file.is_dir() else file.unlink(True)
     write_json(folder / "config.json", settings)
 
 
 def make_folder(folder):
-    """Makes a folder for results; InputError for a run of train.py, whose metrics they would
-    replace."""
+    """Makes a folder for results; InputError for a run, whose metrics they would replace."""
     if (folder / "labels.jsonl").exists():
-        raise InputError(f"{folder}: a run of train.py, with its own metrics; choose another --out")
+        raise InputError(f"{folder}: a folder of train.py or label.py; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -57,11 +61,13 @@ def folder_of(routers):
     routers/; None without files."""
     for file in routers:
         folder = file if file.is_dir() else file.parent
-        return folder.parent if folder.name == "routers" else folder
+        inner = folder.resolve().name == "routers" and not (folder / "labels.jsonl").exists()
+        return folder.resolve().parent if inner else folder
 
 
-def read_chosen(file):
-    """{question id: its label} in a chosen.json; {} if there is none."""
+def read_chosen(folder):
+    """{question id: its label} in a folder's chosen.json; {} if there is none."""
+    file = folder / "chosen.json"
     return read_json(file) if file.exists() else {}
 
 

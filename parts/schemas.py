@@ -66,14 +66,14 @@ def plain_words(text):
 def rows_of(file):
     """[(row number, row or its JSON text, fields to add)] of a file in any of the formats."""
     data = read_file(file)
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         rows = [*enumerate(parquet_rows(file, data), 1)]
     else:
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 ({error})") from error
-        rows = [*(csv_rows if file.suffix == ".csv" else json_rows)(file, text)]
+        rows = [*(csv_rows if file.suffix.lower() == ".csv" else json_rows)(file, text)]
     labels = file.with_name(file.stem + "-labels.lst")  # PIQA's right options stand beside it
     if not labels.exists():
         return [(*row, {}) for row in rows]

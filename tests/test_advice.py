@@ -1,4 +1,5 @@
 """What a run says beside its figures, and which it refuses: chance, time, other settings."""
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from parts import advice, progress
 from parts.advice import after, margin, plain_score, span
 from parts.files import InputError, write_json
 from parts.questions import Question
-from parts.run_folder import claim, take
+from parts.run_folder import CARD, claim, folder_of, take
 
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
@@ -43,7 +44,7 @@ def test_a_busy_machine_is_said_once_and_only_where_threads_were_not_chosen(monk
         monkeypatch.setattr(advice.os, "getloadavg", lambda: (load, 0, 0))
         monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(words)))
         monkeypatch.setattr(advice, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        args = SimpleNamespace(threads=threads, batch_size=1)
+        args = SimpleNamespace(threads=threads, batch_size=1, force=False)
         run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None)
         with pytest.raises(KeyboardInterrupt):
             advice.before(run, [None], [None] * 100)
@@ -94,6 +95,7 @@ def test_tasks_that_chance_explains_are_named_below_the_table():
         "The plain model is no better than chance on guessed (33.0%, chance 25.0 ± 8.5): there, "
         "gains and losses are luck."]
     assert advice.tasks_at_chance(table(slice(100, 300))) == []
+    assert advice.tasks_at_chance(table(slice(71, 100))) == []  # too few to say so
 
 
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
@@ -113,7 +115,7 @@ def test_another_score_than_the_routers_learned_from_is_said():
 
 def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, capsys):
     """Catches an estimate for a finished search that is as long as for a new one."""
-    monkeypatch.setattr(advice, "plain_model", lambda *_: (1.0, None))
+    monkeypatch.setattr(advice, "plain_model", lambda *_, refuse: 1.0)
     monkeypatch.setattr(advice, "answer", lambda *_: None)
     args = SimpleNamespace(threads=1, batch_size=1, simulations=50, choose="shortest", seeds=1,
                            force=False)
@@ -123,7 +125,7 @@ def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, c
         (tmp_path / "labels.jsonl").write_text("{}\n" * searched)
         monkeypatch.setattr(advice, "span", lambda seconds: f"{max(1, round(seconds))} s")
         advice.before(run, [None] * 10, [None] * 100)
-        assert f"takes about {said}" in capsys.readouterr().out
+        assert f"takes at most about {said}" in capsys.readouterr().out
 
 
 # ---- a finished run ----
@@ -132,8 +134,9 @@ def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, c
 def finished(tmp_path):
     """A folder with the files of a finished run of seed 1."""
     for name in ("metrics.json", "chosen.json", "labels.jsonl", "paths.json",
-                 "routers.safetensors", "README.md"):
+                 "routers.safetensors"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "README.md").write_text(f"---\n{CARD}\n---\n")
     (tmp_path / "routers").mkdir()
     (tmp_path / "routers" / "safe-1.safetensors").write_text("")
     write_json(tmp_path / "config.json", {"seed": 1, "threads": 2})
@@ -166,6 +169,45 @@ def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
                                                           "paths.json"}
     (finished / "metrics.json").unlink(missing_ok=True)
     claim(finished, {"seed": 3}, overwrite=False)  # not finished any more
+
+
+def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
+    (finished / "README.md").write_text("my notes")
+    take(finished, {"seed": 2})
+    assert (finished / "README.md").read_text() == "my notes"
+
+
+def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
+    write_json(tmp_path / "metrics.json", {})
+    with pytest.raises(InputError, match="metrics.json: of an evaluation"):
+        claim(tmp_path, {"seed": 2}, overwrite=False)
+    claim(tmp_path, {"seed": 2}, overwrite=True)
+
+
+def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
+    """Catches a run that is itself named routers, and a path without folders."""
+    run = tmp_path / "routers"
+    (run / "routers").mkdir(parents=True)
+    (run / "labels.jsonl").touch()
+    assert folder_of([]) is None
+    for name in "routers.safetensors", "routers/safe-1.safetensors":
+        (run / name).touch()
+        assert folder_of([run / name]).resolve() == run
+    assert folder_of([run]) == run
+    monkeypatch.chdir(run / "routers")
+    assert folder_of([Path("safe-1.safetensors")]) == run
+
+
+def test_advice_is_not_what_was_done_already(tmp_path):
+    """Catches "use --score likelihood" under --score likelihood, and a sentence said twice."""
+    model, prompts = tiny_model(2), of_task("x", 4, 40)
+    for score in "letter", "likelihood":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(advice, "judge", lambda *_: (torch.zeros(40), None))
+            args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
+            with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
+                advice.plain_model(model, None, prompts, args, refuse=True)
+        assert ("--score likelihood" in str(error.value)) == (score == "letter")
 
 
 def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, capsys):

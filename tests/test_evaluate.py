@@ -191,7 +191,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
     words = [read_row(row).wording for row in rows]
     for learned, asked, said in (([], 8, "perhaps among those labelled"),
                                  (words[:3], 5, "none of them labelled or trained on"),
-                                 (words, 0, "8 of 8 questions were labelled for these routers")):
+                                 (words + ["elsewhere"], 0, "8 of 8 questions were labelled")):
         routers.notes["questions"] = learned
         routers.save(line[7])
         if asked:
@@ -212,9 +212,23 @@ def test_a_run_s_own_metrics_are_not_replaced(command):
     out = Path(command[1][5])
     out.mkdir()
     (out / "labels.jsonl").write_text("")
-    with pytest.raises(InputError, match="out: a run of train.py"):
+    with pytest.raises(InputError, match="out: a folder of train.py or label.py"):
         metrics_of(command[1])
     assert not (out / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("key", ["choice", "questions", "label_hash", "windows"])
+def test_routers_of_two_recipes_are_not_seeds_of_one(command, key):
+    """Catches routers/*.safetensors, the paper's among ours, averaged without a word."""
+    routers, line = command
+    more = Path(line[7]).with_name("more.safetensors")
+    if key == "windows":
+        routers.windows = 4
+    else:
+        routers.notes[key] = ["x"] if key == "questions" else "x"
+    routers.save(more)
+    with pytest.raises(InputError, match=f"more.safetensors: {key} .*Seeds of one recipe agree"):
+        metrics_of([*line, str(more)])
 
 
 def test_routers_among_the_seeds_of_a_run_find_its_paths(command):

@@ -633,13 +633,18 @@ def test_a_run_s_mean_over_seeds_is_told_of_the_same_questions_only(tmp_path):
     """Catches 82.3 on the page and 82.2 in the README without a word, and another set's mean."""
     rows = [record(n) | {"task": "ab"[n % 2]} for n in range(4)]
     right = sum(row["plain"]["right"] for row in rows[::2]) / 2
+    (tmp_path / "routers").mkdir()
     routes = {"vanilla": {"n": 2, "accuracy": right}, "dr.llm": {"accuracy": 0.5, "gain": -0.25}}
     metrics = {"routes": routes, "seeds": [{}, {}, {}]}
     write_json(tmp_path / "metrics.json", metrics)
+    (tmp_path / "routers.safetensors").touch()
     assert of_all_seeds(tmp_path, rows, ["a"]) == {"mean of 3 router seeds": (
         "50.0% right in domain, -25.0 points; shown: one of them")}
     assert of_all_seeds(tmp_path, rows, ["a", "b"]) == {}  # four questions, not two
-    assert of_all_seeds(tmp_path, rows, None) == of_all_seeds(tmp_path / "none", rows, "a") == {}
+    assert of_all_seeds(tmp_path, rows, None) == {}
+    seed = tmp_path / "routers" / "shortest-1.safetensors"
+    assert of_all_seeds(seed, rows, ["a"]) == {} != of_all_seeds(
+        tmp_path / "routers.safetensors", rows, ["a"])
     routes["vanilla"]["accuracy"] += 0.1
     write_json(tmp_path / "metrics.json", metrics)
     assert of_all_seeds(tmp_path, rows, ["a"]) == {}

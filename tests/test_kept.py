@@ -43,7 +43,7 @@ def test_answers_and_verdicts_come_back_as_they_were(tiny_questions, tmp_path, m
     model, tokenizer, prompts = tiny_questions
     paths = torch.tensor([[1, n % 2 + 1, 1] for n in range(len(prompts))])
     file = tmp_path / "kept.jsonl"
-    kept = Kept(file, "a model")
+    kept = Kept(file, model)
     first = (kept.answer(model, tokenizer, prompts, None),
              kept.judge(model, tokenizer, prompts, paths))
     assert same(first[0], answer(model, tokenizer, prompts, None))
@@ -53,7 +53,7 @@ def test_answers_and_verdicts_come_back_as_they_were(tiny_questions, tmp_path, m
     monkeypatch.setattr("parts.kept.answer", refuse)
     monkeypatch.setattr("parts.kept.judge", refuse)
     seen = []
-    kept = Kept(file, "a model")
+    kept = Kept(file, model)
     assert same(first[0], kept.answer(model, tokenizer, prompts, None, progress=seen.append))
     again = kept.judge(model, tokenizer, prompts, paths, progress=seen.append)
     assert all(map(torch.equal, first[1], again)) and seen == [len(prompts)] * 2
@@ -64,7 +64,7 @@ def test_nothing_is_taken_for_something_else(tiny_questions, tmp_path, monkeypat
     """Catches a key without the model, the questions, their order, the path or what is asked."""
     model, tokenizer, prompts = tiny_questions
     file, paths = tmp_path / "kept.jsonl", torch.ones(len(prompts), 3, dtype=torch.long)
-    kept = Kept(file, "a model")
+    kept = Kept(file, model)
     kept.answer(model, tokenizer, prompts, paths)
     kept.judge(model, tokenizer, prompts, paths)
     monkeypatch.setattr("parts.kept.answer", refuse)
@@ -76,7 +76,23 @@ def test_nothing_is_taken_for_something_else(tiny_questions, tmp_path, monkeypat
             with pytest.raises(AssertionError, match="asked again"):
                 way(model, tokenizer, asked, along)
     with pytest.raises(AssertionError, match="asked again"):
-        Kept(file, "another").judge(model, tokenizer, prompts, paths)
+        Kept(file, tiny_model(6)).judge(model, tokenizer, prompts, paths)
+
+
+def test_answers_of_other_code_or_in_other_numbers_are_not_taken(tiny_questions, tmp_path,
+                                                                  monkeypatch):
+    """Catches the table of yesterday's code below a changed line, and float32's for bfloat16."""
+    model, tokenizer, prompts = tiny_questions
+    Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
+    monkeypatch.setattr("parts.kept.answer", refuse)
+    Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
+    for change in (lambda: monkeypatch.setattr("parts.kept.code", lambda: "other"),
+                   lambda: model.to(torch.bfloat16)):
+        change()
+        with pytest.raises(AssertionError, match="asked again"):
+            Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
+        monkeypatch.undo()
+        monkeypatch.setattr("parts.kept.answer", refuse)
 
 
 def test_the_name_of_a_route_is_all_that_it_does(routers):

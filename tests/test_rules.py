@@ -57,6 +57,15 @@ def test_a_rule_finds_what_is_sure_and_leaves_what_is_not(name):
     assert picks.tolist() == [0] * 10
 
 
+@pytest.mark.parametrize("doubt", rules.DOUBTS)
+@pytest.mark.parametrize("name", RULES)
+def test_few_questions_choose_nothing_that_did_harm(name, doubt):
+    """Catches the spread of one question, which is no number, taken for the largest gain."""
+    group, harm = Group(["a"] * 10 + ["b"], torch.randn(11, 5)), torch.full((11, 4), -1.0)
+    harm[:, 0] = 0
+    assert RULES[name](harm, doubt, group, group).tolist() == [0] * 11
+
+
 @given(st.integers(0, 79))
 def test_no_question_chooses_its_own_edit(n):
     """Catches folds that leak: what edits did to question n may not change what is picked for n."""

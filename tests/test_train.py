@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import evaluate
 import train
 from parts import files
-from parts.questions import split
+from parts.questions import load_questions, split
 from choose import CHOICES
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
@@ -154,6 +155,13 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     model = load_model(folder / "model")
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
     assert routers.notes["choice"] == "safe" and routers.notes["tasks"] == ["own"]
+    assert routers.notes["score"] is None  # there is no multiple choice among them
+    to_label, _ = split(load_questions(folder / "q.jsonl"))
+    assert routers.notes["questions"] == sorted(q.wording for q in to_label)
+    evaluate.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), "--limit",
+                   "5", "--routers", str(folder / "out"), "--out", str(folder / "again")])
+    again = json.loads((folder / "again" / "metrics.json").read_text())["routes"]
+    assert again["vanilla"]["n"] == 5  # of the eleven kept for the test, not of the first five
     names = set(load_file(folder / "out" / "routers.safetensors"))
     assert names == {"w1", "b1", "w2", "b2", *GUARD}    # nothing of the base model is stored
 

@@ -23,6 +23,8 @@ CHOICES = (".venv/bin/python -m extras.real --choices arc_easy=E.jsonl arc_chall
 FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
          "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
          "the first 200 questions of validation sets, 100 of COPA")
+RULES = (".venv/bin/python -m extras.rules --model runs/real/SmolLM2-135M --dtype bfloat16 --data "
+         "runs/fresh/label.jsonl --test runs/fresh/test.jsonl --out runs/real/rules")
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
 
 
@@ -98,7 +100,9 @@ PAPER = {"layers saved where the default path is right": "1.82 of 28 to 32",
 
 SHOWN = {"table5": ["right", "gain", "layers", "over static"],
          "table6": ["right", "gain", "layers", "over static"],
-         "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"]}
+         "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"],
+         "figure1": ["right", "layers", "over static"]}
+IN_THE_PICTURE = ("static", "price", "control")  # of figure1's rows: too many for a table
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
           "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
 
@@ -110,10 +114,29 @@ def experiments(folder):
         if file.exists():
             found = read_json(file)
             rows = [[row["name"], *(row[c] if c == "per layer" else CELLS[c](row)
-                                    for c in columns)] for row in found["result"]["rows"]]
+                                    for c in columns)] for row in found["result"]["rows"]
+                    if not row["name"].startswith(IN_THE_PICTURE)]
             yield name, {"head": ["", *columns], "rows": rows,
                          "command": f".venv/bin/python -m extras.paper {name} {PAPERS}",
                          "note": f"{found['seconds'] / 60:.0f} minutes, one thread"}
+
+
+def rules(file):
+    """{name: a table} of what extras/rules.py found, cross-validated and on test questions."""
+    found, cells = read_json(file), {}
+    for row in found["rows"]:
+        about = (row["menu"], row["counts"], row["doubt"])
+        cells.setdefault(about, {})[row["rule"]] = row
+    names = list(next(iter(cells.values())))
+    title = {"skip, repeat": "skips and repeats", "damped": "damped repeats"}
+    for column, questions in ("cross-validated", found["label"]), ("test", found["test"]):
+        yield "rules_" + column, {
+            "head": [f"menu; what counts; doubt ({questions} questions)", *names],
+            "rows": [["; ".join((title[menu], counts, doubt)), *(row[name][column]
+                                                                 for name in names)]
+                     for (menu, counts, doubt), row in cells.items()],
+            "command": RULES, "note": "after `.venv/bin/python demo/make_arithmetic.py runs/fresh "
+            "--seed 1 --label 160 --test 120`"}
 
 
 def printed(file):
@@ -146,6 +169,8 @@ def taken_in(folder):
                 outside(folder, run), CHOICES, FILES)
     if (folder / "luck.txt").exists():
         found["luck"] = printed(folder / "luck.txt")
+    if (folder / "rules" / "rules.json").exists():
+        found |= dict(rules(folder / "rules" / "rules.json"))
     return found | dict(experiments(folder))
 
 

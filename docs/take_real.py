@@ -23,8 +23,25 @@ CHOICES = (".venv/bin/python -m extras.real --choices arc_easy=E.jsonl arc_chall
 FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
          "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
          "the first 200 questions of validation sets, 100 of COPA")
-RULES = (".venv/bin/python -m extras.rules --model runs/real/SmolLM2-135M --dtype bfloat16 --data "
-         "runs/fresh/label.jsonl --test runs/fresh/test.jsonl --out runs/real/rules")
+RULES = {name: ".venv/bin/python -m extras.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
+               f"--data runs/fresh/label.jsonl --test runs/fresh/{test}.jsonl --out runs/real/rules"
+         for name, test in (("rules_chosen", "test"), ("rules_fresh", "test"),
+                            ("rules_again", "further"), ("rules_last", "last"))}
+RULES |= {name: RULES["rules_chosen"].replace("rules --model", f"rules --train {how} --model")
+          .replace("fresh/test.jsonl", f"fresh/{tests}") for name, how, tests in (
+              ("rules_routers", "kind", "last.jsonl runs/fresh/small.jsonl"),
+              ("rules_learned", "nearest --counts log-probability --doubt 2",
+               "newest.jsonl"))}
+MADE = {"rules_chosen": "37 minutes, one thread, both tables; after `.venv/bin/python "
+        "demo/make_arithmetic.py runs/fresh --seed 1 --label 160 --test 120`",
+        "rules_fresh": "the same run",
+        "rules_again": "14 minutes, two threads; `further`: those that `--test 320` makes beside "
+        "the 120 of each kind",
+        "rules_last": "`last`: those that `--test 460` makes beside the others",
+        "rules_routers": "2 minutes where the edits are known, two threads; five router seeds; "
+        "`small`: the 132 questions of the three small kinds, which stand among the 732 above",
+        "rules_learned": "`newest`: the 754 that `--test 700` makes beside all others, of four "
+        "kinds; they chose nothing and had been looked at by nobody"}
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
 
 
@@ -108,35 +125,46 @@ PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/labe
 
 
 def experiments(folder):
-    """{name: a table} of what extras/paper.py measured on the arithmetic run."""
+    """{name: a table} of what extras/paper.py measured on the arithmetic run; a row of one table is
+    not shown again in a later one."""
+    shown = set()
     for name, columns in SHOWN.items():
         file = folder / "arithmetic-consensus" / "paper" / f"{name}.json"
         if file.exists():
             found = read_json(file)
             rows = [[row["name"], *(row[c] if c == "per layer" else CELLS[c](row)
                                     for c in columns)] for row in found["result"]["rows"]
-                    if not row["name"].startswith(IN_THE_PICTURE)]
+                    if not row["name"].startswith(IN_THE_PICTURE) and row["name"] not in shown]
+            shown |= {row[0] for row in rows}
             yield name, {"head": ["", *columns], "rows": rows,
                          "command": f".venv/bin/python -m extras.paper {name} {PAPERS}",
                          "note": f"{found['seconds'] / 60:.0f} minutes, one thread"}
 
 
-def rules(file):
-    """{name: a table} of what extras/rules.py found, cross-validated and on test questions."""
-    found, cells = read_json(file), {}
-    for row in found["rows"]:
-        about = (row["menu"], row["counts"], row["doubt"])
-        cells.setdefault(about, {})[row["rule"]] = row
-    names = list(next(iter(cells.values())))
+def rules(folder):
+    """{name: a table} of what extras/rules.py found on its label questions, on test questions, and
+    on further ones."""
     title = {"skip, repeat": "skips and repeats", "damped": "damped repeats"}
-    for column, questions in ("cross-validated", found["label"]), ("test", found["test"]):
-        yield "rules_" + column, {
-            "head": [f"menu; what counts; doubt ({questions} questions)", *names],
-            "rows": [["; ".join((title[menu], counts, doubt)), *(row[name][column]
-                                                                 for name in names)]
-                     for (menu, counts, doubt), row in cells.items()],
-            "command": RULES, "note": "after `.venv/bin/python demo/make_arithmetic.py runs/fresh "
-            "--seed 1 --label 160 --test 120`"}
+    for name, file, column in (("rules_chosen", "rules.json", "cross-validated"),
+                               ("rules_fresh", "rules.json", "test"),
+                               ("rules_again", "again.json", "test"),
+                               ("rules_last", "last.json", "test")):
+        found, cells = read_json(folder / file), {}
+        for row in found["rows"]:
+            about = "; ".join((title[row["menu"]], row["counts"], row["doubt"]))
+            cells.setdefault(about, {})[row["rule"]] = row[column]
+        number = found["label" if name == "rules_chosen" else "test"]
+        yield name, {"head": [f"menu; what counts; doubt ({number:,} questions)",
+                              *next(iter(cells.values()))],
+                     "rows": [[about, *row.values()] for about, row in cells.items()],
+                     "command": RULES[name], "note": MADE[name]}
+    columns = ("right", "gain", "layers")
+    for name, file, title in (("rules_routers", "kind.json", "one edit per kind"),
+                              ("rules_learned", "nearest.json", "of the nearest")):
+        yield name, {"head": ["route", *columns], "rows": [
+            [{"dr.llm": f"Dr.LLM, {title}"}.get(route, route), *figures(row, *columns)]
+            for route, row in read_json(folder / file)["routes"].items()],
+            "command": RULES[name], "note": MADE[name]}
 
 
 def printed(file):
@@ -169,8 +197,8 @@ def taken_in(folder):
                 outside(folder, run), CHOICES, FILES)
     if (folder / "luck.txt").exists():
         found["luck"] = printed(folder / "luck.txt")
-    if (folder / "rules" / "rules.json").exists():
-        found |= dict(rules(folder / "rules" / "rules.json"))
+    if (folder / "rules").exists():
+        found |= dict(rules(folder / "rules"))
     return found | dict(experiments(folder))
 
 

@@ -11,9 +11,11 @@ ridge *regression* on hidden states. What counts is right or wrong, or the log-p
 right answer; doubt is how many standard errors count against an edit.
 
     python -m extras.rules --model DIR --data label.jsonl --test test.jsonl --out runs/rules
+    python -m extras.rules --train kind --model DIR --data label.jsonl --test test.jsonl
 """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from torch import nn
 import cli
 from choose import similarity_space
 from cli import aligned, percent
-from evaluate import interval
+from evaluate import compare, interval, report
 from label import content_hash
 from model_llama import fixed, load_model, load_tokenizer
 from parts.files import InputError, write_json
@@ -30,10 +32,11 @@ from parts.progress import progress_bar
 from parts.questions import disjoint, load_all
 from parts.sharing import through_layers
 from tasks import batches, prepare
-from train import features
+from train import TrainConfig, features, learn
 
 # N questions   K edits, the first of them none   S numbers that describe a question
 
+COUNTS = ("right or wrong", "log-probability")
 DOUBTS = (0, 1, 2)       # standard errors
 NEAREST, RIDGE = 32, 1000.0
 FOLDS, ROUNDS = 8, 5     # of cross-validation
@@ -60,6 +63,13 @@ def menu(num_layers):
                                for layer in range(num_layers)]
 
 
+def path_of(edit, num_layers):
+    """The path of a skip or a repeat."""
+    what, layer = edit
+    return tuple({"skip": 0, "repeat": 2}.get(what, 1) if l == layer else 1
+                 for l in range(num_layers))
+
+
 def length(edit, num_layers):
     return num_layers + {"execute": 0, "skip": -1, "repeat": 1, "damped": 1}[edit[0]]
 
@@ -71,8 +81,7 @@ def asked(model, prompts, edits):
     N, L = len(prompts), model.config.num_layers
     known, found = [{} for _ in prompts], []
     for what, layer in edits:
-        paths, block = torch.ones(N, L, dtype=torch.long), model.layers[layer]
-        paths[:, layer] = {"skip": 0, "repeat": 2}.get(what, 1)
+        paths, block = torch.tensor([path_of((what, layer), L)] * N), model.layers[layer]
         if what != "execute":  # only what the default path leads to, up to this layer
             shared = [{p: h for p, h in one.items() if len(p) <= layer} for one in known]
         model.layers[layer] = Damped(block) if what == "damped" else block
@@ -169,13 +178,25 @@ def cross_validated(rule, values, doubt, group, columns, seed=0):
     return torch.stack(chosen)
 
 
+# ---- routers that learn what a rule picks ----
+
+def routed(args, model, tokenizer, label, labels, test, kept):
+    """Trains routers on a rule's labels, a path per question, and reports what they do to test
+    questions beside the plain model and their own decisions shuffled."""
+    run = SimpleNamespace(args=args, model=model, out=args.out, config=TrainConfig())
+    routes = [routers.route for routers in learn(run, label, labels, range(args.seeds))]
+    known = {prompt.question.task for prompt in label}
+    table = compare(model, tokenizer, test, known, {"dr.llm": (f"Dr.LLM, {args.train}", routes)},
+                    [], ("vanilla", "dr.llm", "shuffled"), args.batch_size, kept=kept)
+    report(table, "dr.llm", args.out)
+
+
 # ---- the command ----
 
 def targets(right, logprob):
     """{what counts: (N, K) changes against doing nothing}."""
     change = logprob - logprob[:, :1]
-    return {"right or wrong": right - right[:, :1],
-            "log-probability": change.clamp(-LARGEST, LARGEST)}
+    return dict(zip(COUNTS, (right - right[:, :1], change.clamp(-LARGEST, LARGEST))))
 
 
 def figures(gain, layers):
@@ -189,6 +210,12 @@ def parse_args(argv=None):
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=128)
     parser.add_argument("--test", nargs="+", metavar="FILE", default=[cli.DEMO_TEST[0]],
                         help="held-out question files")
+    parser.add_argument("--train", choices=RULES, help="train routers on what this rule picks of "
+                        "skips and repeats, instead of comparing all rules")
+    parser.add_argument("--counts", choices=COUNTS, default=COUNTS[0], help="of --train")
+    parser.add_argument("--doubt", type=cli.number(0, 100), default=1.0,
+                        help="of --train, in standard errors")
+    parser.add_argument("--seeds", type=cli.count, default=5, help="routers that --train trains")
     parser.add_argument("--out", type=Path, default=Path("runs/rules"), help="result folder")
     return parser.parse_args(argv)
 
@@ -208,13 +235,19 @@ def main(argv=None):
     label, test = (prepare(some[:args.limit], tokenizer, model)[0] for some in (label, test))
     if missing := [p.question.id for p in label + test if not p.gold]:
         raise InputError(f"question {missing[0]}: its answer is not written, but scored")
-    (right, logprob), (fresh, _) = (effects(model, some, edits, kept, args.batch_size)
-                                    for some in (label, test))
+    right, logprob = effects(model, label, edits, kept, args.batch_size)
     paths = torch.ones(len(label + test), L, dtype=torch.long)
     everything = Group([p.question.task for p in label + test], similarity_space(
         *features(model, label + test, paths, folder=args.out)))
     known, new = (everything[torch.arange(len(label + test))[where]]
                   for where in (slice(len(label)), slice(len(label), None)))
+    if args.train:
+        single = torch.tensor([k for k, (what, _) in enumerate(edits) if what != "damped"])
+        values = targets(right, logprob)[args.counts][:, single]
+        picks = single[RULES[args.train](values, args.doubt, known, known)]
+        labels = [path_of(edits[k], L) for k in picks.tolist()]
+        return routed(args, model, tokenizer, label, labels, test, kept)
+    fresh, _ = effects(model, test, edits, kept, args.batch_size)
     rows = []
     for menu_of, wanted in (("skip, repeat", ("skip", "repeat")), ("damped", ("damped",))):
         columns = torch.tensor([k for k, (what, _) in enumerate(edits)

@@ -94,3 +94,28 @@ def test_the_command_writes_every_rule_and_goes_on(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(rules, "asked", None)  # all of it is kept
     rules.main(command)
     assert capsys.readouterr().out == said
+
+
+def test_routers_learn_what_a_rule_picks(tmp_path, monkeypatch):
+    """Catches labels of another rule, score or doubt, a damped repeat that no path can be, and
+    questions of the test among the labels."""
+    folder, seen = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32)), {}
+    for name, seed in ("label", 0), ("test", 1):
+        rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    real = rules.learn
+    monkeypatch.setattr(rules, "learn", lambda run, prompts, labels, seeds: seen.update(
+        prompts=prompts, labels=labels) or real(run, prompts, labels, seeds))
+    monkeypatch.setitem(RULES, "all", lambda values, doubt, known, new: seen.update(
+        values=values, doubt=doubt) or torch.arange(len(new.kinds)) % values.shape[1])
+    rules.main(["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
+                str(tmp_path / "test"), "--out", str(tmp_path / "out"), "--train", "all",
+                "--counts", "log-probability", "--doubt", "2", "--seeds", "2"])
+    edits = [edit for edit in menu(3) if edit[0] != "damped"]
+    assert seen["doubt"] == 2 and seen["labels"] == [
+        rules.path_of(edits[n % len(edits)], 3) for n in range(40)]
+    assert {p.question.id[:5] for p in seen["prompts"]} == {"label"}
+    _, logprob = asked(rules.load_model(folder), seen["prompts"], edits)
+    torch.testing.assert_close(seen["values"], (logprob - logprob[:, :1]).clamp(-5, 5))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["routes"]["dr.llm"]["n"] == 40 and len(metrics["seeds"]) == 2

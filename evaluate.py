@@ -265,7 +265,7 @@ def main(argv=None):
     data, fitted = (load_all(files, args.skip_bad_rows, args.score) if files else []
                     for files in (args.data, args.calibration))
     fitted = disjoint(args.data, data, "--calibration", fitted)
-    learned = {name for one in seeds for name in one.notes["questions"]}
+    learned = {name for one in seeds for name in one.notes.get("questions", ())}
     data = left_out(args.data, data, learned, "were labelled for these routers")
     prompts, calibration = (some and prepare(some[:args.limit], tokenizer, model)[0]
                             for some in (data, fitted))
@@ -276,7 +276,7 @@ def main(argv=None):
     kept = Kept(args.out / "kept.jsonl", model)
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
                     args.routes, args.batch_size, calibration, read_chosen(beside), kept)
-    report(table, "dr.llm", args.out, told=all(one.notes["questions"] for one in seeds))
+    report(table, "dr.llm", args.out, told=all(one.notes.get("questions") for one in seeds))
     print(*advice.other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
 
 

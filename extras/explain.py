@@ -384,7 +384,7 @@ def main(argv=None):
     if not prompts:
         raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
                          f"{model.config.max_positions} tokens")
-    learned = route.routers.notes["questions"]
+    learned = route.routers.notes.get("questions", ())
     labelled_here = sum(prompt.question.wording in learned for prompt in prompts)
     rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
     if args.html is None:

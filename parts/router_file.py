@@ -67,7 +67,7 @@ def checked(file, text, model):
                          f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
                          f"{wanted[0]} layers of {wanted[1]}")
     for key in ("tasks", "questions"):  # the latter by Question.wording
-        names = notes.setdefault(key, [])
+        names = notes.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{file}: its metadata must list its {key}, got {str(names)[:60]}")
-    return notes
+    return {"tasks": []} | notes

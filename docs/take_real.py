@@ -1,6 +1,7 @@
 """Takes a finished folder of extras/real.py into assets/real.json, from where make_results.py
 writes docs/real_model.md. What the folder lacks (ARC, other tasks, what extras/luck.py printed into
-luck.txt, experiments of extras/paper.py) is left as it was taken in before.
+luck.txt, experiments of extras/paper.py, and in rules/ what extras/rules.py left: the rules.json of
+three runs as rules, again and last, the metrics.json of two as kind and nearest) is left as it was.
 
     .venv/bin/python docs/take_real.py runs/real
 """
@@ -41,7 +42,7 @@ MADE = {"rules_chosen": "37 minutes, one thread, both tables; after `.venv/bin/p
         "rules_routers": "2 minutes where the edits are known, two threads; five router seeds; "
         "`small`: the 132 questions of the three small kinds, which stand among the 732 above",
         "rules_learned": "`newest`: the 754 that `--test 700` makes beside all others, of four "
-        "kinds; they chose nothing and had been looked at by nobody"}
+        "kinds; they chose nothing"}
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
 
 

@@ -16,15 +16,13 @@ ASKED = 400  # label questions that are asked first, at most
 FEW = 30  # questions below which nothing is said of a task
 MENU, STATICS = 25, 12  # paths that a menu costs, and of it asked in the evaluation: about so many
 PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
+AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m extras.explain` "
+           "shows one answer")
 
 
 def margin(share, number):
     """Half the width of a 95% interval of a share that was measured on so many questions."""
     return 1.96 * math.sqrt(share * (1 - share) / number)
-
-
-AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m extras.explain` "
-           "shows one answer")
 
 
 def before(run, prompts, tests):

@@ -1,4 +1,4 @@
-"""A finished run is not overwritten by another one without a word."""
+"""The folder of a run: never overwritten without a word, and what others look for in it."""
 import shutil
 
 from parts.files import InputError, read_json, write_json

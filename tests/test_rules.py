@@ -113,7 +113,7 @@ def test_routers_learn_what_a_rule_picks(tmp_path, monkeypatch):
                 "--counts", "log-probability", "--doubt", "2", "--seeds", "2"])
     edits = [edit for edit in menu(3) if edit[0] != "damped"]
     assert seen["doubt"] == 2 and seen["labels"] == [
-        rules.path_of(edits[n % len(edits)], 3) for n in range(40)]
+        rules.decisions_with(edits[n % len(edits)], 3) for n in range(40)]
     assert {p.question.id[:5] for p in seen["prompts"]} == {"label"}
     _, logprob = asked(rules.load_model(folder), seen["prompts"], edits)
     torch.testing.assert_close(seen["values"], (logprob - logprob[:, :1]).clamp(-5, 5))

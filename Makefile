@@ -16,7 +16,7 @@ test: check
 # a really pretrained model: fetched, converted, labelled, trained, evaluated (about 45 minutes)
 real: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf
-	$(BIN)/python -m extras.real
+	$(BIN)/python -m tools.real
 
 # PyTorch's CPU build where it can be had, else the one of the registry, with CUDA on Linux
 .venv/ready: requirements.lock requirements-cuda.lock

@@ -17,8 +17,8 @@ import torch
 
 from drllm import mean_state
 from mcts import EXECUTE, REPEAT, SKIP, is_legal
-from parts.progress import progress_bar
-from tasks import batches, judge
+from cli import progress_bar
+from answers import batches, judge
 
 CHOICES = ("safe", "consensus", "confident", "shortest")
 PRICES_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from parts.files import InputError
+from storage.files import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEMO = Path(__file__).resolve().parent / "demo"
@@ -60,6 +61,30 @@ def aligned(rows):
     width = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join([first.ljust(width[0]), *map(str.rjust, others, width[1:])]).rstrip()
                      for first, *others in lines)
+
+
+# ---- progress ----
+
+EVERY = 30  # seconds between two lines
+
+
+class Lines:
+    """A file for tqdm that makes a line of each of its states, without padding."""
+
+    def write(self, text):
+        if text := text.strip():  # tqdm begins with \r, and clears with blanks
+            print(text, file=sys.stderr)
+
+    def flush(self):
+        sys.stderr.flush()
+
+
+def progress_bar(*args, leave=False, **options):
+    """tqdm(*args, **options), as it suits where it is shown. What is done before the first line is
+    due shows nothing."""
+    if sys.stderr.isatty():
+        return tqdm(*args, leave=leave, **options)
+    return tqdm(*args, **options, file=Lines(), mininterval=EVERY, delay=EVERY, leave=False)
 
 
 # ---- flags ----

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parts import router_file
-from parts.router_file import GUARD, NEAREST, SIZES
+from storage import router_file
+from storage.router_file import GUARD, NEAREST, SIZES
 
 # N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
 # M guard points   G guard dimensions

@@ -20,14 +20,14 @@ import torch
 import cli
 from cli import aligned, percent
 from drllm import RouterRoute, Routers
+from label import chance_of
 from model_llama import load_model, load_tokenizer
-from parts import advice
-from parts.files import InputError, write_json
-from parts.kept import Kept
-from parts.progress import progress_bar
-from parts.questions import disjoint, left_out, load_all
-from parts.run_folder import folder_of, make_folder, read_chosen, read_statics
-from tasks import answer, prepare
+from storage.files import InputError, write_json
+from storage.answer_cache import Kept
+from cli import progress_bar
+from questions.loading import disjoint, left_out, load_all
+from storage.run_folder import folder_of, make_folder, read_chosen, read_statics
+from answers import answer, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
 ACTIONS = ("skip", "execute", "repeat")
@@ -147,7 +147,7 @@ def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUT
     if "shuffled" in routes:
         table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
     if others := [name for name in routes if name not in ROUTES]:
-        from extras import baselines  # the hook: it builds on this project, which works without it
+        from experiments import methods as baselines  # the hook: it builds on this project, which works without it
         baselines.add(table, others, [route.routers for route in routed[main][1]],
                       table.outcomes[main], calibration, labels)
     if "dr.llm" not in routes:  # it was asked for its depth and decisions only
@@ -190,6 +190,53 @@ def task_rows(metrics, names):
                 for c in columns}
 
 
+FEW = 30  # questions below which nothing is said of a task
+
+
+def tasks_at_chance(table):
+    """A sentence that names the multiple-choice tasks of a Comparison on which chance explains what
+    the plain model answers, of FEW questions or more; [] if there are none."""
+    found, right = [], table.outcomes["vanilla"].right
+    asked = [(prompt.question.task, len(prompt.question.choices)) for prompt in table.prompts]
+    for task in dict.fromkeys(name for name, options in asked if options):
+        rows = [n for n, one in enumerate(asked) if one[0] == task and one[1]]
+        chance, off = chance_of(torch.tensor([asked[n][1] for n in rows]))
+        if len(rows) >= FEW and (share := right[rows].mean().item()) <= chance + off:
+            found.append(f"{task} ({100 * share:.1f}%, chance {100 * chance:.1f} ± "
+                         f"{100 * off:.1f})")
+    return [f"The plain model is no better than chance on {', '.join(found)}: there, gains and "
+            "losses are luck."] if found else []
+
+
+def other_score(seeds, score, prompts):
+    """A sentence where multiple choice is asked otherwise than routers learned it; else []."""
+    learned = {one.notes.get("score") or score for one in seeds} - {score}
+    asked = any(prompt.question.choices for prompt in prompts)
+    return [f"These routers learned from multiple choice by {', '.join(learned)}, and were asked "
+            f"by {score}: see --score."] if learned and asked else []
+
+
+def after(metrics, names):
+    """Sentences that say what the table says of every trained route. metrics: of metrics.json."""
+    routes, said = metrics["routes"], []
+    plain = routes["vanilla"]
+    for name in (name for name in routes if name.startswith("dr.llm")):
+        found = routes[name]
+        (low, high), gain = found["interval"], 100 * found["gain"]
+        sure = ("surely more" if low > 0 else "surely fewer" if high < 0 else
+                "these questions do not tell if more or fewer")
+        against = ("as many right answers as the plain model" if low == high == 0 else
+                   f"{gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], {sure} right "
+                   "answers than the plain model")
+        said.append(f"{names[name]}: {against}, at {found['layers']:.2f} of "
+                    f"{plain['layers']:.0f} layers.")
+        fewer, more = (found[key] - plain[key] for key in ("layers", "layers_executed"))
+        if fewer < 0 < more:
+            said.append(f"Its answers are longer: {found['layers_executed']:.1f} layers run per "
+                        f"answer, {plain['layers_executed']:.1f} along the default path.")
+    return said
+
+
 def report(table, main, out, first_seed=0, extra=None, told=True):
     """Prints the tables, writes metrics.json and returns it. main: the route whose router seeds,
     from first_seed on, are listed; told: it is known that no question was labelled."""
@@ -207,7 +254,7 @@ def report(table, main, out, first_seed=0, extra=None, told=True):
     print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
     print("\nRight % (layers) by task and level, in domain and out of it")
     print(aligned(list(task_rows(metrics, names))))
-    print("", *advice.after(metrics, names), *advice.tasks_at_chance(table), sep="\n")
+    print("", *after(metrics, names), *tasks_at_chance(table), sep="\n")
     return metrics
 
 
@@ -221,7 +268,7 @@ def parse_args(argv=None):
                         help="router files; several are taken as seeds of one recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="result folder")
     parser.add_argument("--routes", default=",".join(ROUTES),
-                        help="comma-separated: these, or a method of extras/baselines.py. vanilla "
+                        help="comma-separated: these, or a method of experiments/methods.py. vanilla "
                              "is always asked, since gains are against it; static needs the "
                              "paths.json that training leaves beside the routers")
     parser.add_argument("--calibration", nargs="+", metavar="FILE",
@@ -233,7 +280,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.routes = args.routes.split(",")
     if set(args.routes) - set(ROUTES):
-        from extras.baselines import BASELINES
+        from experiments.methods import BASELINES
         unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})
         if unknown:
             parser.error(f"unknown routes {', '.join(unknown)}; known are "
@@ -277,7 +324,7 @@ def main(argv=None):
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
                     args.routes, args.batch_size, calibration, read_chosen(beside), kept)
     report(table, "dr.llm", args.out, told=all(one.notes.get("questions") for one in seeds))
-    print(*advice.other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
+    print(*other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import random
+import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,20 +23,75 @@ import torch
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
-from parts import advice
-from parts.files import InputError, writing
-from parts.label_file import opened, process, read_rows
-from parts.progress import progress_bar
-from parts.questions import load_all
-from tasks import Prompt, judge, prepare
+from storage.files import InputError, writing
+from storage.label_file import opened, process, read_rows
+from cli import progress_bar
+from questions.loading import load_all
+from answers import Prompt, judge, prepare
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
+ASKED = 400  # label questions that are asked first, at most
+AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m tools.explain` "
+           "shows one answer")
+
+
+# ---- the plain model, before a search ----
+
+def margin(share, number):
+    """Half the width of a 95% interval of a share that was measured on so many questions."""
+    return 1.96 * math.sqrt(share * (1 - share) / number)
+
+
+def plain_model(model, tokenizer, prompts, args, refuse=False):
+    """Says what the plain model answers of the first questions, beside chance; returns how many
+    seconds a question took. refuse: InputError where chance explains multiple choice."""
+    some = prompts[:ASKED]
+    default = torch.ones(len(some), model.config.num_layers, dtype=torch.long)
+    judge(model, tokenizer, some[:32], default[:32])  # the first call makes kernels
+    began = time.time()
+    right, _ = judge(model, tokenizer, some, default, args.batch_size)
+    each = (time.time() - began) / len(some)
+    options = torch.tensor([len(prompt.question.choices) for prompt in some])
+    likely = "--score likelihood, " if args.score == "letter" else ""
+    for rows in (options > 0, options == 0):
+        if rows.any():
+            said, lucky = plain_score(right[rows], options[rows], args.simulations + 1)
+            if lucky:
+                said += (f". What a search finds is luck then. Use {likely}questions with examples "
+                         "in their prompt, or a model that can do it")
+            if lucky and refuse:
+                raise InputError(f"{args.model}: {said}; --force goes on all the same")
+            print(said)
+    return each
+
+
+def plain_score(right, options, paths):
+    """(a sentence on the plain model's answers, whether chance explains them). right (N,): rewards;
+    options (N,): how many each question has, 0 for an open one; paths: tried per question."""
+    share, number = right.mean().item(), len(right)
+    if not options[0]:
+        return (f"the plain model answers {100 * share:.1f}% of {number} open questions"
+                + (f". {AT_ZERO}" if share == 0 else ""), False)
+    chance, off = chance_of(options)
+    return (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice questions, "
+            f"chance {100 * chance:.1f}% ± {100 * off:.1f}; of {paths} paths per question luck "
+            f"alone makes {paths * chance:.0f} right", share <= chance + off)
+
+
+def chance_of(options):
+    """(share of right answers by guessing, half of its 95% interval) of questions with so many
+    options (N,) each."""
+    chance = (1 / options).mean().item()
+    return chance, margin(chance, len(options))
+
+
+# ---- searches in lockstep ----
 
 @dataclass
 class Search:
     """A search under way. path: what it asks about now. confidence: of the right paths met so
-    far, in order. known: the hidden states that its paths share (parts/sharing.py)."""
+    far, in order. known: the hidden states that its paths share (answers.py)."""
     prompt: Prompt
     steps: Generator
     path: tuple
@@ -176,7 +232,7 @@ def main(argv=None):
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
     if process()[0] == 0:
-        advice.plain_model(model, tokenizer, prepare(questions, tokenizer, model)[0], args)
+        plain_model(model, tokenizer, prepare(questions, tokenizer, model)[0], args)
     rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
     if process()[0] == 0:
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")

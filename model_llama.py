@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli import check_device
-from hf_folder import load_tokenizer, read_config, read_weights  # noqa: F401 - for importers
-from parts.linear import Linear
+from checkpoint.config import read_config
+from checkpoint.tokenizer import load_tokenizer  # noqa: F401 - for importers
+from checkpoint.weights import read_weights
 
 # B batch rows   T tokens in this call   S tokens visible (cache + T)   D hidden size
 # H query heads  K key/value heads       E head size   F MLP width   V vocabulary   L layers
@@ -112,6 +113,21 @@ class KVCache:
 
 
 # ---- the network; parameters carry the checkpoint's own names ----
+
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private: may be absent
+
+
+class Linear(nn.Linear):
+    """nn.Linear, for speed alone by oneDNN where a float32 product on a CPU is large and frozen:
+    torch's own choice, MKL, takes twice as long on AMD processors."""
+
+    def forward(self, x):
+        large = self.weight.numel() >= 2 ** 18 or x.numel() * self.out_features >= 2 ** 20
+        frozen = not (x.requires_grad or self.weight.requires_grad)
+        if ONEDNN_LINEAR and x.is_cpu and large and frozen and x.dtype == torch.float32:
+            return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
 
 class RMSNorm(nn.Module):
     """x / root mean square of x, times a weight per channel."""

@@ -12,6 +12,7 @@ paper's), and a guard leaves the model alone on prompts unlike the labelled ones
 """
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -24,16 +25,16 @@ from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours,
                     shortest, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
-from label import content_hash, digest, header, label, summary
+from label import content_hash, digest, header, label, margin, plain_model, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from parts import advice
-from parts.files import InputError, locked, mapped_zeros, read_json, write_json
-from parts.kept import Kept
-from parts.progress import progress_bar
-from parts.questions import disjoint, load_all, split
-from parts.run_folder import claim, read_statics, take
-from tasks import answer, batches, prepare
+from storage.files import (InputError, locked, mapped_zeros, read_json, whole_lines,
+                           write_json)
+from storage.answer_cache import Kept
+from cli import progress_bar
+from questions.loading import disjoint, load_all, split
+from storage.run_folder import claim, read_statics, take
+from answers import answer, batches, prepare
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def expected(run, prompts, space, paths, right, folds=4):
         layers[held] = made.decisions.sum(1).float()
     low, high = interval(gain)
     pays = low > 0 or (low > -0.005 and layers.mean() < 0.97 * L)
-    print(advice.expectation(gain, (low, high), layers, L, pays))
+    print(expectation(gain, (low, high), layers, L, pays))
     return pays
 
 
@@ -232,6 +233,61 @@ def fit(run, choice, prompts, labels, seeds):
         routers.save(file_of[seed])
     return [Routers.load(file, run.model) for file in file_of.values()]
 
+
+# ---- what a run says before it begins ----
+
+MENU, STATICS = 25, 12  # paths that a menu costs, and of it asked in the evaluation: about so many
+PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
+
+
+def say_before(run, prompts, tests):
+    """Says what the plain model answers of the label questions, beside chance, and about how long
+    all will take. InputError if it answers multiple choice no better than chance, without --force.
+    """
+    args = run.args
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.75 * cores and not args.threads:
+        print(f"other work keeps {load:.1f} of {cores} cores busy, and every small operation waits "
+              "for all threads; --threads 1 may be several times as fast")
+    if len(tests) < 100:
+        print(f"{len(tests)} test questions: a 95% interval will reach about "
+              f"{100 * margin(0.5, len(tests)):.0f} points to either side")
+    each = plain_model(run.model, run.tokenizer, prompts, args, refuse=not args.force)
+    began, few = time.time(), tests[:64]
+    answer(run.model, run.tokenizer, few, None, args.batch_size)
+    written = (time.time() - began) / len(few)
+    paths = args.simulations + 1
+    searched = len(whole_lines(run.out / "labels.jsonl"))
+    asked = (max(0, len(prompts) - searched) * paths
+             + len(prompts) * MENU * (args.choose in ("safe", "consensus")))
+    trained = (2 * args.seeds + 4 * (args.choose == "safe")) * run.config.epochs * len(prompts)
+    sizes = run.model.config.num_layers * run.model.config.hidden_size * run.config.width
+    seconds = (each * asked + written * len(tests) * (2 * args.seeds + STATICS)
+               + PRODUCT * trained * 6 * sizes * run.config.windows)
+    less = "at most " if run.out.exists() else ""  # some of it may be there already
+    print(f"all together this takes {less}about {span(seconds)}; what is found is kept, so that "
+          "the same command goes on where it was stopped")
+
+
+def expectation(gain, interval, layers, num_layers, pays):
+    """The sentence on what routing is expected to do. gain, layers (N,): of each label question, by
+    routers that learned from others."""
+    low, high = (100 * end for end in interval)
+    return (f"expected on fresh questions, cross-validated on {len(gain)} label questions: "
+            f"{100 * gain.mean():+.1f} points [{low:+.1f}, {high:+.1f}] at {layers.mean():.2f} of "
+            f"{num_layers} layers: routing is {'' if pays else 'not '}expected to pay on this model"
+            + ("" if pays else ", so the routers execute every layer "
+                               "(--choose consensus trains others all the same)"))
+
+
+def span(seconds):
+    """About how long, with one digit that counts: "40 s", "6 min", "3 h"."""
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size or unit == "s":
+            return f"{max(1, round(seconds / size))} {unit}"
+
+
+# ---- the command ----
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__)
@@ -274,7 +330,7 @@ def train(run):
           f"each, {len(tests)} to test, into {out}")
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
     claim(out, run.settings, args.overwrite)
-    advice.before(run, prompts, tests)
+    say_before(run, prompts, tests)
     run.kept = Kept(out / "kept.jsonl", run.model, run.settings["train"])
     rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)

@@ -44,7 +44,8 @@ def rewards(chosen=None):
         sys.exit("course/my_ablation.py: not there yet; see course/handouts/5.2.md")
     sys.path[:0] = [str(ROOT)]
     from model_llama import load_model, load_tokenizer
-    from tasks import answer, load_all, prepare
+    from answers import answer, prepare
+    from questions.loading import load_all
     mine = importlib.import_module("course.my_ablation")
     files = [ROOT / "demo" / "questions" / Path(name).name for name in mine.QUESTIONS]
     model, tokenizer = load_model(ROOT / "demo/model"), load_tokenizer(ROOT / "demo/model")

@@ -26,7 +26,7 @@ from runs import Run, run_all
 
 import cli  # noqa: E402 - make_assignment found it
 from label import digest  # noqa: E402
-from parts.files import InputError, read_json, write_json  # noqa: E402
+from storage.files import InputError, read_json, write_json  # noqa: E402
 
 AGAIN = '''from course.ablation import asked_again
 
@@ -48,7 +48,7 @@ class Course:
 
     def __init__(self, seed=None):
         self.texts, self.seed = project(seed), seed
-        self.tasks = read_tasks(self.texts["course/tasks.toml"])
+        self.tasks = read_tasks(self.texts["course/assignments.toml"])
         self.samples, self.mutants = split_mutants(self.texts, self.tasks, seed)
         self.blank = self.texts | blanked_files(self.texts, self.tasks)
         self.tree = {name: text for name, text in self.texts.items() if name.endswith(".py")}

@@ -1,6 +1,6 @@
 """Writes a student's tree: this project with the bodies of the tasks' functions taken out.
 
-course/tasks.toml names the functions. Signature and docstring stay, the body becomes
+course/assignments.toml names the functions. Signature and docstring stay, the body becomes
 `raise NotImplementedError("task 4.3: focal loss")`; nothing else in a file changes. The answers
 (the grader, our own properties and ablation, most mutants) stay behind.
 
@@ -21,14 +21,14 @@ from pathlib import Path
 from try_mutants import COURSE, ROOT, read_mutants, tomllib
 
 import cli  # noqa: E402 - try_mutants found it
-from parts.files import InputError  # noqa: E402
+from storage.files import InputError  # noqa: E402
 
 SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
           "course/ablation.json", "course/my_ablation.py", "course/TEACHER.md",
           "course/variants.toml", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot
 TEXTS = ("*.py", "*.md", "docs/*", "course/*.*", "course/*/*", "tests/*.py", "demo/*.py",
-         "extras/*.py", "parts/*.py")
+         "storage/*.py", "questions/*.py", "checkpoint/*.py", "experiments/*.py", "tools/*.py")
 SAMPLES = 2  # mutants of a part that students may try
 
 
@@ -54,12 +54,12 @@ class Task:
 def read_tasks(text=None):
     """{number: Task} of a task table; InputError where a function is listed twice."""
     tasks, seen = {}, {}
-    text = text or (COURSE / "tasks.toml").read_text()
+    text = text or (COURSE / "assignments.toml").read_text()
     for number, row in tomllib.loads(text).items():
         functions = tuple(tuple(name.split(".", 1)) for name in row.get("functions", ()))
         for module, name in functions:
             if (module, name) in seen:
-                raise InputError(f"course/tasks.toml: {module}.{name} is listed twice, in tasks "
+                raise InputError(f"course/assignments.toml: {module}.{name} is listed twice, in tasks "
                                  f"{seen[module, name]} and {number}")
             seen[module, name] = number
         tasks[number] = Task(number, row["title"], row["points"], row["handout"], functions,
@@ -163,7 +163,7 @@ def blanked_files(texts, tasks, keep=()):
             try:
                 find(ast.parse(texts[file]), name)
             except (ValueError, KeyError) as error:
-                raise InputError(f"course/tasks.toml: {file}: {name} {error}") from error
+                raise InputError(f"course/assignments.toml: {file}: {name} {error}") from error
         changed[file] = blank(texts[file], wanted)
     return changed
 
@@ -186,10 +186,10 @@ def write_tree(out, keep=(), seed=None):
     if ROOT in out.parents or out == ROOT:
         raise InputError(f"{out}: choose a folder outside the project")
     texts = project(seed)
-    tasks = read_tasks(text=texts["course/tasks.toml"])
+    tasks = read_tasks(text=texts["course/assignments.toml"])
     unknown = set(keep) - set(tasks) - {task.part for task in tasks.values()}
     if unknown:
-        raise InputError(f"course/tasks.toml: no task or part {min(unknown)}")
+        raise InputError(f"course/assignments.toml: no task or part {min(unknown)}")
     left = {k: task for k, task in tasks.items() if not {k, task.part} & set(keep)}
     kept = {file for k in tasks.keys() - left.keys() if tasks[k].graded_by == "ablation"
             for file in ("course/ablation.json", "course/my_ablation.py")}

@@ -37,7 +37,8 @@ from try_mutants import COURSE, ROOT
 ASSERTED_WITH = ("math", "itertools", "random", "json", "pytest", "numpy", "torch.nn.functional",
                  "torch.testing", "torch")
 PATCHED_BY_TORCH = {(torch, "manual_seed")}  # once, when its compiler is first looked for
-FOLDERS = (ROOT, COURSE, ROOT / "parts", ROOT / "extras")
+ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
+FOLDERS = (ROOT, COURSE, *(ROOT / room for room in ROOMS))
 RESTLESS = ("warnings", "sys", "threading", "_pytest.", "hypothesis.", "linecache", "torch._dynamo")
 
 

@@ -23,7 +23,7 @@ ROOT = COURSE.parent
 sys.path.insert(0, str(ROOT))
 
 import cli  # noqa: E402 - it lies one folder up
-from parts.files import InputError  # noqa: E402
+from storage.files import InputError  # noqa: E402
 
 
 @dataclass(frozen=True)

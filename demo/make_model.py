@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import make_questions as questions  # noqa: E402
 
 import model_llama  # noqa: E402
-from hf_folder import Config  # noqa: E402
+from checkpoint.config import Config  # noqa: E402
 
 IDS = {word: i for i, word in enumerate(questions.WORDS)}
 EOS, IGNORE = IDS["<eos>"], -100

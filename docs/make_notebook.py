@@ -14,7 +14,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from parts.files import write_whole  # noqa: E402
+from storage.files import write_whole  # noqa: E402
 
 FENCE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 SETUP = ("import os, sys\n"

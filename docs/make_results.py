@@ -2,8 +2,8 @@
 
     .venv/bin/python docs/make_results.py
 
-The results lie in assets/: demo.json, bases.json and paper.json, which take_in.py writes,
-real.json, which take_real.py writes, and measured.json, whose tables were copied by hand from what
+The results lie in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
+real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from what
 a command printed, each with that command. The words of a page stand in its template, where $name
 is one of the tables.
 """
@@ -22,16 +22,17 @@ from draw import draw  # noqa: E402
 import cli  # noqa: E402
 from cli import aligned, percent  # noqa: E402
 from evaluate import total_row  # noqa: E402
-from parts.files import InputError, read_json, write_whole  # noqa: E402
+from storage.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("parts/files parts/progress cli parts/chat_template hf_folder parts/linear model_llama "
-         "mcts grading parts/schemas parts/questions parts/sharing parts/likelihood tasks "
-         "parts/advice parts/run_folder parts/label_file label parts/router_file drllm "
-         "parts/kept choose evaluate train").split()
+FILES = ("storage/files storage/run_folder storage/router_file storage/label_file cli "
+         "checkpoint/chat_template checkpoint/config checkpoint/weights checkpoint/tokenizer "
+         "questions/grading questions/schemas questions/loading questions/prompts "
+         "questions/reward model_llama mcts drllm answers label storage/answer_cache choose "
+         "evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 
 

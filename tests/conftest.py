@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items
                     if (mark := item.get_closest_marker("task")) and wanted in mark.args]
         if not items:
-            raise pytest.UsageError(f"--task {wanted}: no tests; course/tasks.toml has the tasks, "
+            raise pytest.UsageError(f"--task {wanted}: no tests; course/assignments.toml has the tasks, "
                                     "and says which of them are not graded by tests of ours")
 
 
@@ -98,8 +98,8 @@ def own_answers(folder, number, seed=0):
 def tiny_questions(tmp_path):
     """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
     from model_llama import load_model, load_tokenizer
-    from parts.questions import read_row
-    from tasks import prepare
+    from questions.loading import read_row
+    from answers import prepare
     from tiny import save_tiny, tiny_model
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     model, tokenizer = load_model(folder), load_tokenizer(folder)

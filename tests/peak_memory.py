@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cli import DTYPES  # noqa: E402
-from hf_folder import read_config  # noqa: E402
+from checkpoint.config import read_config  # noqa: E402
 from model_llama import Llama, load_model  # noqa: E402
 
 

@@ -6,12 +6,16 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_model
 
+import cli
+import evaluate
+import label
 import train
-from parts import advice, progress
-from parts.advice import after, margin, plain_score, span
-from parts.files import InputError, write_json
-from parts.questions import Question
-from parts.run_folder import CARD, claim, folder_of, take
+from evaluate import after
+from label import margin, plain_score
+from train import span
+from storage.files import InputError, write_json
+from questions.loading import Question
+from storage.run_folder import CARD, claim, folder_of, take
 
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
@@ -41,13 +45,13 @@ def test_a_busy_machine_is_said_once_and_only_where_threads_were_not_chosen(monk
     """Two processes of two threads on two cores run many times slower, and nobody knew why."""
     def said(load, threads):
         lines = []
-        monkeypatch.setattr(advice.os, "getloadavg", lambda: (load, 0, 0))
+        monkeypatch.setattr(train.os, "getloadavg", lambda: (load, 0, 0))
         monkeypatch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(words)))
-        monkeypatch.setattr(advice, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(label, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         args = SimpleNamespace(threads=threads, batch_size=1, force=False)
         run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None)
         with pytest.raises(KeyboardInterrupt):
-            advice.before(run, [None], [None] * 100)
+            train.say_before(run, [None], [None] * 100)
         return lines
     assert len(said(99, None)) == 1 and "--threads 1" in said(99, None)[0]
     assert not said(0.0, None) and not said(99, 1)
@@ -91,11 +95,11 @@ def test_tasks_that_chance_explains_are_named_below_the_table():
     right = torch.tensor([1.0] * 33 + [0.0] * 67 + [1.0] * 34 + [0.0] * 166)
     table = lambda some: SimpleNamespace(prompts=prompts[some], outcomes={
         "vanilla": SimpleNamespace(right=right[some])})
-    assert advice.tasks_at_chance(table(slice(0, 300))) == [
+    assert evaluate.tasks_at_chance(table(slice(0, 300))) == [
         "The plain model is no better than chance on guessed (33.0%, chance 25.0 ± 8.5): there, "
         "gains and losses are luck."]
-    assert advice.tasks_at_chance(table(slice(100, 300))) == []
-    assert advice.tasks_at_chance(table(slice(71, 100))) == []  # too few to say so
+    assert evaluate.tasks_at_chance(table(slice(100, 300))) == []
+    assert evaluate.tasks_at_chance(table(slice(71, 100))) == []  # too few to say so
 
 
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
@@ -106,25 +110,25 @@ def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
 
 def test_another_score_than_the_routers_learned_from_is_said():
     seeds = [SimpleNamespace(notes={"score": "likelihood"})] * 2
-    said, = advice.other_score(seeds, "letter", of_task("x", 4, 1))
+    said, = evaluate.other_score(seeds, "letter", of_task("x", 4, 1))
     assert "by likelihood, and were asked by letter" in said
-    assert not advice.other_score(seeds, "likelihood", of_task("x", 4, 1))
-    assert not advice.other_score(seeds, "letter", of_task("x", 0, 1))
-    assert not advice.other_score([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
+    assert not evaluate.other_score(seeds, "likelihood", of_task("x", 4, 1))
+    assert not evaluate.other_score(seeds, "letter", of_task("x", 0, 1))
+    assert not evaluate.other_score([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
 
 
 def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, capsys):
     """Catches an estimate for a finished search that is as long as for a new one."""
-    monkeypatch.setattr(advice, "plain_model", lambda *_, refuse: 1.0)
-    monkeypatch.setattr(advice, "answer", lambda *_: None)
+    monkeypatch.setattr(train, "plain_model", lambda *_, refuse: 1.0)
+    monkeypatch.setattr(train, "answer", lambda *_: None)
     args = SimpleNamespace(threads=1, batch_size=1, simulations=50, choose="shortest", seeds=1,
                            force=False)
     run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None, out=tmp_path,
                           config=SimpleNamespace(epochs=1, width=1, windows=1))
     for searched, said in (0, "510 s"), (4, "306 s"), (99, "1 s"):
         (tmp_path / "labels.jsonl").write_text("{}\n" * searched)
-        monkeypatch.setattr(advice, "span", lambda seconds: f"{max(1, round(seconds))} s")
-        advice.before(run, [None] * 10, [None] * 100)
+        monkeypatch.setattr(train, "span", lambda seconds: f"{max(1, round(seconds))} s")
+        train.say_before(run, [None] * 10, [None] * 100)
         assert f"takes at most about {said}" in capsys.readouterr().out
 
 
@@ -203,10 +207,10 @@ def test_advice_is_not_what_was_done_already(tmp_path):
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(advice, "judge", lambda *_: (torch.zeros(40), None))
+            patch.setattr(label, "judge", lambda *_: (torch.zeros(40), None))
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
-                advice.plain_model(model, None, prompts, args, refuse=True)
+                label.plain_model(model, None, prompts, args, refuse=True)
         assert ("--score likelihood" in str(error.value)) == (score == "letter")
 
 
@@ -232,14 +236,14 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, 
 def test_where_there_is_no_terminal_a_bar_is_lines_and_short_work_shows_none(monkeypatch, capsys):
     """Catches a log file of one line with ten thousand carriage returns."""
     for every, lines in (30, 0), (0, 4):
-        monkeypatch.setattr(progress, "EVERY", every)
-        assert list(progress.progress_bar(range(3), "work", miniters=1)) == [0, 1, 2]
+        monkeypatch.setattr(cli, "EVERY", every)
+        assert list(cli.progress_bar(range(3), "work", miniters=1)) == [0, 1, 2]
         said = capsys.readouterr().err
         assert "\r" not in said and said.count("\n") == said.count("work: ") == lines
         assert all(line == line.strip() for line in said.splitlines())
 
 
 def test_on_a_terminal_it_is_the_library_s_own_bar(monkeypatch):
-    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress, "tqdm", lambda *args, **options: (args, options))
-    assert progress.progress_bar([1], "x") == (([1], "x"), {"leave": False})
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(cli, "tqdm", lambda *args, **options: (args, options))
+    assert cli.progress_bar([1], "x") == (([1], "x"), {"leave": False})

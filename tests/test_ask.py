@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from drllm import Routers
-from extras import ask
+from tools import ask
 from model_llama import fixed, generate, load_model, load_tokenizer
-from parts.files import InputError
+from storage.files import InputError
 from tiny import edit_json, save_tiny, tiny_model
 
 TEMPLATE = ("{% for m in messages %}{{ 0 if m.role == 'user' else 1 }} {{ m.content }} {% endfor %}"
@@ -216,7 +216,7 @@ def test_ids_that_the_model_does_not_know_are_refused(folders):
 
 
 def test_the_command_answers_and_refuses_in_one_line(folders):
-    command = [sys.executable, "-m", "extras.ask", "--model", folders[0], "--routers"]
+    command = [sys.executable, "-m", "tools.ask", "--model", folders[0], "--routers"]
     how = {"cwd": ROOT, "capture_output": True, "env": os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:strict"}, "timeout": 300}
     made = subprocess.run([*command, folders[1]], input=b"a b\n\xff c\n", **how)

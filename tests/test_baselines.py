@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from drllm import Routers
 from evaluate import Comparison
-from extras import baselines
-from extras.baselines import (BASELINES, Setting, at_depth, block_influence, block_scores,
+from experiments import methods as baselines
+from experiments.methods import (BASELINES, Setting, at_depth, block_influence, block_scores,
                               random_choices, swapped)
 from model_llama import fixed, generate
-from parts.files import InputError
-from tasks import Prompt, Question, answer
+from storage.files import InputError
+from answers import Prompt, answer
+from questions.loading import Question
 from tiny import tiny_model
 
 

@@ -1,4 +1,4 @@
-"""extras/bench.py runs, measures what it says and needs no transformers; no figure is asserted."""
+"""tools/bench.py runs, measures what it says and needs no transformers; no figure is asserted."""
 import json
 import random
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from extras import bench
+from tools import bench
 from mcts import is_legal
 from tiny import tiny_config
 
@@ -29,7 +29,7 @@ def test_every_section_writes_rows(section, tiny_shape, tmp_path, capsys):
     bench.main([section, "--shape", "3b", "--out", str(out), *SMALL])
     result = json.loads(out.read_text())
     assert list(result["sections"]) == [section] and result["sections"][section]
-    assert result["command"].startswith(f"python -m extras.bench {section}")
+    assert result["command"].startswith(f"python -m tools.bench {section}")
     assert section in capsys.readouterr().out
 
 

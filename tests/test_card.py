@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import cli
 from drllm import Routers
-from extras import card
-from parts.files import InputError
+from tools import card
+from storage.files import InputError
 
 FIGURES = {"accuracy": 0.822, "layers": 11.6, "layers_executed": 28.2, "n": 2000, "gain": 0.072,
            "interval": [0.056, 0.089], "sd": None, "execute": 0.7}
@@ -51,7 +51,7 @@ def test_a_card_says_what_the_files_say(tmp_path):
     assert "| hard | out | 2000 | 82.2 |" in text and "means over 3 seeds" in text
     assert "3 layers of 16, fingerprint 0123456789abcdef" in text
     assert "984 questions (easy, hard) from one.jsonl, two.jsonl, 50 paths" in text
-    assert "2510.12773" in text and "extras.ask" in text and "evaluate.py" in text
+    assert "2510.12773" in text and "tools.ask" in text and "evaluate.py" in text
     assert "/home" not in text and "secret" not in text and str(tmp_path) not in text
 
 

@@ -14,7 +14,7 @@ from choose import (along_each, cluster, confident, consensus, edit_effects, goo
                     half_gain_price, menu, neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
 from model_llama import fixed, generate
-from tasks import grade
+from questions.reward import grade
 
 seeds = st.integers(0, 10**6)
 DEFAULT, SHORT, LONG = (1, 1, 1), (1, 0, 1), (1, 2, 1)

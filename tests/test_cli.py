@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from parts.files import InputError, locked, open_tensors, read_file, read_json, write_json
+from storage.files import InputError, locked, open_tensors, read_file, read_json, write_json
 
 # ---- reading ----
 
@@ -80,7 +80,7 @@ def test_parts_left_by_killed_processes_are_removed_and_no_others(tmp_path):
 
 HOLDER = """
 import sys, time
-from parts.files import locked
+from storage.files import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -22,7 +22,7 @@ from ablation import check_ablation, figures, problems  # noqa: E402
 from grade import Course, passages, similarities, trees  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
-from parts.files import InputError  # noqa: E402
+from storage.files import InputError  # noqa: E402
 
 COMMON = Course()
 TASKS = COMMON.tasks
@@ -74,7 +74,7 @@ def test_a_blank_tree_differs_from_ours_in_the_named_bodies_only(assignment):
 def test_a_blank_tree_holds_the_project_and_no_answer(assignment):
     """Catches mutants, properties or the grader handed out, and a file that is needed left out."""
     for name in ("README.md", "Makefile", "train.py", "tests/conftest.py", "tests/tiny.py",
-                 "demo/model/config.json", "course/README.md", "course/tasks.toml",
+                 "demo/model/config.json", "course/README.md", "course/assignments.toml",
                  "course/ablation.py", "course/routers.safetensors", "course/try_mutants.py",
                  *(f"course/{task.handout}" for task in TASKS.values())):
         assert (assignment / name).is_file(), name
@@ -437,7 +437,7 @@ def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
     """Catches a sample that stands in code a student must write, so that it cannot be planted."""
     tree = tmp_path / "tree"
     shutil.copytree(assignment, tree)
-    for name in ("evaluate.py", "course/luck.py", "extras/statistics.py",
+    for name in ("evaluate.py", "course/luck.py", "experiments/statistics.py",
                  "tests/test_properties_6.py"):
         shutil.copy(ROOT / name, tree / name)
     done = subprocess.run([sys.executable, "course/try_mutants.py", "6"], cwd=tree, text=True,

@@ -10,7 +10,7 @@ import pytest
 import model_llama
 from cli import DEMO
 from model_llama import load_model, load_tokenizer
-from tasks import load_questions
+from questions.loading import load_questions
 
 FILES = {name: DEMO / "questions" / f"{name}.jsonl" for name in ("label", "test", "ood")}
 

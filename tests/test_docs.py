@@ -31,7 +31,7 @@ import make_notebook  # noqa: E402
 import make_results  # noqa: E402
 from draw import draw  # noqa: E402
 
-from parts.files import read_json  # noqa: E402
+from storage.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
     "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/real_model.md",
@@ -40,6 +40,7 @@ README, TUTORIAL = PAGES["README.md"], PAGES["docs/tutorial.md"]
 RESULTS = PAGES["docs/results.md"]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 KINDS = ("python", "console", "sh", "text", "math", "bibtex")
+ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 OPTIONAL = {"lm-eval", "gguf"}  # extras that a page may tell to install
 
 
@@ -149,7 +150,7 @@ def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
 def copy(tmp_path_factory):
     """A folder like a clean clone: what is in it are links, what commands make is its own."""
     folder = tmp_path_factory.mktemp("clone")
-    for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", "extras", "parts"))):
+    for entry in (*ROOT.glob("*.py"), *(ROOT / name for name in ("demo", *ROOMS))):
         (folder / entry.name).symlink_to(entry)
     return folder
 
@@ -207,7 +208,7 @@ def parse(module, arguments):
 def harness_arguments(words):
     """The adapter's options in --model_args; its other flags are the harness's own."""
     given = next(words[n + 1] for n, word in enumerate(words) if word == "--model_args")
-    tree = ast.parse((ROOT / "extras" / "lm_eval_drllm.py").read_text())
+    tree = ast.parse((ROOT / "tools" / "lm_eval_drllm.py").read_text())
     maker = next(f for c in tree.body if isinstance(c, ast.ClassDef) for f in c.body
                  if isinstance(f, ast.FunctionDef) and f.name == "__init__")
     wrong = {pair.split("=")[0] for pair in given.split(",")} - {a.arg for a in maker.args.args}
@@ -238,7 +239,7 @@ def misunderstood(command):
     if module == "docs.make_results":  # takes no arguments and has no parser
         return "".join(words[2:])
     arguments = words[3:] if words[1] == "-m" else words[2:]
-    if module == "extras.lm_eval_drllm":
+    if module == "tools.lm_eval_drllm":
         return harness_arguments(words)
     return parse(module, arguments)
 
@@ -278,7 +279,7 @@ def test_commands_leave_nothing_in_the_root(page):
 def wrong_flags(text):
     """Flags in the prose that no program of the project has."""
     sources = "".join(file.read_text(encoding="utf-8") for where in (
-        "*.py", "extras/*.py", "parts/*.py", "course/*.py", "demo/*.py", "docs/*.py",
+        "*.py", *(f"{room}/*.py" for room in ROOMS), "course/*.py", "demo/*.py", "docs/*.py",
         "tests/conftest.py") for file in ROOT.glob(where))
     flags = {word for span in code_spans(text) if span.startswith("--")
              for word in span.split() if word.startswith("--")}
@@ -323,12 +324,12 @@ def wrong_names(text):
         name = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]\w*)", span)
         if re.fullmatch(r"test_\w+", span):
             exists = span in tests
-        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|extras|parts|course|docs)/[\w./]*", span):
-            exists = (ROOT / span).exists() or (ROOT / "extras" / span).exists()
+        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|storage|questions|checkpoint|experiments|tools|course|docs)/[\w./]*", span):
+            exists = (ROOT / span).exists() or any((ROOT / room / span).exists() for room in ROOMS)
         elif name and name[1] not in of_a_run and name[2] not in ("json", "jsonl", "csv", "txt",
                                                                    "toml", "lock"):
             exists = any(file.exists() and name[2] in defined(file) for file in (
-                ROOT / f"{name[1]}.py", ROOT / "extras" / f"{name[1]}.py"))
+                ROOT / f"{name[1]}.py", *(ROOT / room / f"{name[1]}.py" for room in ROOMS)))
         else:
             continue
         wrong += [] if exists else [span]

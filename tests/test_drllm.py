@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss, interpolate,
                    pool_windows, window_matrix)
 from model_llama import Slot, fixed, generate, pad, prefill
-from parts.files import InputError
+from storage.files import InputError
 from tiny import WORDS, tiny_model
 
 D = 16  # hidden size of the tiny model

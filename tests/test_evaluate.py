@@ -16,11 +16,11 @@ from choose import frontier
 from drllm import Routers
 from cli import aligned
 from evaluate import Outcome, interval, shuffled, summarise
-from extras.statistics import static_at
+from experiments.statistics import static_at
 from model_llama import fixed
-from parts.files import InputError
-from parts.questions import read_row
-from tasks import Answers, answer
+from storage.files import InputError
+from questions.loading import read_row
+from answers import Answers, answer
 
 
 def answers(right, decisions, passes=2):

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from cli import percent
 from drllm import RouterRoute, Routers
 from evaluate import Comparison, Outcome
-from extras import explain, replay
-from extras.explain import (bar_widths, explained, of_all_seeds, page, percents, printable,
+from tools import explain, replay
+from tools.explain import (bar_widths, explained, of_all_seeds, page, percents, printable,
                             records, safe_json, shortened, spread, watch)
-from extras.replay import likeliest, replayed, told_search
+from tools.replay import likeliest, replayed, told_search
 from label import content_hash, header, question_rng
 from mcts import SearchConfig, score, search, select
-from parts.files import InputError, write_json
-from tasks import Question, answer, prepare
+from storage.files import InputError, write_json
+from questions.loading import Question
+from answers import answer, prepare
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
            "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
@@ -485,7 +486,7 @@ def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
 def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
     """From an empty folder, where the demo has not been made."""
     root = explain.TEMPLATE.parents[1]
-    made = subprocess.run([sys.executable, "-m", "extras.explain"], cwd=tmp_path, text=True,
+    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert made.returncode == 2 and made.stderr.count("\n") == 1
     assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr

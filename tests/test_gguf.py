@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from extras.gguf import convert, stretching
-from hf_folder import Llama3Rope, load_tokenizer
+from tools.gguf import convert, stretching
+from checkpoint.config import Llama3Rope
+from checkpoint.tokenizer import load_tokenizer
 from model_llama import inverse_frequencies, load_model
-from parts.files import InputError, read_json
+from storage.files import InputError, read_json
 from tiny import tiny_config, tiny_model
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -450,7 +451,7 @@ def test_folder_with_files_is_left_alone(tmp_path):
 
 def test_command_writes_a_folder_or_one_line(tmp_path):
     file = write_gguf(tmp_path / "m.gguf", gguf_model())
-    command = [sys.executable, "-m", "extras.gguf"]
+    command = [sys.executable, "-m", "tools.gguf"]
     done = subprocess.run([*command, file, tmp_path / "out", "--dtype", "float32"], cwd=ROOT,
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "weights in float32" in done.stdout

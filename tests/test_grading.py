@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import grading
-from grading import answers_equal, extract_boxed
+from questions import grading
+from questions.grading import answers_equal, extract_boxed
 
 HANG = 1.0  # seconds of CPU; what is measured is below 0.13
 FUZZ = settings(max_examples=int(os.environ.get("GRADING_FUZZ", 200)), deadline=None,

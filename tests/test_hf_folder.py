@@ -22,18 +22,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-import hf_folder
-from hf_folder import (Config, Llama3Rope, list_tensors, load_tokenizer, read_config, read_weights,
-                       tensor_files)
+from checkpoint import weights
+from checkpoint.config import Config, Llama3Rope, read_config
+from checkpoint.weights import list_tensors, read_weights, tensor_files
+from checkpoint.tokenizer import load_tokenizer
 from model_llama import generate, load_model
-from parts import chat_template
-from parts.chat_template import FIXED_DATE
-from parts.files import InputError
+from checkpoint import chat_template
+from checkpoint.chat_template import FIXED_DATE
+from storage.files import InputError
 from tiny import ABSENT, FAMILIES, edit_json, edit_tensors, save_tiny, shard, tiny_model
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 HI = [{"role": "user", "content": "3 4"}]
-ROOT = Path(hf_folder.__file__).parent
+ROOT = Path(weights.__file__).parents[1]
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_sharded_folder_is_the_same_model(family, count, rng):
 def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
     """Catches a file that stays mapped while all its tensors are read: every page of it then
     counts as memory, a second copy of the weights (tests/peak_memory.py measures it)."""
-    reads, plain = [], hf_folder.open_tensors
+    reads, plain = [], weights.open_tensors
 
     @contextlib.contextmanager
     def counted(file):
@@ -105,7 +106,7 @@ def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
                     reads[-1] += 1
                     return get(name)
             yield Counted()
-    monkeypatch.setattr(hf_folder, "open_tensors", counted)
+    monkeypatch.setattr(weights, "open_tensors", counted)
     weights_of(folder)
     reads = reads[1:]
     assert sum(reads) == len(list_tensors(folder)) and max(reads) == 1
@@ -675,7 +676,7 @@ def test_threads_get_the_answers_to_their_own_questions():
 
 FORKS = """
 import os, sys
-from parts.chat_template import _child, render
+from checkpoint.chat_template import _child, render
 assert render("{{ 1 }}", {}) == ["1", ""]
 mine = os.fork()
 for n in range(300):

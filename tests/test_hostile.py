@@ -29,7 +29,7 @@ import train
 from conftest import ROOT
 from drllm import Routers
 from model_llama import load_model
-from parts.questions import read_row, split
+from questions.loading import read_row, split
 from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
 
 COUNT = 10

@@ -1,4 +1,4 @@
-"""Claims about tasks.judge: the grade that the whole answer would get, for less work.
+"""Claims about answers.judge: the grade that the whole answer would get, for less work.
 
 Tiny random models speak PIECES, decoded byte by byte as by a real tokenizer, so that an answer has
 many spellings, may break off inside a character, and often is a letter, a box or a stop. What a
@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-import tasks
+import answers
 from model_llama import fixed, generate, load_tokenizer, pad, prefill
-from parts.sharing import through_layers
-from tasks import (OPENED, Prompt, Question, answer, extract_answer, gold_ids, grade, judge,
-                   prepare, said_first, settled_grade, stop_ids)
+from answers import through_layers
+from questions.loading import OPENED, Question
+from answers import Prompt, answer, judge, prepare, said_first, settled_grade, stop_ids
+from questions.reward import extract_answer, grade
+from questions.prompts import gold_ids
 from tiny import FAMILIES, WORDS, edit_json, save_tiny, tiny_model
 
 PIECES = [OPENED, "Answer:", *"ABCD().\n#{}0123456/-", "5}", "12", "5}\n", "3#", "2 ", " ", "the",
@@ -253,7 +255,7 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
         if settled_grade(ids[:agreed + 1], prompt, tokenizer) is None:
             wanted.append((prompt.ids, tuple(path.tolist())))
     asked = []
-    monkeypatch.setattr(tasks, "generate", lambda model, ids, route, *rest: asked.extend(
+    monkeypatch.setattr(answers, "generate", lambda model, ids, route, *rest: asked.extend(
         zip(ids, map(tuple, route.decisions.tolist()))) or generate(model, ids, route, *rest))
     for block in model.layers:
         block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].shape[:2]))
@@ -269,7 +271,7 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
 
 def test_a_model_that_says_the_gold_answer_is_asked_once(tokenizers, monkeypatch):
     """The same for every question whose gold answer is, token by token, what the model says."""
-    monkeypatch.setattr(tasks, "generate", lambda *_: pytest.fail("an answer was generated"))
+    monkeypatch.setattr(answers, "generate", lambda *_: pytest.fail("an answer was generated"))
     for seed in range(12):
         model, prompts, paths, _ = case_of(seed, tokenizers[0])
         for prompt, path in zip(prompts, paths):

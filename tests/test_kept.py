@@ -4,12 +4,12 @@ import json
 import pytest
 import torch
 
-import parts.kept
+import storage.answer_cache
 import train
 from conftest import own_answers
 from drllm import RouterRoute, Routers
-from parts.kept import Kept, name_of
-from tasks import answer, judge
+from storage.answer_cache import Kept, name_of
+from answers import answer, judge
 from tiny import save_tiny, tiny_model
 
 
@@ -50,8 +50,8 @@ def test_answers_and_verdicts_come_back_as_they_were(tiny_questions, tmp_path, m
     assert all(map(torch.equal, first[1], judge(model, tokenizer, prompts, paths)))
     with open(file, "a") as torn:
         torn.write('["half a li')
-    monkeypatch.setattr("parts.kept.answer", refuse)
-    monkeypatch.setattr("parts.kept.judge", refuse)
+    monkeypatch.setattr("storage.answer_cache.answer", refuse)
+    monkeypatch.setattr("storage.answer_cache.judge", refuse)
     seen = []
     kept = Kept(file, model)
     assert same(first[0], kept.answer(model, tokenizer, prompts, None, progress=seen.append))
@@ -67,8 +67,8 @@ def test_nothing_is_taken_for_something_else(tiny_questions, tmp_path, monkeypat
     kept = Kept(file, model)
     kept.answer(model, tokenizer, prompts, paths)
     kept.judge(model, tokenizer, prompts, paths)
-    monkeypatch.setattr("parts.kept.answer", refuse)
-    monkeypatch.setattr("parts.kept.judge", refuse)
+    monkeypatch.setattr("storage.answer_cache.answer", refuse)
+    monkeypatch.setattr("storage.answer_cache.judge", refuse)
     other = paths.clone()
     other[0, 0] = 2
     for way in (kept.answer, kept.judge):
@@ -84,15 +84,15 @@ def test_answers_of_other_code_or_in_other_numbers_are_not_taken(tiny_questions,
     """Catches the table of yesterday's code below a changed line, and float32's for bfloat16."""
     model, tokenizer, prompts = tiny_questions
     Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
-    monkeypatch.setattr("parts.kept.answer", refuse)
+    monkeypatch.setattr("storage.answer_cache.answer", refuse)
     Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
-    for change in (lambda: monkeypatch.setattr("parts.kept.code", lambda: "other"),
+    for change in (lambda: monkeypatch.setattr("storage.answer_cache.code", lambda: "other"),
                    lambda: model.to(torch.bfloat16)):
         change()
         with pytest.raises(AssertionError, match="asked again"):
             Kept(tmp_path / "k", model).answer(model, tokenizer, prompts, None)
         monkeypatch.undo()
-        monkeypatch.setattr("parts.kept.answer", refuse)
+        monkeypatch.setattr("storage.answer_cache.answer", refuse)
 
 
 def test_the_name_of_a_route_is_all_that_it_does(routers):
@@ -129,8 +129,8 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(where, tmp_path, 
     def run(out):
         train.main([*tiny_run, "--out", str(tmp_path / out), "--force"])
         return json.loads((tmp_path / out / "metrics.json").read_text())["routes"]
-    calls, real = [], getattr(parts.kept, where)
-    monkeypatch.setattr(f"parts.kept.{where}", lambda *a: calls.append(0) or real(*a))
+    calls, real = [], getattr(storage.answer_cache, where)
+    monkeypatch.setattr(f"storage.answer_cache.{where}", lambda *a: calls.append(0) or real(*a))
     wanted, number = run("whole"), len(calls)
     assert number > 3
     calls.clear()
@@ -141,8 +141,8 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(where, tmp_path, 
             raise KeyboardInterrupt
         calls.append(0)
         return real(*a)
-    monkeypatch.setattr(f"parts.kept.{where}", stops)
+    monkeypatch.setattr(f"storage.answer_cache.{where}", stops)
     with pytest.raises(KeyboardInterrupt):
         run("stopped")
-    monkeypatch.setattr(f"parts.kept.{where}", lambda *a: calls.append(0) or real(*a))
+    monkeypatch.setattr(f"storage.answer_cache.{where}", lambda *a: calls.append(0) or real(*a))
     assert run("stopped") == wanted and len(calls) == number

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 import cli
 import label as labelling
-import tasks
+import answers
 from label import label, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import fixed, generate, load_model, load_tokenizer
-from parts.files import InputError, read_json, write_json, write_whole
-from tasks import Prompt, Question, answer, batches, extract_answer, grade, judge, load_all, prepare
+from storage.files import InputError, read_json, write_json, write_whole
+from answers import Prompt, answer, batches, judge, prepare
+from questions.loading import Question, load_all
+from questions.reward import extract_answer, grade
 from tiny import WORDS, save_tiny, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -815,7 +817,7 @@ def test_batches_hold_every_prompt_once_within_the_bounds(sizes, batch_size):
         assert len({prompts[i].question.budget for i in rows}) == 1
         assert 1 <= len(rows) <= batch_size
         longest = max(len(prompts[i].ids) for i in rows)
-        assert len(rows) == 1 or len(rows) * longest <= tasks.BATCH_TOKENS
+        assert len(rows) == 1 or len(rows) * longest <= answers.BATCH_TOKENS
 
 
 def test_batches_are_as_full_as_they_may_be():

@@ -11,16 +11,18 @@ import pytest
 from conftest import ROOT
 
 # a file uses only files before it; the tutorial has them in this order
-ORDER = ["parts.files", "parts.progress", "cli", "parts.chat_template", "hf_folder",
-         "parts.linear", "model_llama",
-         "mcts", "grading", "parts.schemas", "parts.questions", "parts.sharing", "parts.likelihood",
-         "tasks", "parts.advice", "parts.run_folder", "parts.label_file", "label",
-         "parts.router_file", "drllm", "parts.kept", "choose", "evaluate", "train"]
-EXTRAS = sorted(f"extras.{file.stem}" for file in ROOT.glob("extras/*.py")
-                if file.stem != "__init__")
-HOOK = ("evaluate", "extras.baselines")  # other methods, asked for by name
+ORDER = ["storage.files", "storage.run_folder", "storage.router_file", "storage.label_file", "cli",
+         "checkpoint.chat_template", "checkpoint.config", "checkpoint.weights",
+         "checkpoint.tokenizer", "questions.grading", "questions.schemas", "questions.loading",
+         "questions.prompts", "questions.reward",
+         "model_llama", "mcts", "drllm", "answers", "label", "storage.answer_cache", "choose",
+         "evaluate", "train"]
+ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
+ABOVE = sorted(f"{room}.{file.stem}" for room in ("experiments", "tools")
+               for file in ROOT.glob(f"{room}/*.py") if file.stem != "__init__")
+HOOK = ("evaluate", "experiments.methods")  # other methods, asked for by name
 NEVER = {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib", "transformers"}
-OPTIONAL = {("extras.bench", "transformers")}  # compared with, where it is installed
+OPTIONAL = {("tools.bench", "transformers")}  # compared with, where it is installed
 
 
 def source(name):
@@ -28,14 +30,14 @@ def source(name):
 
 
 def modules_in(tree):
-    """The modules that are imported in a syntax tree, inside functions too. `from extras import
-    lab` imports extras.lab."""
+    """The modules that are imported in a syntax tree, inside functions too. `from experiments import
+    lab` imports experiments.lab."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
-            yield from {f"{node.module}.{alias.name}" if node.module in ("extras", "parts")
+            yield from {f"{node.module}.{alias.name}" if node.module in ROOMS
                         else node.module
                         for alias in node.names}
 
@@ -47,15 +49,16 @@ def imports(name):
 
 def own(name):
     """The files of this project that a file imports, but for the hook's late import."""
-    found = imports(name) & {*ORDER, *EXTRAS}
+    found = imports(name) & {*ORDER, *ABOVE}
     return {other for other in found if (name, other) != HOOK}
 
 
 # ---- which files there are ----
 
-def test_these_eleven_files_stand_at_the_top_level_and_the_parts_they_stand_on_beside_them():
+def test_these_files_are_at_the_top_level_and_in_the_rooms_that_the_core_imports():
     found = {file.stem for file in ROOT.glob("*.py")}
-    found |= {f"parts.{file.stem}" for file in ROOT.glob("parts/*.py")} - {"parts.__init__"}
+    found |= {f"{room}.{file.stem}" for room in ROOMS[:3] for file in ROOT.glob(f"{room}/*.py")
+              if file.stem != "__init__"}
     assert found == set(ORDER)
 
 
@@ -70,16 +73,16 @@ def test_every_file_uses_only_files_before_it():
 
 def test_imports_never_run_in_a_circle():
     """Takes away, again and again, what uses nothing that is left: a circle is what stays."""
-    left = {name: own(name) for name in [*ORDER, *EXTRAS]}
+    left = {name: own(name) for name in [*ORDER, *ABOVE]}
     while ready := [name for name, used in left.items() if not used & left.keys()]:
         for name in ready:
             del left[name]
     assert not left
-    assert not own("extras.baselines") & {"train", "evaluate"}  # which reaches for it by its hook
+    assert not own("experiments.methods") & {"train", "evaluate"}  # which reaches for it by its hook
 
 
 def test_the_core_reaches_for_other_methods_only_when_they_are_asked_for():
-    """Catches an import at the top of evaluate.py, without which nothing ran if extras/ were gone.
+    """Catches an import at the top of evaluate.py, without which nothing ran if experiments/ were gone.
     """
     user, method = HOOK
     assert method in imports(user)
@@ -88,7 +91,7 @@ def test_the_core_reaches_for_other_methods_only_when_they_are_asked_for():
     assert method not in set(modules_in(ast.Module(top, [])))
 
 
-@pytest.mark.parametrize("name", [*ORDER, *EXTRAS])
+@pytest.mark.parametrize("name", [*ORDER, *ABOVE])
 def test_nothing_runs_what_a_stranger_wrote(name):
     """Catches pickle and its kin, transformers, and text taken for a program."""
     used = {(name, module.partition(".")[0]) for module in imports(name)}
@@ -104,9 +107,9 @@ def test_nothing_runs_what_a_stranger_wrote(name):
 
 def test_a_circle_and_a_late_import_would_be_noticed(monkeypatch):
     """The tests around this one could not fail if they read nothing."""
-    assert "tasks" in own("train") and "extras.lab" in own("extras.paper")
-    late = ast.parse("def f():\n    import train\n    from extras import lab, paper as p\n")
-    assert set(modules_in(late)) == {"train", "extras.lab", "extras.paper"}
+    assert "tasks" in own("train") and "experiments.lab" in own("experiments.paper")
+    late = ast.parse("def f():\n    import train\n    from experiments import lab, paper as p\n")
+    assert set(modules_in(late)) == {"train", "experiments.lab", "experiments.paper"}
     monkeypatch.setitem(globals(), "own", lambda name, own=own: own(name) | (
         {"train"} if name == "cli" else set()))
     for test in (test_imports_never_run_in_a_circle, test_every_file_uses_only_files_before_it):
@@ -132,7 +135,7 @@ for name in sys.argv[1:]:
 
 def test_importing_a_file_does_nothing(tmp_path):
     """Catches output, files, threads, random numbers or settings that come with an import."""
-    names = [name for name in [*ORDER, *EXTRAS] if name != "extras.lm_eval_drllm"
+    names = [name for name in [*ORDER, *ABOVE] if name != "tools.lm_eval_drllm"
              or importlib.util.find_spec("lm_eval")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run([sys.executable, "-W", "error", "-c", QUIET, *names], cwd=tmp_path,

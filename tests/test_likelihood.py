@@ -12,11 +12,12 @@ import evaluate
 import label
 import train
 from model_llama import fixed, load_tokenizer
-from parts import likelihood
-from parts.files import InputError
-from parts.likelihood import likeliest
-from parts.sharing import through_layers
-from tasks import Prompt, Question, answer, judge, load_all, prepare
+import answers as likelihood
+from storage.files import InputError
+from answers import likeliest
+from answers import through_layers
+from answers import Prompt, answer, judge, prepare
+from questions.loading import Question, load_all
 from tiny import WORDS, save_tiny, tiny_model
 
 MODEL = tiny_model(num_layers=4)

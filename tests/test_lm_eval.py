@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 from drllm import RouterRoute, Routers
 from model_llama import fixed, generate, load_model, load_tokenizer, prefill
-from parts.files import InputError
-from tasks import answer, load_all, prepare
+from storage.files import InputError
+from answers import answer, prepare
+from questions.loading import load_all
 from tiny import WORDS, save_tiny, tiny_model
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -30,7 +31,7 @@ if find_spec("lm_eval"):
     from lm_eval.api.instance import Instance
     from lm_eval.tasks import TaskManager
 
-    from extras.lm_eval_drllm import DrLLM
+    from tools.lm_eval_drllm import DrLLM
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +310,7 @@ def command(*arguments, env=None):
 @harness
 def test_the_command_prints_and_saves_what_the_routes_did(folder, routers, local, tmp_path):
     tasks, env = local
-    done = command("-m", "extras.lm_eval_drllm", "--model", "drllm",
+    done = command("-m", "tools.lm_eval_drllm", "--model", "drllm",
                    "--tasks", "tiny_pick,tiny_write", "--model_args",
                    f"model={folder},routers={routers},control=-0.5",
                    "--include_path", tasks, "--output_path", tmp_path / "out", "--batch_size", "4",
@@ -326,7 +327,7 @@ def test_the_command_prints_and_saves_what_the_routes_did(folder, routers, local
 
 @harness
 def test_the_command_refuses_bad_input_in_one_line(local):
-    done = command("-m", "extras.lm_eval_drllm", "--model", "drllm", "--tasks", "tiny_pick",
+    done = command("-m", "tools.lm_eval_drllm", "--model", "drllm", "--tasks", "tiny_pick",
                    "--model_args", "model=nowhere", "--include_path", local[0], env=local[1])
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: nowhere")
     assert "Traceback" not in done.stderr
@@ -334,7 +335,7 @@ def test_the_command_refuses_bad_input_in_one_line(local):
 
 def test_without_the_harness_the_command_says_so_in_one_line():
     hide = ("import runpy, sys; sys.modules['lm_eval'] = None;"
-            "runpy.run_module('extras.lm_eval_drllm', run_name='__main__')")
+            "runpy.run_module('tools.lm_eval_drllm', run_name='__main__')")
     done = command("-c", hide)
     assert done.returncode == 2 and "pip install lm-eval" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not done.stdout

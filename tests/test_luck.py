@@ -12,9 +12,10 @@ import torch
 import train
 from choose import edit_effects
 from conftest import ROOT, own_answers
-from extras import luck
+from experiments import luck
 from mcts import is_legal
-from tasks import Prompt, Question
+from answers import Prompt
+from questions.loading import Question
 from tiny import save_tiny, tiny_model
 
 DEFAULT = (1, 1, 1, 1)
@@ -332,7 +333,7 @@ def test_a_path_that_never_was_right_is_found_when_it_is_asked_again(run, tmp_pa
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_line(run, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "extras.luck", *flags(run)[2:], "--run",
+    done = subprocess.run([sys.executable, "-m", "experiments.luck", *flags(run)[2:], "--run",
                            str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "config.json: no such file; --run is the folder of a finished run" in done.stderr

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch.nn import ModuleList
 
 import model_llama
-from hf_folder import Llama3Rope
+from checkpoint.config import Llama3Rope
 from model_llama import (Linear, Llama, Span, decode, fixed, generate, load_model, prefill,
                          run_blocks)
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 import train
 from choose import upper_hull
 from drllm import pool_windows
-from extras import experiments, paper, pictures
-from extras.lab import Lab, opened, some_of_each
+from experiments import tables, paper, pictures
+from experiments.lab import Lab, opened, some_of_each
 from model_llama import fixed, generate, load_model, load_tokenizer
-from parts.files import InputError
-from tasks import Prompt, Question
+from storage.files import InputError
+from answers import Prompt
+from questions.loading import Question
 from tiny import save_tiny, tiny_model
 
 PATH_OF = {"one": (1, 1, 2), "two": (1, 1, 1), "compute": (1, 1, 2), "far": (1, 1, 1)}
@@ -84,7 +85,7 @@ def everything(run):
     return run / "run" / "paper"
 
 
-@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("name", tables.EXPERIMENTS)
 def test_every_experiment_leaves_rows_command_seeds_model_and_versions(everything, name):
     stored = json.loads((everything / f"{name}.json").read_text())
     assert stored["result"]["rows"] and stored["result"]["title"]
@@ -275,7 +276,7 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, cho
 def test_search_statistics_by_hand():
     row = lambda right, length, correct: {"default_correct": right, "decisions": [1] * 4,
                                           "length": length, "correct": correct}
-    found = experiments.search_statistics("x", [row(True, 2, [1, 2]), row(True, 4, [1]),
+    found = tables.search_statistics("x", [row(True, 2, [1, 2]), row(True, 4, [1]),
                                                 row(False, 5, [1]), row(False, 4, [])])
     assert found["saved, right ones"] == 1.0 and found["with a shorter path %"] == 50.0
     assert found["repaired %"] == 50.0 and found["layers added, repaired"] == 1.0
@@ -292,7 +293,7 @@ def test_upper_hull_lies_above_every_point(points):
         assert x < xs[0] or np.interp(x, xs, ys) >= y - 1e-9
 
 
-@pytest.mark.parametrize("kind", [experiments.LinearRouters, experiments.DeepRouters])
+@pytest.mark.parametrize("kind", [tables.LinearRouters, tables.DeepRouters])
 def test_other_router_shapes_are_per_prompt_and_learn(kind):
     """Windows that are not in use, or another layer's weights, must not matter."""
     rng = torch.Generator().manual_seed(0)
@@ -312,10 +313,10 @@ def test_other_router_shapes_are_per_prompt_and_learn(kind):
 
 def test_embedding_route_shows_every_layer_the_embeddings():
     model, seen = tiny_model(dtype=torch.float32), []
-    routers = experiments.Routers(3, 16).requires_grad_(False)
+    routers = tables.Routers(3, 16).requires_grad_(False)
     execute = torch.tensor([[[0.0, 1.0, 0.0]]])    # the states change from layer to layer
     routers.forward = lambda pooled, counts, layers: seen.append(pooled) or execute
-    generate(model, [[5, 6, 7]], experiments.EmbeddingRoute(routers), 1)
+    generate(model, [[5, 6, 7]], tables.EmbeddingRoute(routers), 1)
     states = pool_windows(model.embed_tokens(torch.tensor([[5, 6, 7]])), torch.tensor([3]), 8)
     assert len(seen) == 3 and all(torch.equal(pooled[:, 0], states) for pooled in seen)
 
@@ -332,7 +333,7 @@ def test_some_of_each_takes_as_many_of_every_task_in_order(tasks, limit):
 
 
 def test_heat_by_hand():
-    assert experiments.heat([0.0, 0.34, 1.0, 1.5, 2.0]) == "▁▂▄▆█"
+    assert tables.heat([0.0, 0.34, 1.0, 1.5, 2.0]) == "▁▂▄▆█"
 
 
 def test_pictures_are_left_out_in_one_line_without_matplotlib(monkeypatch, tmp_path, capsys):

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choose import confident, consensus, neighbours
-from tasks import Question, extract_answer
+from questions.loading import Question
+from questions.reward import extract_answer
 
 pytestmark = pytest.mark.task("3.5")
 

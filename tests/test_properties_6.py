@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from course.luck import lucky_repairs
 from evaluate import Outcome, interval, shuffled, summarise
-from extras.statistics import static_at
-from tasks import Answers
+from experiments.statistics import static_at
+from answers import Answers
 
 pytestmark = pytest.mark.task("6.4")
 

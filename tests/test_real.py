@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import extras.gguf
-from extras import real
-from parts.files import InputError
+import tools.gguf
+from tools import real
+from storage.files import InputError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_model_is_made_of_the_gguf_file_alone_and_once(wheel, monkeypatch):
         assert file.read_bytes() == b"GGUF of sorts"
         folder.mkdir()
         return 7
-    monkeypatch.setattr(extras.gguf, "convert", convert)
+    monkeypatch.setattr(tools.gguf, "convert", convert)
     for _ in range(2):
         model = real.model_of(wheel)
         assert {file.name for file in wheel.iterdir()} == {real.WHEEL, model.name}

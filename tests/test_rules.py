@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import own_answers
-from extras import rules
-from extras.rules import RULES, Damped, Group, asked, careful, cross_validated, menu
-from tasks import judge
+from experiments import rules
+from experiments.rules import RULES, Damped, Group, asked, careful, cross_validated, menu
+from answers import judge
 from tiny import save_tiny, tiny_model
 
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tasks
-from parts.files import InputError
-from parts.questions import read_row
-from tasks import LETTERS, load_questions
+from questions import schemas
+from storage.files import InputError
+from questions.loading import Question, read_row
+from answers import LETTERS
+from questions.loading import load_questions
 
 
 def write(folder, rows, name="q.jsonl"):
@@ -323,7 +324,7 @@ def test_own_fields_are_read():
     found = read_row({"id": 7, "question": "Who?", "context": "Ann sits.", "answer": "Ann",
                       "answers": ["Ann", "she", 3], "metric": "f1", "stop": "\n", "level": 2.0,
                       "max_new_tokens": 4})
-    assert found == tasks.Question(
+    assert found == Question(
         "7", "questions", 2, "Ann sits.\n\nWho?", "Ann", max_new_tokens=4, stop="\n",
         answers=("Ann", "she", "3"), metric="f1")
     found = read_row({"question": "Who", "context": "It rains.", "choices": ["Ann", "Bo"],
@@ -487,7 +488,7 @@ def test_squads_own_nested_file_reads_as_its_rows(tmp_path, indent):
 def test_f1_of_worked_examples(text, golds, score):
     """Catches precision for F1, a set in the place of counts, the last gold for the best, and an
     article or a full stop that counts."""
-    assert tasks.f1(text, golds) == pytest.approx(score)
+    assert schemas.f1(text, golds) == pytest.approx(score)
 
 
 @given(st.lists(st.sampled_from("Ann Bo the cat, 7 no answer".split()), max_size=8),
@@ -496,10 +497,10 @@ def test_f1_is_fair(first, second):
     """Catches a score out of its range, one that is not 1 for equal texts, one that depends on
     order, and one that further golds can lower."""
     text, gold = " ".join(first), " ".join(second)
-    score = tasks.f1(text, [gold])
-    assert 0.0 <= score <= 1.0 and score == tasks.f1(gold, [text])
-    assert tasks.f1(text, [text]) == 1.0
-    assert tasks.f1(text, [gold, text]) == 1.0 and tasks.f1(text, ["zebra", gold]) >= score
+    score = schemas.f1(text, [gold])
+    assert 0.0 <= score <= 1.0 and score == schemas.f1(gold, [text])
+    assert schemas.f1(text, [text]) == 1.0
+    assert schemas.f1(text, [gold, text]) == 1.0 and schemas.f1(text, ["zebra", gold]) >= score
 
 
 # ---- files ----

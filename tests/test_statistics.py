@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extras import statistics
-from extras.statistics import class_report, midranks, share_of_actions, wilcoxon
+from experiments import statistics
+from experiments.statistics import class_report, midranks, share_of_actions, wilcoxon
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_questions import far
 
-from hf_folder import load_tokenizer
-from parts.files import InputError
-from parts.questions import read_row
-from tasks import (LETTERS, OPENED, Question, extract_answer, grade, load_all, load_questions,
-                   prompt_ids)
+from checkpoint.tokenizer import load_tokenizer
+from storage.files import InputError
+from questions.loading import read_row
+from answers import LETTERS
+from questions.loading import OPENED, Question, load_all, load_questions
+from questions.reward import extract_answer, grade
+from questions.prompts import prompt_ids
 from tiny import save_tiny, tiny_model
 
 CHOICE = Question("c", "arc", 0, "Which one?", "B", ("red", "green", "blue", "grey"))

@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from parts import files
-from parts.questions import load_questions, split
+from storage import files
+from questions.loading import load_questions, split
 from choose import CHOICES
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import fixed, generate, load_model, load_tokenizer
-from parts.files import InputError, locked, write_json
-from tasks import Prompt, Question
+from storage.files import InputError, locked, write_json
+from answers import Prompt
+from questions.loading import Question
 from tiny import WORDS, save_tiny, tiny_model
 
 

@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_folder import Config, Llama3Rope
+from checkpoint.config import Config, Llama3Rope
 from model_llama import Llama
 
 WORDS = ["<unk>", "<eos>", *"0123456789abcdefghijklmnopqrstuvwxyz", "Question:", "Answer:"]

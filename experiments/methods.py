@@ -1,0 +1,637 @@
+"""The other methods of the paper's tables, as routes through the one loop.
+
+Most need a route only. Some need a *view*: the same frozen weights under another list of layers.
+Four train *switches* on the answers' loss: small parts that say whether a layer is on, for a whole
+prompt or for a token. Methods that by nature train the base model stand here as "frozen retrofit".
+Sources and differences are named at each function. Everything is fitted on label questions only.
+
+    python evaluate.py --routers runs/demo/routers.safetensors --routes dr.llm,shortgpt,polar \\
+        --calibration demo/questions/label.jsonl --data demo/questions/test.jsonl
+"""
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from drllm import RouterRoute, pool_windows
+from label import search_all
+from mcts import SearchConfig
+from model_llama import KVCache, Slot, pad, prefill
+from storage.files import InputError
+from cli import progress_bar
+from answers import batches
+
+# N prompts   L layers   T tokens   D hidden size   R width of a predictor
+
+EPOCHS, BATCH, RATE = 4, 32, 1e-3  # of training switches
+PRESSURE = 2.0  # nats per unit of share above the capacity
+PONDER = 0.05   # nats per share of layers repeated
+
+
+@dataclass
+class Setting:
+    """What a method may use. depth: the mean layers per forward pass it is to meet.
+
+    decisions (N, L): what Dr.LLM decided for the prompts to answer. calibration: prompts of label
+    questions, the only ones anything is fitted on. labels: a path or None for each of those. Only
+    the oracle reads the answers of `prompts`.
+    """
+    model: nn.Module
+    tokenizer: object
+    prompts: list
+    routers: list
+    decisions: torch.Tensor
+    depth: float
+    calibration: list
+    labels: list
+    batch_size: int = 512
+    seed: int = 0
+
+
+@dataclass
+class Entrant:
+    """A model or a view of it, and a route per seed. layers_of(decisions): (N,) layers per forward
+    pass where that isn't the sum of the decisions."""
+    model: nn.Module
+    routes: list
+    layers_of: Callable = None
+
+
+# ---- controls made of Dr.LLM's own decisions ----
+
+def masked(*allowed):
+    """Dr.LLM that may only choose the allowed ones of (skip, execute, repeat)."""
+    return lambda setting: Entrant(setting.model, [RouterRoute(routers, allowed=allowed)
+                                                   for routers in setting.routers])
+
+
+def numbers_by_task(prompts):
+    """Lists of the prompt numbers of every task."""
+    groups = {}
+    for n, prompt in enumerate(prompts):
+        groups.setdefault(prompt.question.task, []).append(n)
+    return list(groups.values())
+
+
+def random_choices(decisions, prompts, seed=0):
+    """(N, L) drawn independently with the frequencies of the three actions in the prompt's task."""
+    rng = torch.Generator().manual_seed(seed)
+    drawn = torch.empty_like(decisions)
+    for some in numbers_by_task(prompts):
+        share = decisions[some].flatten().bincount(minlength=3).float()
+        picks = torch.multinomial(share, len(some) * decisions.shape[1], True, generator=rng)
+        drawn[some] = picks.view(len(some), -1)
+    return drawn
+
+
+def swapped(decisions, prompts, seed=0):
+    """(N, L) every prompt gets the path of another one of its task: what is lost is routing within
+    a task."""
+    rng = torch.Generator().manual_seed(seed)
+    given = decisions.clone()
+    for some in numbers_by_task(prompts):
+        order = torch.tensor(some)[torch.randperm(len(some), generator=rng)]
+        given[order] = decisions[order.roll(1)]
+    return given
+
+
+# ---- static paths ----
+
+def at_depth(depth, order, L, N, seed=0):
+    """(N, L) paths of this mean depth that go without the first layers of `order`: of two
+    neighbouring numbers of layers, random prompts go without the larger."""
+    removed = min(max(L - depth, 0.0), float(L))
+    low, share = int(removed), removed - int(removed)
+    more = torch.randperm(N, generator=torch.Generator().manual_seed(seed)) < round(share * N)
+    paths = torch.ones(N, L, dtype=torch.long)
+    paths[:, order[:low]] = 0
+    paths[more, order[min(low, L - 1)]] = 0
+    return paths
+
+
+class Influence:
+    """A Route that executes everything and adds up how far each layer turns the hidden states."""
+
+    def __init__(self, num_layers):
+        self.num_layers, self.total, self.before = num_layers, torch.zeros(num_layers), None
+
+    def __call__(self, layer, hidden, lengths):
+        if layer:
+            self.add(layer - 1, hidden, lengths)
+        self.before = hidden
+        return torch.ones_like(lengths)
+
+    def add(self, layer, hidden, lengths):
+        """Adds 1 - cosine of a layer's input and output (B, T, D), over all real tokens."""
+        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, T)
+        turned = 1 - F.cosine_similarity(self.before.float(), hidden.float(), dim=-1)
+        self.total[layer] += turned[real].sum().cpu()
+
+
+@torch.inference_mode()
+def block_influence(model, prompts, batch_size=256):
+    """(L,) ShortGPT: 1 - mean cosine of a block's input and output, over all calibration tokens."""
+    device, seen = model.embed_tokens.weight.device, Influence(model.config.num_layers)
+    for some in batches(prompts, batch_size):
+        tokens, lengths = pad([prompts[n].ids for n in some], device)
+        hidden, _ = prefill(model, tokens, seen, lengths)
+        seen.add(seen.num_layers - 1, hidden, torch.tensor(lengths, device=device))
+    return seen.total / sum(len(prompt.ids) for prompt in prompts)
+
+
+def answer_loss(model, prompts):
+    """Mean cross-entropy, nats per token, of the right answers after their prompts."""
+    tokens, lengths = pad([[*p.ids, *p.gold] for p in prompts], model.embed_tokens.weight.device)
+    logits = model(tokens, lengths=lengths)[:, :-1].float()  # (N, T - 1, V)
+    positions = torch.arange(1, tokens.shape[1])
+    begins = torch.tensor([len(p.ids) for p in prompts])[:, None]
+    wanted = (positions >= begins) & (positions < torch.tensor(lengths)[:, None])
+    wanted = wanted.to(tokens.device)
+    return F.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
+
+
+def block_scores(model, prompts, most=128):
+    """(L,) LLM-Pruner's first-order importance, sum of |weight * gradient| over a whole block, the
+    gradient being that of the answers' loss on up to `most` calibration prompts."""
+    prompts, layers = prompts[:most], model.layers
+    layers.requires_grad_(True)
+    try:
+        for some in batches(prompts, 32):
+            (answer_loss(model, [prompts[n] for n in some]) * len(some)).backward()
+        return torch.stack([sum((weight * weight.grad).abs().sum() for weight in block.parameters())
+                            for block in layers]).detach().cpu()
+    finally:
+        layers.requires_grad_(False).zero_grad()
+
+
+def static(setting, order):
+    """Every question along one of two static paths that together meet the depth."""
+    return Entrant(setting.model, [at_depth(setting.depth, order, setting.model.config.num_layers,
+                                            len(setting.prompts), setting.seed)])
+
+
+def shortgpt(setting):
+    """ShortGPT (Men 2024): the blocks of least influence are removed for every question."""
+    return static(setting, block_influence(setting.model, setting.calibration).argsort().tolist())
+
+
+def pruner(setting):
+    """LLM-Pruner (Ma 2023) at the grain of blocks; no LoRA recovery, the base stays frozen."""
+    return static(setting, block_scores(setting.model, setting.calibration).argsort().tolist())
+
+
+def early_exit(setting):
+    """LayerSkip (Elhoushi 2024) without its training: the last layers are left out."""
+    return static(setting, list(range(setting.model.config.num_layers))[::-1])
+
+
+# ---- a whole path before the first layer ----
+
+class PathPredictor(nn.Module):
+    """PoLar-like (2606.06574): learned layer queries attend to the prompt's embeddings, a small
+    transformer over layers follows, each layer gets three logits. Left out: segments, beams, and
+    the separate embedding model (the frozen model's own embeddings and positions stand in)."""
+
+    def __init__(self, num_layers, hidden_size, width=64, heads=4):
+        super().__init__()
+        self.num_layers = num_layers
+        self.project = nn.Linear(hidden_size, width)
+        self.queries = nn.Parameter(torch.randn(1, num_layers, width) * 0.1)
+        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
+        layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, batch_first=True)
+        self.mix = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, embeddings, lengths):
+        """Logits (N, L, 3) of embeddings (N, T, D), lengths (N,)."""
+        N, T, _ = embeddings.shape
+        tokens = self.project(embeddings) + places(T, self.queries)
+        padding = torch.arange(T, device=lengths.device) >= lengths[:, None]
+        queries = self.queries.expand(N, -1, -1)
+        read = self.attend(queries, tokens, tokens, key_padding_mask=padding)[0]
+        return self.head(self.mix(queries + read))
+
+
+def places(T, like):
+    """(T, R) sines and cosines of the positions, in the width and dtype of `like`."""
+    half = like.shape[-1] // 2
+    speed = torch.exp(-math.log(1000.0) * torch.arange(half, device=like.device) / half)
+    angles = torch.arange(T, device=like.device)[:, None] * speed
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like)
+
+
+class Predicted:
+    """The Route of a PathPredictor: all layers are decided when the first one asks."""
+
+    def __init__(self, predictor):
+        self.predictor, self.num_layers, self.path = predictor, predictor.num_layers, None
+
+    def __call__(self, layer, hidden, lengths):
+        if layer == 0:
+            self.path = self.predictor(hidden.float(), lengths).argmax(-1)  # (B, L)
+        return self.path[:, layer]
+
+
+def fit(parameters, number, loss_of, epochs, seed, rate=1e-3, decay=0.01):
+    """AdamW on loss_of(numbers of some prompts), in a random order every epoch."""
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    rng = torch.Generator().manual_seed(seed)
+    order = [some.tolist() for _ in range(epochs)
+             for some in torch.randperm(number, generator=rng).split(BATCH)]
+    for some in progress_bar(order, desc="fitting", unit="step"):
+        loss = loss_of(some)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def train_predictor(model, prompts, paths, seed=0, epochs=25, rate=1e-3):
+    """A PathPredictor fitted to a path per prompt by cross-entropy."""
+    device = model.embed_tokens.weight.device
+    torch.manual_seed(seed)
+    predictor = PathPredictor(model.config.num_layers, model.config.hidden_size).to(device)
+
+    def loss_of(some):
+        tokens, lengths = pad([prompts[n].ids for n in some], device)
+        logits = predictor(model.embed_tokens(tokens).float(), torch.tensor(lengths, device=device))
+        wanted = torch.tensor([paths[n] for n in some], device=device)
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    fit(predictor.parameters(), len(prompts), loss_of, epochs, seed, rate)
+    return predictor.eval().requires_grad_(False)
+
+
+def polar(setting):
+    """The whole path from the embeddings, learned from the labels Dr.LLM learns from."""
+    pairs = [pair for pair in zip(setting.calibration, setting.labels) if pair[1]]
+    prompts, paths = zip(*pairs)
+    return Entrant(setting.model,
+                   [Predicted(train_predictor(setting.model, prompts, paths, setting.seed))])
+
+
+def cola(setting, simulations=25):
+    """CoLa (2507.07996): search for each question, told whether an answer is right. An oracle: the
+    gold answer chooses the path."""
+    found = {prompt.question.id: result.best for prompt, result, _ in
+             search_all(setting.model, setting.tokenizer, setting.prompts,
+                        SearchConfig(simulations=simulations), setting.seed, setting.batch_size)}
+    default = (1,) * setting.model.config.num_layers
+    paths = [found[prompt.question.id] or default for prompt in setting.prompts]
+    return Entrant(setting.model, [torch.tensor(paths)])
+
+
+# ---- views: the same weights under another list of layers, or with another cache ----
+
+def view(model, layers):
+    """A shallow copy of the model with another list of layers; the weights are shared."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules, layers=nn.ModuleList(layers))
+    other.config = replace(model.config, num_layers=len(layers))
+    return other
+
+
+class SharedCache(KVCache):
+    """A layer's second pass reads the first pass's keys and values and writes none."""
+
+    def admit(self, layer, counts):
+        super().admit(layer, counts)
+        if self.slots[layer]:
+            first, *more = self.slots[layer]
+            first = Remembering(first.rows, first.capacity)
+            self.slots[layer] = [first, *(Reading(first, slot.rows) for slot in more)]
+
+
+class Remembering(Slot):
+    """A Slot that remembers what is visible in it."""
+
+    def write(self, keys, values, span):
+        self.visible = super().write(keys, values, span)
+        return self.visible
+
+
+class Reading(Slot):
+    """A Slot that ignores what is written and gives what another one holds of its rows."""
+
+    def __init__(self, first, rows):
+        super().__init__(rows)
+        self.first, self.taken = first, rows
+        if rows is not None and first.rows is not None:
+            self.taken = torch.searchsorted(first.rows, rows)
+
+    def write(self, keys, values, span):
+        visible = self.first.visible
+        return visible if self.taken is None else tuple(kept[self.taken] for kept in visible)
+
+
+def sharing(model):
+    """A view of the model whose repeated layers share the first pass's keys and values."""
+    other = copy.copy(model)
+
+    def empty_cache(lengths, T, capacity=0):
+        plain = model.empty_cache(lengths, T, capacity)
+        return SharedCache(lengths, model.config.num_layers, capacity, plain.angles)
+    other.empty_cache = empty_cache
+    return other
+
+
+def recursions(setting):
+    """Mixture-of-Recursions (2507.10524), frozen retrofit: Dr.LLM's routes, but a repeated layer's
+    second pass reads the first pass's keys and values."""
+    return Entrant(sharing(setting.model), [RouterRoute(routers) for routers in setting.routers])
+
+
+# ---- switches: trained on the answers' loss, the base model frozen ----
+
+class Switches(nn.Module):
+    """Linear scores: at or above 0 a switch is on. While it watches prompts of `lengths` (N,), the
+    shares that were on are noted, (N,) per switch, and what else is to be learned."""
+
+    def __init__(self, number, hidden_size, bias=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(number, hidden_size))
+        self.bias = nn.Parameter(torch.full((number,), bias))
+        self.watch(None)
+
+    def watch(self, lengths):
+        self.lengths, self.shares, self.more_losses = lengths, [], []
+
+    def score(self, index, states):
+        """(...) of states (..., D)."""
+        return states.float() @ self.weight[index] + self.bias[index]
+
+
+def straight_through(on, score):
+    """0 or 1, hard in training too; the gradient is that of the score's sigmoid."""
+    soft = score.sigmoid()
+    return on.to(score) + (soft - soft.detach())
+
+
+def mean_of(states, lengths):
+    """Mean (N, D) over the first lengths (N,) tokens of states (N, T, D), float32: one window."""
+    return pool_windows(states, lengths, windows=1)[:, 0]
+
+
+def best_share(score, lengths, share):
+    """(on (N, T), real (N, T)): the share of each prompt's tokens whose score (N, T) is highest."""
+    real = torch.arange(score.shape[1], device=score.device) < lengths[:, None]
+    ranks = score.masked_fill(~real, -torch.inf).argsort(1, descending=True).argsort(1)
+    return ranks < (share * lengths[:, None]).ceil(), real
+
+
+class Switched(nn.Module):
+    """A layer with a switch, which sees the normed state of each token or, per_token=False, their
+    mean; where it is off an adapter, or nothing, stands in. share: the share of a prompt's tokens
+    that pass in training, by rank; None: by their score alone."""
+
+    def __init__(self, inner, norm, switches, index, per_token=True, adapter=None, share=None):
+        super().__init__()
+        self.inner, self.norm, self.switches, self.index = inner, norm, switches, index
+        self.per_token, self.adapter, self.share = per_token, adapter, share
+
+    def forward(self, hidden, span, slot):
+        normed = self.norm(hidden)
+        on = self.on(normed)[..., None].to(hidden)  # (N, T, 1), or (N, 1, 1) of whole prompts
+        out = hidden + on * (self.inner(hidden, span, slot) - hidden)
+        if self.adapter is None:
+            return out
+        return out + (1 - on) * self.adapter(normed.float()).to(hidden)
+
+    def on(self, normed):
+        """(N, T), or (N, 1) for whole prompts, of 0 and 1."""
+        switches, lengths = self.switches, self.switches.lengths
+        states = normed if self.per_token else mean_of(normed, lengths)[:, None]
+        score = switches.score(self.index, states)
+        chosen = score >= 0
+        if self.share is not None and switches.training:  # the score learns to predict the rank
+            chosen, real = best_share(score, lengths, self.share)
+            switches.more_losses.append(F.binary_cross_entropy_with_logits(
+                score[real], chosen[real].to(score)))
+        on = straight_through(chosen, score)
+        if lengths is not None:
+            switches.shares.append(mean_of(on[..., None], lengths)[:, 0] if self.per_token
+                                   else on[:, 0])
+        return on
+
+
+def switched(layers, norms, switches, adapters=None, **how):
+    """The layers, those of norms {layer: norm of what its switch sees} with a switch each."""
+    layers = list(layers)
+    for index, (n, norm) in enumerate(norms.items()):
+        adapter = adapters[index] if adapters else None
+        layers[n] = Switched(layers[n], norm, switches, index, adapter=adapter, **how)
+    return layers
+
+
+class SwitchRoute:
+    """The Route of prompt switches. norms: see switched()."""
+
+    def __init__(self, switches, norms, num_layers):
+        self.switches, self.norms, self.num_layers = switches, norms, num_layers
+        self.index = {layer: index for index, layer in enumerate(norms)}
+
+    def __call__(self, layer, hidden, lengths):
+        if layer not in self.norms:
+            return torch.ones_like(lengths)
+        mean = mean_of(self.norms[layer](hidden), lengths)
+        return (self.switches.score(self.index[layer], mean) >= 0).long()
+
+
+def above(capacity):
+    """The capacity term: what the share switched on exceeds the capacity by, times PRESSURE."""
+    return lambda share: PRESSURE * F.relu(share - capacity)
+
+
+def train_switches(setting, layers, norms, penalty, bias, **how):
+    """(the view that they were trained in, Switches fitted to the answers' loss plus the penalty of
+    the mean share that is on)."""
+    model, prompts = setting.model, setting.calibration
+    device = model.embed_tokens.weight.device
+    switches = Switches(len(norms), model.config.hidden_size, bias).to(device)
+    trained = view(model, switched(layers, norms, switches, **how))
+    new = [weight for weight in trained.parameters() if weight.requires_grad]  # the base is frozen
+
+    def loss_of(some):
+        chosen = [prompts[n] for n in some]
+        switches.watch(torch.tensor([len(p.ids) for p in chosen], device=device))
+        loss = answer_loss(trained, chosen) + penalty(torch.stack(switches.shares).mean())
+        return loss + sum(switches.more_losses)
+    fit(new, len(prompts), loss_of, EPOCHS, setting.seed, RATE, decay=0.0)
+    switches.watch(None)
+    trained.requires_grad_(False)
+    return trained, switches.eval()
+
+
+# ---- a switch per prompt: a route over a view ----
+
+class Half(nn.Module):
+    """One half of a block as a layer: its attention or its MLP."""
+
+    def __init__(self, block, attention):
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, hidden, span, slot):
+        block = self.block
+        if self.attention:
+            return hidden + block.self_attn(block.input_layernorm(hidden), span, slot)
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+
+def mindskip(setting):
+    """MindSkip (Router-Tuning, 2410.13184): attention of every layer but the last may be skipped,
+    once per prompt; half a block counts by its share of the weights."""
+    model, L = setting.model, setting.model.config.num_layers
+    halves = [Half(block, attention) for block in model.layers for attention in (True, False)]
+    size = lambda module: sum(weight.numel() for weight in module.parameters())
+    share = size(model.layers[0].self_attn) / size(model.layers[0])
+    capacity = 1 - (L - setting.depth) / max(1, L - 1) / share
+    norms = {2 * n: model.layers[n].input_layernorm for n in range(L - 1)}
+    cost = torch.tensor([share, 1 - share] * L)
+    return prompt_entrant(setting, halves, norms, above(capacity), 0.5,
+                          lambda decisions: decisions.float() @ cost)
+
+
+def halting(setting):
+    """Universal Transformer (Dehghani 2018), frozen retrofit: after each layer a switch instead of
+    a sum of halting probabilities may ask for one more pass; it pays a ponder cost."""
+    layers = [block for block in setting.model.layers for _ in range(2)]
+    norms = {2 * n + 1: block.input_layernorm for n, block in enumerate(setting.model.layers)}
+    return prompt_entrant(setting, layers, norms, lambda share: PONDER * share, -1.0)
+
+
+def prompt_entrant(setting, layers, norms, penalty, bias, layers_of=None):
+    """The entrant of layers of which those of norms are switched, once per prompt."""
+    _, switches = train_switches(setting, layers, norms, penalty, bias, per_token=False)
+    return Entrant(view(setting.model, layers), [SwitchRoute(switches, norms, len(layers))],
+                   layers_of)
+
+
+# ---- a switch per token: computed in full, so it saves nothing here; its layers are counted ----
+
+def adapter(hidden_size, width):
+    """A bottleneck MLP that begins as nothing."""
+    down, up = nn.Linear(hidden_size, width), nn.Linear(width, hidden_size)
+    nn.init.zeros_(up.weight)
+    nn.init.zeros_(up.bias)
+    return nn.Sequential(down, nn.SiLU(), up)
+
+
+@torch.inference_mode()
+def token_layers(trained, switches, prompts, batch_size=256):
+    """(N,) layers a prompt's tokens run on average, switched ones counted by their share."""
+    layers = torch.zeros(len(prompts))
+    for some in batches(prompts, batch_size):
+        tokens, lengths = pad([prompts[n].ids for n in some], trained.embed_tokens.weight.device)
+        switches.watch(torch.tensor(lengths, device=tokens.device))
+        prefill(trained, tokens, None, lengths)
+        skipped = sum(1 - share for share in switches.shares)
+        layers[some] = (trained.config.num_layers - skipped).cpu()
+    switches.watch(None)
+    return layers
+
+
+def flexidepth(setting):
+    """FlexiDepth (2503.23798): in the upper half of the layers a token runs the block or a small
+    adapter; tokens that skip still write their keys and values."""
+    config = setting.model.config
+    torch.manual_seed(setting.seed)
+    numbers = range(config.num_layers // 2, config.num_layers)
+    width = max(1, config.intermediate_size // 16)
+    adapters = nn.ModuleList(adapter(config.hidden_size, width) for _ in numbers)
+    return token_entrant(setting, numbers, 1.0,
+                         adapters=adapters.to(setting.model.embed_tokens.weight.device))
+
+
+def mod(setting):
+    """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer some tokens run, the
+    rest only write keys and values. They are the top k in training and those above a learned
+    threshold afterwards, since top k would look ahead."""
+    L = setting.model.config.num_layers
+    numbers = range(1, L, 2)
+    share = 1 - (L - setting.depth) / max(1, len(numbers))
+    return token_entrant(setting, numbers, 0.0, share=min(1.0, max(0.0, share)))
+
+
+def token_entrant(setting, numbers, bias, **how):
+    """The entrant of a model whose layers of these numbers are switched token by token."""
+    blocks = setting.model.layers
+    capacity = 1 - (len(blocks) - setting.depth) / max(1, len(numbers))
+    norms = {n: blocks[n].input_layernorm for n in numbers}
+    trained, switches = train_switches(setting, blocks, norms, above(capacity), bias, **how)
+    layers = token_layers(trained, switches, setting.prompts)
+    return Entrant(trained, [None], lambda decisions: layers)
+
+
+# ---- the table of methods ----
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method: its title, what it is, how it comes about, and what it must be given:
+    "calibration" questions, their "labels" too, or nothing."""
+    title: str
+    note: str
+    make: Callable
+    needs: str = ""
+
+
+BASELINES = {
+    "executed-only": Baseline("forced to execute", "Dr.LLM, skip and repeat forbidden",
+                              masked(False, True, False)),
+    "no-skip": Baseline("skip forbidden", "Dr.LLM", masked(False, True, True)),
+    "no-repeat": Baseline("repeat forbidden", "Dr.LLM", masked(True, True, False)),
+    "random": Baseline("random", "control: Dr.LLM's frequencies per task",
+                       lambda s: Entrant(s.model, [
+                           random_choices(s.decisions, s.prompts, s.seed)])),
+    "swapped": Baseline("swapped", "control: the path of another question of the task",
+                        lambda s: Entrant(s.model, [swapped(s.decisions, s.prompts, s.seed)])),
+    "shortgpt": Baseline("ShortGPT", "static, block influence", shortgpt, "calibration"),
+    "pruner": Baseline("LLM-Pruner score", "static, |weight * gradient| per block", pruner,
+                       "calibration"),
+    "early-exit": Baseline("LayerSkip, early exit", "frozen retrofit, static", early_exit),
+    "polar": Baseline("PoLar-like", "whole path from the embeddings", polar, "labels"),
+    "mindskip": Baseline("MindSkip", "attention only, switches trained on answers", mindskip,
+                         "calibration"),
+    "flexidepth": Baseline("FlexiDepth", "per token, switches and adapters trained", flexidepth,
+                           "calibration"),
+    "mod": Baseline("MoD, top-k tokens", "frozen retrofit, switches trained", mod, "calibration"),
+    "halting": Baseline("UT, halting", "frozen retrofit, repeat switches trained", halting,
+                        "calibration"),
+    "recursions": Baseline("MoR, shared cache", "frozen retrofit, Dr.LLM's paths", recursions),
+    "cola": Baseline("CoLa (oracle)", "search with the gold answer", cola),
+}
+
+
+def setting_of(table, names, routers, outcome, calibration, labels, depth=None):
+    """What the named methods may use to answer a Comparison's questions at the depth of Dr.LLM's
+    outcome, or another. labels: {id: path}. InputError where a method would lack something."""
+    calibration, L = calibration or [], table.model.config.num_layers
+    paths = [(labels or {}).get(prompt.question.id) for prompt in calibration]
+    for path in filter(None, paths):
+        if not isinstance(path, list | tuple) or len(path) != L or not all(
+                type(count) is int and 0 <= count <= 2 for count in path):
+            raise InputError(f"chosen.json: {path} is no path of {L} layers")
+    for name in names:
+        needs = BASELINES[name].needs
+        if needs and not calibration:
+            raise InputError(f"route {name} is fitted on label questions and got none: give "
+                             "--calibration FILE")
+        if needs == "labels" and not any(paths):
+            raise InputError(f"route {name} learns from labels, and none of {len(calibration)} "
+                             "questions of --calibration has one: chosen.json, which train.py "
+                             "leaves beside the routers, must know them")
+    depth = depth or outcome.layers[table.counted].mean().item()
+    return Setting(table.model, table.tokenizer, table.prompts, routers, outcome.decisions[0],
+                   depth, calibration, paths, table.batch_size)
+
+
+def add(table, names, routers, outcome, calibration, labels):
+    """Asks the named methods a Comparison's questions at the depth of Dr.LLM's outcome, whose
+    routers these are. calibration: prompts of label questions, labels: {id: path} of them."""
+    setting = setting_of(table, names, routers, outcome, calibration, labels)
+    for name in names:
+        entrant = BASELINES[name].make(setting)
+        table.add(name, entrant.routes, BASELINES[name].title, model=entrant.model,
+                  layers_of=entrant.layers_of)

@@ -1,0 +1,114 @@
+"""The paper's tables and figures on your own run, one command each, with what its referees asked.
+
+    table2  search statistics         figure1  accuracy against layers    figure9  labels
+    table3  in domain                 figure4  layers used, by task       router   F1, agreement
+    table4  out of domain             figure5  width, depth, windows      ood      guard, anchors
+    table5  other methods             figure6  the knob p                 frontier over static
+    table6  states or embeddings      figure7  losses
+
+    table2 and figure9 only read labels; table3, table4, figure4 and router ask a few routes; the
+    others train routers or fit methods, row by row. All take some 15 minutes on the demo and two
+    cores; on SmolLM2-135M and one thread table6 took 22, figure6 9 minutes.
+
+Each prints a table and leaves NAME.json (command, seeds, model, versions) and, where matplotlib is
+installed, NAME.png in the output folder. A finished table, or a finished row of one, is not
+computed again. figure10 and figure8 are part of figure4 and figure5.
+
+    python -m experiments.paper table3 --run runs/demo
+"""
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cli
+from cli import aligned, percent
+from experiments import pictures
+from experiments.tables import EXPERIMENTS
+from experiments.lab import Lab
+from storage.files import read_json, write_json
+from cli import progress_bar
+
+ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
+PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "guard")
+
+
+# ---- what a person reads ----
+
+def cell(key, value):
+    """A figure as text."""
+    if value is None:
+        return ""
+    if key in PERCENT:
+        return percent(value, sign=key not in ("accuracy", "sd"))
+    if key.endswith("layers"):
+        return f"{value:.2f}"
+    if key.endswith("interval"):
+        return f"[{percent(value[0], True)}, {percent(value[1], True)}]"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) >= 100 or 0 < abs(value) < 0.001 else f"{value:.3f}"
+    return str(value)
+
+
+def cells(row):
+    """A row's figures as text; what belongs to pictures only is left out."""
+    return {key: cell(key, value) for key, value in row.items()
+            if key.endswith("interval") or not isinstance(value, list | dict)}
+
+
+def print_result(name, result):
+    """Title, rows in columns, and the notes of one experiment."""
+    print(f"\n{name}: {result['title']}")
+    print("\n".join([aligned([cells(row) for row in result["rows"]]), *result.get("notes", [])]))
+
+
+# ---- the commands ----
+
+def perform(lab, name):
+    """The result of one experiment, computed or found; prints it and writes JSON and picture."""
+    file, began = lab.out / f"{name}.json", time.time()
+    if not file.exists() or read_json(file)["key"] != lab.key:
+        result = EXPERIMENTS[name](lab)
+        versions = {"python": platform.python_version(), "torch": torch.__version__,
+                    "numpy": np.__version__}
+        write_json(file, {"key": lab.key, "command": " ".join(sys.argv), "versions": versions,
+                          "seconds": round(time.time() - began, 1), "result": result})
+    result = read_json(file)["result"]
+    print_result(name, result)
+    picture = lab.out / f"{name}.png"
+    if not picture.exists() or picture.stat().st_mtime < file.stat().st_mtime:
+        pictures.draw(name, result, picture)
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, *ALIASES, "all"], metavar="NAME",
+                        help=f"{', '.join(EXPERIMENTS)}, or all")
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=512)
+    parser.set_defaults(limit=1000)  # of test questions in domain, and as many out of it
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
+                        help="finished run folder of train.py, whose --data this takes too")
+    parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
+    parser.add_argument("--seeds", type=cli.count, default=3, help="routers trained per row")
+    parser.add_argument("--depth", type=cli.number(0.1, 1e6),
+                        help="table5: mean layers the methods are to meet; default: Dr.LLM's own")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cli.use_device(args)
+    lab = Lab(args)
+    names = EXPERIMENTS if "all" in args.names else [ALIASES.get(n, n) for n in args.names]
+    for name in progress_bar(names, unit="table", disable=len(names) == 1):
+        perform(lab, name)
+    print(f"\n{lab.out}: " + " ".join(f"{name}.json" for name in names))
+
+
+if __name__ == "__main__":
+    cli.run(main)

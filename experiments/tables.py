@@ -1,0 +1,318 @@
+"""What each table and figure of the paper asks, as a function of a Lab.
+
+Every function returns {"title", "rows"} of plain numbers, "notes" in words, and one of
+pictures.DRAWN where there is something to draw. Rows are computed once each (lab.row).
+
+    python -m experiments.paper all --run runs/demo
+"""
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from choose import confident
+from cli import percent
+from drllm import RouterRoute, Routers
+from evaluate import ACTIONS, add_static, shuffled, summarise
+from experiments import methods as baselines
+from experiments.methods import BASELINES
+from experiments.pictures import BOX
+from experiments.statistics import share_of_actions
+from experiments.studies import frontier, ood, point, router
+
+FORCED = ("executed-only", "no-skip", "no-repeat")
+CONTROLS = ("random", "swapped")
+AT_DEPTH = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod")
+AS_THEY_ARE = ("halting", "recursions", "polar", "random")  # at a depth of their own
+SHALLOWER = (0.8, 0.9)  # of the model's layers: where figure1 asks the methods too
+BARS = "▁▂▃▄▅▆▇█"
+PAPER = {  # what the paper claims, beside what is measured
+    "table2": "search saved 1.82 of 28-32 layers on questions answered right",
+    "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
+    "table4": "-0.85 points out of domain on average",
+    "table6": "hidden states beat embeddings",
+    "figure5": "W = 8 is best; a width of 128 is enough; 2 linear layers",
+    "figure7": "focal loss is best",
+}
+
+
+def beside_paper(name, title, rows):
+    """A result with what the paper claims as its note."""
+    return {"title": title, "rows": rows, "notes": [f"The paper: {PAPER[name]}."]}
+
+
+def numbers_of(table):
+    """{task: (N,) bool of a Comparison's questions that are of it}."""
+    tasks = np.array(table.tasks)
+    return {task: torch.from_numpy(tasks == task) for task in dict.fromkeys(table.tasks)}
+
+
+def heat(counts):
+    """A bar of mean counts, 0 (empty) over 1 (half) to 2 (full), one character each."""
+    return "".join(BARS[round(min(7.0, mean * 3 if mean < 1 else 3 + 4 * (mean - 1)))]
+                   for mean in counts)
+
+
+# ---- what the search found ----
+
+def groups_of(rows):
+    """{task and level: label rows}, all of them last."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(f"{row['task']} {row['level'] or ''}".strip(), []).append(row)
+    return dict(sorted(groups.items())) | {"all": rows}
+
+
+def mean(values):
+    """None of nothing."""
+    return float(np.mean(values)) if values else None
+
+
+def percentage(values):
+    return 100 * mean([bool(value) for value in values]) if values else None
+
+
+def search_statistics(name, rows):
+    """One row of Table 2. saved: layers the shortest right path has less than the default."""
+    right = [row for row in rows if row["default_correct"]]
+    wrong = [row for row in rows if not row["default_correct"]]
+    saved = [len(row["decisions"]) - row["length"] for row in right]
+    repaired = [row for row in wrong if row["correct"]]
+    longer = [row["length"] - len(row["decisions"]) for row in repaired]
+    return {"name": name, "n": len(rows), "right before %": 100 * len(right) / len(rows),
+            "right after %": 100 * (len(right) + len(repaired)) / len(rows),
+            "saved, right ones": mean(saved),
+            "with a shorter path %": percentage([s > 0 for s in saved]),
+            "repaired %": percentage([row["correct"] for row in wrong]),
+            "layers added, repaired": mean(longer),
+            "right paths met": mean([len(row["correct"]) for row in rows])}
+
+
+def table2(lab):
+    rows = [search_statistics(name, rows) for name, rows in groups_of(lab.label_rows).items()]
+    return beside_paper("table2", f"what {lab.run.args.simulations} simulations per question found",
+                        rows)
+
+
+def figure9(lab):
+    """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
+    rows, bars = [], {}
+    for choice in dict.fromkeys((lab.choice, "shortest")):
+        labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
+        share = share_of_actions(labels)  # (L, 3)
+        bars[choice] = share.T.tolist()
+        rows.append({"name": choice, "labels": len(labels),
+                     **{f"{action} %": 100 * part
+                        for action, part in zip(ACTIONS, share.mean(0).tolist())},
+                     "mean count per layer": heat(labels.float().mean(0).tolist())})
+    return {"title": "the labels, per layer", "rows": rows, "bars": bars}
+
+
+# ---- accuracy in and out of domain ----
+
+def domain_rows(lab, table):
+    """Vanilla, Dr.LLM, the paper's recipe (no guard) and forced variants by task, then the static
+    paths and the controls in total."""
+    own = lab.own(table)
+    table.add("paper", lab.routes("shortest", guard=False), "the paper's recipe")
+    add_static(table, "dr.llm", lab.statics)
+    table.add("shuffled", [shuffled(own.decisions[0])])
+    baselines.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
+    everything = {"all": torch.ones(len(table.prompts)).bool()}
+    groups, outcomes = numbers_of(table) | everything, table.outcomes
+    figures = lambda name, here: summarise(outcomes[name], outcomes["vanilla"], here)
+    rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, here)}
+            for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, here in groups.items()]
+    totals = ("static below", "static above", "shuffled", *CONTROLS)
+    return rows + [{"name": outcomes[name].name, **figures(name, everything["all"])}
+                   for name in totals if name in outcomes]
+
+
+def table3(lab):
+    title = f"in domain, {len(lab.inside)} questions, {len(lab.seeds)} router seeds"
+    return beside_paper("table3", title, domain_rows(lab, lab.table))
+
+
+def table4(lab):
+    title = f"out of domain, {len(lab.outside)} questions, {len(lab.seeds)} router seeds"
+    return beside_paper("table4", title, domain_rows(lab, lab.far_table))
+
+
+# ---- other methods ----
+
+def table5(lab):
+    """Every method that can be told a mean depth at one, Dr.LLM's own or --depth; the others as
+    they are."""
+    depth = lab.args.depth or lab.own(lab.table).layers.mean().item()
+    rows = [lab.row("vanilla", lambda: lab.figures([None])),
+            lab.row("Dr.LLM", lambda: lab.figures())]
+    if lab.args.depth:
+        tilt = tilt_for(lab, depth)
+        rows.append(lab.row(f"Dr.LLM, tilt {tilt:+.2f}",
+                            lambda: lab.figures(lab.routes(tilt=tilt))))
+    rows += [lab.method(name, depth) for name in AT_DEPTH]
+    rows += [*as_they_are(lab), lab.method("cola")]
+    return {"title": f"methods at {depth:.2f} layers", "rows": rows,
+            "notes": ["oracle: the gold answer chooses the path; frozen retrofit: the method's own "
+                      "training of the base model is left out"]}
+
+
+def as_they_are(lab):
+    """Rows of methods that have a depth of their own."""
+    return [*map(lab.method, AS_THEY_ARE), lab.row("shuffled", lambda: {
+        "note": "control: each question's own counts in random layers",
+        **lab.figures([shuffled(lab.own(lab.table).decisions[0])])})]
+
+
+def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
+    """The tilt at which the first routers run the label questions at this mean depth."""
+    table = lab.comparison(lab.labelled[:300])
+    for _ in range(steps):
+        middle = (low + high) / 2
+        found = table.ask("tilt", [RouterRoute(lab.routers()[0], middle)]).layers.mean().item()
+        low, high = (middle, high) if found < depth else (low, middle)
+    return round((low + high) / 2, 2)
+
+
+# ---- ablations of the router ----
+
+class EmbeddingRoute(RouterRoute):
+    """Every layer's router sees the embeddings of the prompt instead of its own input."""
+
+    def pool(self, hidden, lengths):
+        return self.embedded
+
+    def __call__(self, layer, hidden, lengths):
+        if layer == 0:
+            self.embedded = super().pool(hidden, lengths)
+        return super().__call__(layer, hidden, lengths)
+
+
+class LinearRouters(Routers):
+    """One linear layer instead of two."""
+
+    def __init__(self, num_layers, hidden_size, width=128, windows=8):
+        super().__init__(num_layers, hidden_size, 1, windows)
+        self.only = nn.Parameter(0.01 * torch.randn(num_layers, hidden_size, 3))
+
+    def forward(self, pooled, counts, layers=slice(None)):
+        """Linear in the windows, so their mean may be taken first."""
+        mean = (pooled.sum(2) / counts[:, None, None]).transpose(0, 1)  # (l, N, D)
+        return torch.baddbmm(self.b2[layers], mean, self.only[layers]).transpose(0, 1)
+
+
+class DeepRouters(Routers):
+    """Three linear layers instead of two."""
+
+    def __init__(self, num_layers, hidden_size, width=128, windows=8):
+        super().__init__(num_layers, hidden_size, width, windows)
+        self.middle = nn.Parameter(torch.randn(num_layers, width, width) * width ** -0.5)
+
+    def forward(self, pooled, counts, layers=slice(None)):
+        N, l, W, D = pooled.shape
+        windows = pooled.transpose(0, 1).reshape(l, N * W, D)
+        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))
+        inner = F.gelu(torch.bmm(inner, self.middle[layers]))
+        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, 3)
+        in_use = torch.arange(W, device=counts.device) < counts[:, None]
+        return ((logits * in_use[..., None]).sum(2) / counts[:, None]).transpose(0, 1)
+
+
+def variant(lab, name, labels=None, kind=Routers, **changes):
+    """The in-domain row of routers trained with other settings, or of the run's own."""
+    def make():
+        config = replace(lab.run.config, **changes)
+        if (labels, kind, config) == (None, Routers, lab.run.config):
+            return lab.figures()
+        examples = lab.examples(labels or lab.labels(), config.windows)
+        return lab.figures([RouterRoute(r) for r in lab.trained(*examples, config, kind=kind)])
+    return lab.row(name, make)
+
+
+def table6(lab):
+    def embedded():
+        pooled, counts, decisions = lab.examples(lab.labels())
+        pooled = pooled[:, :1].expand_as(pooled)
+        return lab.figures([EmbeddingRoute(r) for r in lab.trained(pooled, counts, decisions)])
+    return beside_paper("table6", "what the routers see", [
+        variant(lab, "hidden states"), lab.row("embeddings only", embedded)])
+
+
+def figure5(lab):
+    """Width, number of linear layers and number of windows; figure 8 shows the same."""
+    rows = [variant(lab, f"width {width}", width=width) for width in (16, 64, 128, 256)]
+    rows += [variant(lab, "1 linear layer", kind=LinearRouters),
+             variant(lab, "3 linear layers", kind=DeepRouters)]
+    rows += [variant(lab, f"{windows} window" + "s" * (windows > 1), windows=windows)
+             for windows in (1, 2, 4, 8, 16)]
+    return beside_paper("figure5", "the routers' shape (default: width 128, 2 linear layers, 8 "
+                                   "windows)", rows)
+
+
+def figure7(lab):
+    """The loss, its constants, and the number and choice of labels."""
+    rows = [variant(lab, "focal loss"), variant(lab, "weighted cross-entropy", gamma=0.0),
+            variant(lab, "cross-entropy", gamma=0.0, beta=0.0)]
+    rows += [variant(lab, f"gamma {gamma:g}", gamma=gamma) for gamma in (1.0, 4.0)]
+    rows += [variant(lab, f"beta {beta:g}", beta=beta) for beta in (0.0, 0.9999)]
+    for share in (4, 2):
+        labels = lab.labels()[:len(lab.labels()) // share]
+        rows.append(variant(lab, f"{len(labels)} label questions", labels))
+    rows += [lab.row("shortest labels", lambda: lab.figures(lab.routes("shortest"))),
+             variant(lab, "confident labels", confident(lab.label_rows))]
+    return beside_paper("figure7", "the loss and the labels (default: gamma 2, beta 0.999, "
+                                   f"{len(lab.labelled)} {lab.choice} labels)", rows)
+
+
+# ---- pictures of decisions ----
+
+def figure1(lab):
+    """Accuracy against layers: the frontier's lines and the other methods', those that can be told
+    a depth at three of them."""
+    found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
+    depths = (*(share * lab.L for share in SHALLOWER), own)
+    methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
+    methods |= {BASELINES[name].title: [lab.method(name, depth) for depth in depths]
+                for name in AT_DEPTH}
+    methods |= {row["name"]: [row] for row in as_they_are(lab)}
+    curves = {kind: points for kind, points in found["curves"].items() if kind != "price"}
+    curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
+               for title, rows in methods.items()}
+    return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],
+            "rows": found["rows"] + [point(row) for rows in methods.values() for row in rows]}
+
+
+def figure4(lab):
+    """Mean count per layer and task, and quartiles of the layers run; figure 10 shows the same."""
+    rows, heat_map = [], {}
+    tables = {"in": lab.table} | ({"out": lab.far_table} if lab.outside else {})
+    for where, table in tables.items():
+        decisions = lab.own(table).decisions.float().mean(0)  # (N, L)
+        for task, here in numbers_of(table).items():
+            per_layer, layers = decisions[here].mean(0).tolist(), decisions[here].sum(1)
+            spread = layers.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+            heat_map[f"{where} {task}"] = per_layer
+            rows.append({"name": f"{where} {task}", "per layer": heat(per_layer),
+                         "layers": layers.mean().item(), **dict(zip(BOX, spread))})
+    return {"title": "how often each layer runs", "rows": rows, "heat": heat_map,
+            "notes": ["per layer: ▁ never, ▄ once, █ twice"]}
+
+
+def figure6(lab, steps=9):
+    """The paper's knob, from always skip to always repeat; without the guard, which would execute
+    what the knob skips."""
+    knob = np.linspace(-1, 1, steps).tolist()
+    rows = [lab.row(f"p {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)[:1]))
+            for p in knob]
+    return {"title": "the control knob p (-0.5: the router itself), one seed, no guard",
+            "rows": rows, "knob": [[p, *(row[key] for key in ("accuracy", "layers", *ACTIONS))]
+                                   for p, row in zip(knob, rows)],
+            "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
+
+
+EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,
+               "table5": table5, "table6": table6, "figure4": figure4, "figure5": figure5,
+               "figure6": figure6, "figure7": figure7, "router": router, "ood": ood,
+               "frontier": frontier, "figure1": figure1}

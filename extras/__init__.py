@@ -1,1 +1,0 @@
-"""What one does with the project beyond training routers; run as python -m extras.NAME."""

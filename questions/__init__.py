@@ -1,0 +1,9 @@
+"""Questions: read from anybody's files, written as prompts, graded. Nothing here knows a model.
+
+    load_questions("demo/questions/test.jsonl")[0].prompt
+"""
+from questions.grading import answers_equal
+from questions.loading import Question, load_questions
+from questions.reward import grade
+
+__all__ = ["Question", "answers_equal", "grade", "load_questions"]

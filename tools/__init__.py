@@ -1,0 +1,1 @@
+"""What one does with a model or a finished run; each is run as python -m tools.NAME."""

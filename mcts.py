@@ -14,39 +14,8 @@ asked twice, an illegal one never.
 import math
 from dataclasses import dataclass
 
-SKIP, EXECUTE, REPEAT = 0, 1, 2
-
-
-# ---- paths ----
-
-def path_of(decisions):
-    """Layer indices in execution order: (1, 0, 2) gives (0, 2, 2)."""
-    return tuple(layer for layer, count in enumerate(decisions) for _ in range(count))
-
-
-def decisions_of(path, num_layers):
-    """The decisions of a path; ValueError unless it is in order with at most two of each."""
-    path = tuple(path)
-    if list(path) != sorted(path) or not {*path} <= {*range(num_layers)}:
-        raise ValueError(f"path {path} is not an ordered walk through layers 0..{num_layers - 1}")
-    decisions = tuple(path.count(layer) for layer in range(num_layers))
-    if max(decisions, default=0) > REPEAT:
-        raise ValueError(f"path {path} runs a layer {max(decisions)} times; 2 is the most")
-    return decisions
-
-
-def is_legal(decisions):
-    """True if every value is 0, 1 or 2 and no three layers in a row are skipped (paper §3.2)."""
-    threes = zip(decisions, decisions[1:], decisions[2:])
-    return {*decisions} <= {SKIP, EXECUTE, REPEAT} and (SKIP, SKIP, SKIP) not in threes
-
-
-def edits(decisions):
-    """Every legal path that skips or repeats one more of the layers still executed once."""
-    changed = (decisions[:layer] + (count,) + decisions[layer + 1:]
-               for layer, now in enumerate(decisions) if now == EXECUTE
-               for count in (SKIP, REPEAT))
-    return [path for path in changed if is_legal(path)]
+from paths import (DECISIONS, EXECUTE, REPEAT, SKIP, blocks, decisions_of, edits,  # noqa: F401
+                   is_legal, path_of)
 
 
 # ---- the tree ----

@@ -31,7 +31,7 @@ OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base m
 FILES = ("storage/files storage/run_folder storage/router_file storage/label_file cli "
          "checkpoint/chat_template checkpoint/config checkpoint/weights checkpoint/tokenizer "
          "questions/grading questions/schemas questions/loading questions/prompts "
-         "questions/reward model_llama mcts drllm answers label storage/answer_cache choose "
+         "questions/reward paths model_llama mcts drllm answers label storage/answer_cache choose "
          "evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 

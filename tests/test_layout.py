@@ -15,7 +15,7 @@ ORDER = ["storage.files", "storage.run_folder", "storage.router_file", "storage.
          "checkpoint.chat_template", "checkpoint.config", "checkpoint.weights",
          "checkpoint.tokenizer", "questions.grading", "questions.schemas", "questions.loading",
          "questions.prompts", "questions.reward",
-         "model_llama", "mcts", "drllm", "answers", "label", "storage.answer_cache", "choose",
+         "paths", "model_llama", "mcts", "drllm", "answers", "label", "storage.answer_cache", "choose",
          "evaluate", "train"]
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 ABOVE = sorted(f"{room}.{file.stem}" for room in ("experiments", "tools")

@@ -1,0 +1,77 @@
+"""What a path through the layers is: one decision per layer.
+
+Everything else speaks of paths in these words: the decoder runs them, the search edits them, the
+routers predict them. `DECISIONS` is the one place that says what a decision does; a decision's
+code (0, 1, 2) is its place in that table, its class in the routers, and its digit in files.
+
+    path_of((EXECUTE, SKIP, REPEAT))    # (0, 2, 2)
+"""
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided about one layer. passes: how many times its block runs. edit: whether the
+    search tries it in the place of the default. mark: one character for terminals."""
+    name: str
+    passes: int
+    edit: bool
+    mark: str
+
+
+DECISIONS = (Decision("skip", passes=0, edit=True, mark="·"),
+             Decision("execute", passes=1, edit=False, mark="│"),
+             Decision("repeat", passes=2, edit=True, mark="║"))
+SKIP, EXECUTE, REPEAT = range(len(DECISIONS))
+PASSES = torch.tensor([decision.passes for decision in DECISIONS])
+EDITS = tuple(code for code, decision in enumerate(DECISIONS) if decision.edit)
+
+
+def default_path(num_layers):
+    """Every layer once: the decisions of the base model."""
+    return (EXECUTE,) * num_layers
+
+
+def blocks(decisions):
+    """How many blocks a forward pass runs: an int for a path, (...) for a tensor (..., L)."""
+    if isinstance(decisions, torch.Tensor):
+        return PASSES.to(decisions.device)[decisions].sum(-1)
+    return sum(DECISIONS[code].passes for code in decisions)
+
+
+def path_of(decisions):
+    """Layer indices in execution order: (1, 0, 2) gives (0, 2, 2)."""
+    return tuple(layer for layer, code in enumerate(decisions)
+                 for _ in range(DECISIONS[code].passes))
+
+
+def decisions_of(path, num_layers):
+    """The decisions of a path; ValueError unless it is in order with at most two of each."""
+    path = tuple(path)
+    if list(path) != sorted(path) or not {*path} <= {*range(num_layers)}:
+        raise ValueError(f"path {path} is not an ordered walk through layers 0..{num_layers - 1}")
+    code_of = {decision.passes: code for code, decision in enumerate(DECISIONS)}
+    passes = [path.count(layer) for layer in range(num_layers)]
+    if max(passes, default=0) > max(code_of):
+        raise ValueError(f"path {path} runs a layer {max(passes)} times; {max(code_of)} is the "
+                         "most")
+    return tuple(code_of[number] for number in passes)
+
+
+def is_legal(decisions):
+    """True if every value is a decision and no three layers in a row are skipped (paper §3.2)."""
+    if not {*decisions} <= {*range(len(DECISIONS))}:
+        return False
+    in_a_row = zip(decisions, decisions[1:], decisions[2:])
+    return (SKIP, SKIP, SKIP) not in in_a_row
+
+
+def edits(decisions):
+    """Every legal path with one edit more: of the layers still executed once, one is skipped or
+    repeated."""
+    edited = [decisions[:layer] + (code,) + decisions[layer + 1:]
+              for layer, now in enumerate(decisions) if now == EXECUTE
+              for code in EDITS]
+    return [path for path in edited if is_legal(path)]

@@ -8,7 +8,7 @@ likelihood, as the lm-evaluation-harness does.
 """
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -17,6 +17,7 @@ from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
 from questions.reward import closed_by_text, extract_answer, grade
 from questions.schemas import LETTERS
+from storage.answer_cache import digest, source_hash
 from storage.files import InputError
 
 FORM = """Question: {question}
@@ -162,6 +163,10 @@ class Prompt:
     def sequence(self):
         """All ids that one pass reads to judge an answer."""
         return self.ids + sum(self.options, self.gold)
+
+    def key(self):
+        """What tells this prompt, and what is correct for it, from all others: 16 hex digits."""
+        return digest(asdict(self))
 
 
 @dataclass
@@ -324,3 +329,73 @@ def settled_grade(said, prompt, tokenizer):
         without_blanks(gold + question.stop).startswith(begun)
         for gold in question.answers or (question.answer,))
     return None if may_be_right else 0.0
+
+
+# ---- answers that a run has had already ----
+
+# The files that decide what a model answers and what is correct. An edit of one of them discards
+# all cached answers; an edit elsewhere (tables, documents, the search) discards none.
+ANSWER_SOURCES = ("paths.py", "model_llama.py", "drllm.py", "answers.py", "questions/*.py",
+                  "checkpoint/*.py", "storage/router_file.py")
+
+
+def what_answers_depend_on(model):
+    """What, beside prompts and route, decides what is answered, as plain values."""
+    weight = model.embed_tokens.weight
+    # the fingerprint is of the weights alone; rotary angles, for example, are in the config
+    return [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
+            repr(model.config), str(weight.dtype), weight.device.type]
+
+
+@functools.lru_cache
+def tokenizer_key(tokenizer):
+    """What tells a tokenizer from others: equal ids may be decoded to different texts."""
+    return digest(tokenizer.fast.to_str())
+
+
+def route_key(route):
+    """What tells a route, None or decisions (N, L) from all others, as plain values; None for a
+    route without a key."""
+    if route is None:
+        return "default path"
+    if isinstance(route, torch.Tensor):
+        return fixed(route).key()
+    return route.key() if hasattr(route, "key") else None
+
+
+def cached_answers(cache, about, make):
+    """The Answers that make() returns, or returned before about these plain values."""
+    def plain_answers():
+        fields = vars(make())
+        return {name: value if name == "texts" else value.tolist()
+                for name, value in fields.items()}
+    fields = cache.get(about, plain_answers)
+    return Answers(**{name: value if name == "texts" else torch.tensor(value)
+                      for name, value in fields.items()})
+
+
+def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None):
+    """answer(), asked only if the cache lacks it. A route without a key is always asked."""
+    make = functools.partial(answer, model, tokenizer, prompts, route, batch_size, progress)
+    key = route_key(route)
+    if key is None:
+        return make()
+    about = ["answer", key, *what_answers_depend_on(model), tokenizer_key(tokenizer),
+             *(prompt.key() for prompt in prompts)]
+    if progress and about in cache:
+        progress(len(prompts))
+    return cached_answers(cache, about, make)
+
+
+def cached_judge(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
+                 known=None):
+    """judge(), asked only if the cache lacks it."""
+    def plain_grades():
+        grades = judge(model, tokenizer, prompts, paths, batch_size, progress, known)
+        return [values.tolist() for values in grades]
+    about = ["judge", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
+             *(prompt.key() for prompt in prompts)]
+    if progress and about in cache:
+        progress(len(prompts))
+    right, confidence = cache.get(about, plain_grades)
+    return torch.tensor(right), torch.tensor(confidence)

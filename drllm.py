@@ -11,6 +11,8 @@ file of their own that names the model they belong to.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -155,6 +157,17 @@ class Routers(nn.Module):
     def route(self):
         return RouterRoute(self)
 
+    def key(self):
+        """What tells these routers from all others, as plain values; None for a subclass, which may
+        compute otherwise."""
+        if type(self) is not Routers:
+            return None
+        weights = hashlib.sha256()
+        for name, tensor in self.state_dict().items():  # the guard's too, if there is one
+            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            weights.update(tensor.float().cpu().numpy().tobytes())
+        return [self.windows, self.width, weights.hexdigest()]
+
     def save(self, file):
         """Writes the routers as safetensors; sizes and notes stand in the metadata."""
         sizes = {name: getattr(self, name) for name in SIZES}
@@ -164,7 +177,8 @@ class Routers(nn.Module):
     def load(cls, file, model):
         """The routers of a file, or of a folder that has one, on the model's device. InputError if
         they are another model's."""
-        tensors, notes = router_file.read(file, model)
+        tensors, notes = router_file.read(file, model.fingerprint(), model.config.num_layers,
+                                          model.config.hidden_size)
         routers = cls(*(notes[name] for name in SIZES))
         routers.notes = notes
         for name, tensor in tensors.items():
@@ -202,6 +216,14 @@ class RouterRoute:
         if self.guard:
             decisions = decisions.masked_fill(self.routers.is_strange(layer, pooled, counts), 1)
         return decisions
+
+    def key(self):
+        """What tells this route from all others, as plain values; None for a subclass, which may
+        see or decide otherwise."""
+        routers = self.routers.key()
+        if type(self) is not RouterRoute or routers is None:
+            return None
+        return ["routers", routers, self.tilt, self.control, self.guard, self.forbidden.tolist()]
 
 
 if __name__ == "__main__":

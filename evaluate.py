@@ -12,6 +12,7 @@ in through one hook, in compare(). Gains are paired: a bootstrap over the same q
     python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
 """
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from storage.answer_cache import Kept
 from cli import progress_bar
 from questions.loading import disjoint, left_out, load_all
 from storage.run_folder import folder_of, make_folder, read_chosen, read_statics
-from answers import answer, prepare
+from answers import answer, cached_answer, prepare
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
 ACTIONS = ("skip", "execute", "repeat")
@@ -98,7 +99,7 @@ class Comparison:
     def ask(self, title, routes, model=None, layers_of=None):
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
         through, whose layers_of(decisions) are (N,)."""
-        ask = answer if model else self.kept.answer
+        ask = answer if model else partial(cached_answer, self.kept)
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
             seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
                          self.batch_size, bar.update) for route in routes]
@@ -320,7 +321,7 @@ def main(argv=None):
     statics = read_statics(beside / "paths.json", model.config.num_layers, "static" in args.routes)
     known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
-    kept = Kept(args.out / "kept.jsonl", model)
+    kept = Kept(args.out / "kept.jsonl")
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
                     args.routes, args.batch_size, calibration, read_chosen(beside), kept)
     report(table, "dr.llm", args.out, told=all(one.notes.get("questions") for one in seeds))

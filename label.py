@@ -13,8 +13,8 @@ import json
 import math
 import random
 import time
-from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +23,12 @@ import torch
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
+from storage.answer_cache import digest
 from storage.files import InputError, writing
-from storage.label_file import opened, process, read_rows
+from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
 from cli import progress_bar
 from questions.loading import load_all
-from answers import Prompt, judge, prepare
+from answers import judge, prepare
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
@@ -88,56 +89,70 @@ def chance_of(options):
 
 # ---- searches in lockstep ----
 
-@dataclass
 class Search:
-    """A search under way. path: what it asks about now. confidence: of the right paths met so
-    far, in order. known: the hidden states that its paths share (answers.py)."""
-    prompt: Prompt
-    steps: Generator
-    path: tuple
-    confidence: dict = field(default_factory=dict)
-    known: dict = field(default_factory=dict)
+    """A question's search under way.
+
+    path: what it asks about now. confidence: {path: the model's confidence} of the correct paths
+    met so far, in order. shared_states: the hidden states that its paths share (answers.py).
+    """
+
+    def __init__(self, prompt, num_layers, config, seed, search=search):
+        self.prompt, self.confidence, self.shared_states = prompt, {}, {}
+        self.steps = search(num_layers, config, question_rng(prompt.question.id, seed))
+        self.path = next(self.steps)
+
+    def advance(self, reward):
+        """The SearchResult, if the reward of its path ends this search; else None, and `path` is
+        the next one to ask about."""
+        try:
+            self.path = self.steps.send(reward)
+        except StopIteration as end:
+            return end.value
 
 
 def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None, share=True,
                search=search):
-    """Yields (prompt, SearchResult, {decisions: confidence of right paths}) as searches finish.
+    """Yields (prompt, SearchResult, {decisions: confidence of correct paths}) as searches finish.
 
-    At most batch_size searches are under way, fewer where the states that they share need too much
-    memory. They begin a few at a time, so that they also end a few at a time and an interruption
-    loses little. share=False computes every path from its first layer on.
+    At most batch_size searches are under way, fewer if the states that they share need too much
+    memory. share=False computes every path from its first layer on.
     """
-    waiting = sorted(reversed(prompts), key=lambda p: len(p.sequence))  # the longest comes first
+    num_layers = model.config.num_layers
+    by_length = sorted(prompts, key=lambda prompt: len(prompt.sequence), reverse=True)
+    waiting, running = deque(by_length), []  # the longest first: a lack of memory shows at once
     if share and waiting:
-        weight = model.embed_tokens.weight
-        state = len(waiting[-1].sequence) * weight.shape[1] * weight.element_size()  # bytes
-        each = state * model.config.num_layers * (config.simulations + 1)
-        batch_size = max(1, min(batch_size, SHARED_BYTES // each))
-    a_few, running = math.ceil(batch_size / (config.simulations + 1)), []
+        searches = SHARED_BYTES // shared_bytes(model, waiting[0], config)
+        batch_size = max(1, min(batch_size, searches))
+    # searches begin a few at a time, so that they also end so, and an interruption loses little
+    most_new = math.ceil(batch_size / (config.simulations + 1))
     while waiting or running:
-        for _ in range(min(a_few, len(waiting), batch_size - len(running))):
-            prompt = waiting.pop()
-            steps = search(model.config.num_layers, config, question_rng(prompt.question.id, seed))
-            running.append(Search(prompt, steps, next(steps)))
-        rewards, sure = judge(model, tokenizer, [one.prompt for one in running],
-                              torch.tensor([one.path for one in running]), batch_size,
-                              known=[one.known for one in running] if share else None)
+        for _ in range(min(most_new, len(waiting), batch_size - len(running))):
+            running.append(Search(waiting.popleft(), num_layers, config, seed, search))
+        # one path of every search under way, (len(running), L)
+        paths = torch.tensor([state.path for state in running])
+        known = [state.shared_states for state in running] if share else None
+        rewards, confidence = judge(model, tokenizer, [state.prompt for state in running], paths,
+                                    batch_size, known=known)
         if progress:
             progress(len(running))
-        asked, running = running, []
-        for one, reward, confidence in zip(asked, rewards.tolist(), sure.tolist()):
+        unfinished = []
+        for state, reward, sure in zip(running, rewards.tolist(), confidence.tolist()):
             if reward > 0:
-                one.confidence[one.path] = confidence
-            try:
-                one.path = one.steps.send(reward)
-                running.append(one)
-            except StopIteration as end:
-                yield one.prompt, end.value, one.confidence
+                state.confidence[state.path] = sure
+            result = state.advance(reward)
+            if result is None:
+                unfinished.append(state)
+            else:
+                yield state.prompt, result, state.confidence
+        running = unfinished
 
 
-def digest(*values):
-    """16 hex digits that name plain values, the same on every machine."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+def shared_bytes(model, prompt, config):
+    """Bytes of the hidden states that the search of a prompt may share: of its tokens, entering
+    every layer of every path, none of which may have a beginning in common."""
+    weight = model.embed_tokens.weight
+    state = len(prompt.sequence) * weight.shape[1] * weight.element_size()
+    return state * model.config.num_layers * (config.simulations + 1)
 
 
 def question_rng(name, seed):
@@ -146,20 +161,20 @@ def question_rng(name, seed):
 
 
 def content_hash(prompt):
-    """Names what a question asks and what is right, so that an edited one is searched again."""
-    return digest(prompt.ids, asdict(prompt.question))
+    """Names what a question asks and what is correct, so that an edited one is searched again."""
+    return prompt.key()
 
 
 def row_of(prompt, result, confidence):
-    """One line of labels.jsonl. decisions: the paper's label, the default path where nothing was
-    right. correct: every right path in the order it was met, with the probability of its answer.
-    wrong: the other paths tried."""
+    """One line of labels.jsonl. decisions: the paper's label, or the default path if no path was
+    correct. correct: every correct path in the order it was met, with the probability of its
+    answer. wrong: the other paths tried."""
     question, tried = prompt.question, list(result.rewards)
-    decisions = result.best or tried[0]
+    decisions = tried[0] if result.best is None else result.best
     return {"id": question.id, "task": question.task, "level": question.level,
             "content": content_hash(prompt), "default_correct": bool(result.default_reward),
             "decisions": decisions, "length": sum(decisions),
-            "correct": [[path, round(sure, 6)] for path, sure in confidence.items()],
+            "correct": [(path, round(sure, 6)) for path, sure in confidence.items()],
             "wrong": [path for path in tried if not result.rewards[path]],
             "simulations": len(tried) - 1}
 
@@ -167,43 +182,58 @@ def row_of(prompt, result, confidence):
 # ---- all questions ----
 
 def header(model, config, seed):
-    """What must be the same for rows to stand in one file."""
+    """What must be the same for rows to be in one file."""
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    return {"model": model.fingerprint(), "dtype": dtype, "search": asdict(config), "seed": seed}
+    # the fingerprint is of the weights alone; rotary angles, for example, are in the config
+    return {"model": model.fingerprint(), "config": digest(repr(model.config)), "dtype": dtype,
+            "search": asdict(config), "seed": seed}
 
 
-def label(model, tokenizer, questions, file, config, seed=0, batch_size=256):
-    """Rows of labels for the questions, made now or found in the file, in the questions' order.
+def print_too_long(too_long, number, model):
+    """Says which of so many questions were set apart by prepare(), if any."""
+    if too_long:
+        first = ", ".join(question.id for question in too_long[:5])
+        print(f"{len(too_long)} of {number} questions exceed the context "
+              f"({model.config.max_positions} tokens) and are left out: {first} ...")
 
-    Under torchrun each process takes the questions whose id falls to its rank.
+
+def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256):
+    """Rows of labels of the prepared prompts, made now or found in the file, in their order.
+
+    Under torchrun each process searches the questions whose id falls to its rank.
     """
-    (rank, world), file, layers = process(), Path(file), model.config.num_layers
-    prompts, too_long = prepare(questions, tokenizer, model)
-    if too_long and rank == 0:
-        print(f"{len(too_long)} of {len(questions)} questions exceed the context "
-              f"({model.config.max_positions} tokens): {', '.join(q.id for q in too_long[:5])} ...")
-    with opened(file, header(model, config, seed), layers, questions) as (mine, rows):
-        missing = [p for p in prompts
-                   if rows.get(p.question.id, {}).get("content") != content_hash(p)
-                   and int(digest(p.question.id), 16) % world == rank]
+    file, num_layers = Path(file), model.config.num_layers
+    rank, world = process()
+    ids = [prompt.question.id for prompt in prompts]
+    # settings of the search that a file does not name had these values when it was made
+    defaults = {"search": asdict(SearchConfig())}
+    with opened(file, header(model, config, seed), num_layers, ids, defaults) as (mine, rows):
+        missing = []
+        for prompt in prompts:
+            stored = rows.get(prompt.question.id, {"content": None})
+            is_mine = int(digest(prompt.question.id), 16) % world == rank
+            if is_mine and stored["content"] != content_hash(prompt):
+                missing.append(prompt)
         searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size)
         append_rows(mine, searches, rows, len(missing), config.simulations + 1)
-    rows = read_rows(file, layers)
-    return [rows[p.question.id] for p in prompts]
+    return [rows[name] for name in ids]
 
 
 def append_rows(file, searches, rows, number, paths_each):
-    """Appends a flushed line per finished search; rows {id: row} so far feed the progress bar."""
+    """Appends a flushed line per finished search, and puts it into rows {id: row}. searches: of
+    `number` questions, with up to paths_each paths each."""
     if not number:
         return
     bar = progress_bar(total=number * paths_each, unit="path", desc=f"searching {number} questions")
-    with writing(file), open(file, "a") as stream, bar:
-        for result in searches(progress=bar.update):
-            row = row_of(*result)
+    with writing(file), open(file, "a", encoding="utf-8") as stream, bar:
+        for prompt, result, confidence in searches(progress=bar.update):
+            row = row_of(prompt, result, confidence)
             rows[row["id"]] = row
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-            bar.total -= paths_each - 1 - row["simulations"]
+            # the bar counted on the most paths; a search that ended early asked fewer
+            paths_asked = len(result.rewards)
+            bar.total -= paths_each - paths_asked
             bar.set_postfix_str(summary(rows.values()), refresh=False)
 
 
@@ -231,9 +261,11 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
+    prompts, too_long = prepare(questions, tokenizer, model)
     if process()[0] == 0:
-        plain_model(model, tokenizer, prepare(questions, tokenizer, model)[0], args)
-    rows = label(model, tokenizer, questions, args.out, config, args.seed, args.batch_size)
+        print_too_long(too_long, len(questions), model)
+        plain_model(model, tokenizer, prompts, args)
+    rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size)
     if process()[0] == 0:
         print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 

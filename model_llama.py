@@ -323,6 +323,11 @@ class fixed:  # noqa: N801 - used like a function
         counts = self.decisions[..., layer]
         return (counts.expand(len(hidden)) if counts.dim() == 0 else counts).to(hidden.device)
 
+    def key(self):
+        """What tells this route from all others, as plain values; None for a subclass, which may
+        decide otherwise."""
+        return ["fixed path", self.decisions.tolist()] if type(self) is fixed else None
+
 
 # ---- greedy generation ----
 

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,16 +26,18 @@ from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours,
                     shortest, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
-from label import content_hash, digest, header, label, margin, plain_model, summary
+from label import (content_hash, header, label, margin, plain_model, print_too_long,
+                   summary)
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from storage.files import (InputError, locked, mapped_zeros, read_json, whole_lines,
                            write_json)
-from storage.answer_cache import Kept
+from storage.answer_cache import Kept, digest, source_hash
 from cli import progress_bar
 from questions.loading import disjoint, load_all, split
 from storage.run_folder import claim, read_statics, take
-from answers import answer, batches, prepare
+from answers import (answer, batches, cached_answers, cached_judge, prepare, tokenizer_key,
+                     what_answers_depend_on)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def measured_menu(run, rows, prompts, space):
     stored = read_json(file) if file.exists() else {}
     if stored.get("key") != key:
         paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
-                            batch_size=run.args.batch_size, ask=run.kept.judge)
+                            batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
         lines = ["".join(map(str, row)) for row in right.int().tolist()]
         stored = {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)}
         write_json(file, stored)
@@ -192,8 +195,11 @@ def expected(run, prompts, space, paths, right, folds=4):
         if right[rest].any(1).sum() < SMALLEST_GROUP:
             continue
         labels, _ = consensus_of_neighbours(space[rest], right[rest], paths, run.args.price)
-        about = ["fold", fold, run.args.seed, labels, *map(content_hash, prompts)]
-        made = run.kept.answers(about, lambda: answered(rest, held, labels))
+        # these answers are also those of routers trained here, with these settings
+        about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
+                 *what_answers_depend_on(run.model), tokenizer_key(run.tokenizer),
+                 *(prompt.key() for prompt in prompts)]
+        made = cached_answers(run.kept, about, lambda: answered(rest, held, labels))
         gain[held] = made.right - right[held, 0].float()
         layers[held] = made.decisions.sum(1).float()
     low, high = interval(gain)
@@ -328,11 +334,12 @@ def train(run):
     tests, _ = prepare(run.held_out[:args.limit], run.tokenizer, run.model)
     print(f"{args.model}: {len(to_label)} questions to label along {args.simulations + 1} paths "
           f"each, {len(tests)} to test, into {out}")
-    prompts, _ = prepare(to_label, run.tokenizer, run.model)
+    prompts, too_long = prepare(to_label, run.tokenizer, run.model)
+    print_too_long(too_long, len(to_label), run.model)
     claim(out, run.settings, args.overwrite)
     say_before(run, prompts, tests)
-    run.kept = Kept(out / "kept.jsonl", run.model, run.settings["train"])
-    rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search, args.seed,
+    run.kept = Kept(out / "kept.jsonl")
+    rows = label(run.model, run.tokenizer, prompts, out / "labels.jsonl", run.search, args.seed,
                  args.batch_size)
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:

@@ -28,10 +28,10 @@ FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("storage/files storage/run_folder storage/router_file storage/label_file cli "
+FILES = ("storage/files storage/answer_cache storage/run_folder storage/router_file storage/label_file cli "
          "checkpoint/chat_template checkpoint/config checkpoint/weights checkpoint/tokenizer "
          "questions/grading questions/schemas questions/loading questions/prompts "
-         "questions/reward paths model_llama mcts drllm answers label storage/answer_cache choose "
+         "questions/reward paths model_llama mcts drllm answers label choose "
          "evaluate train").split()
 FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
 

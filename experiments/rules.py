@@ -26,15 +26,14 @@ import cli
 from choose import similarity_space
 from cli import aligned, percent
 from evaluate import compare, interval, report
-from label import content_hash
 from mcts import EXECUTE, REPEAT, SKIP
 from model_llama import fixed, load_model, load_tokenizer
 from storage.files import InputError, write_json
-from storage.answer_cache import Kept
+from storage.answer_cache import Kept, source_hash
 from cli import progress_bar
 from questions.loading import disjoint, load_all
 from answers import through_layers
-from answers import batches, prepare
+from answers import batches, prepare, what_answers_depend_on
 from train import TrainConfig, features, learn
 
 # N questions   K edits, the first of them none   S numbers that describe a question
@@ -106,8 +105,9 @@ def effects(model, prompts, edits, kept, batch_size=128):
     with progress_bar(total=len(prompts), desc="edits", unit="question") as bar:
         for rows in batches(prompts, batch_size):
             some = [prompts[n] for n in rows]
-            about = ["edits", *edits, *map(content_hash, some)]
-            found[:, rows] = torch.tensor(kept.lists(
+            about = ["edits", edits, source_hash("experiments/rules.py"),
+                     *what_answers_depend_on(model), *(prompt.key() for prompt in some)]
+            found[:, rows] = torch.tensor(kept.get(
                 about, lambda: asked(model, some, edits).tolist()))
             bar.update(len(rows))
     return found
@@ -253,7 +253,7 @@ def main(argv=None):
     label = disjoint(args.test, test, "--data",
                      load_all(args.data, args.skip_bad_rows, args.score))
     L, edits = model.config.num_layers, menu(model.config.num_layers)
-    kept = Kept(args.out / "kept.jsonl", model)
+    kept = Kept(args.out / "kept.jsonl")
     label, test = (prepare(some[:args.limit], tokenizer, model)[0] for some in (label, test))
     if missing := [p.question.id for p in label + test if not p.gold]:
         raise InputError(f"question {missing[0]}: its answer is not written, but scored")

@@ -20,17 +20,33 @@ ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": 
        "simulations": int, "correct": list, "wrong": list, "decisions": list}
 
 
-def check_header(file, wanted):
-    """Writes the header beside a new labels file; refuses a file made under another one."""
+def check_header(file, header, defaults):
+    """Writes the header beside a new labels file; refuses a file made under another one. defaults:
+    of the search's settings, for those that a file does not name since it is older than they."""
     side = file.with_suffix(".meta.json")
     if not file.exists() and not part_files(file):
-        return write_json(side, wanted)
-    found = read_json(side)
-    flat = lambda header: {**header, **header.get("search", {})}
-    for key, here in flat(wanted).items():
-        if key != "search" and (there := flat(found).get(key)) != here:
-            raise InputError(f"{file}: made with {key} {there}; this run has {key} {here}. Choose "
-                             "another --out, or remove the file")
+        return write_json(side, header)
+    ours, theirs = flat_header(header), {**flat_header(defaults), **flat_header(read_header(side))}
+    for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
+        if ours.get(key) != theirs.get(key):
+            raise InputError(f"{file}: made with {key} {theirs.get(key)}; this run has {key} "
+                             f"{ours.get(key)}. Choose another --out, or remove the file")
+
+
+def read_header(side):
+    """The header of a labels file, whose settings of the search are an object of their own."""
+    header = read_json(side)
+    settings = header.get("search")
+    if not isinstance(settings, dict):
+        raise InputError(f"{side}: search must be an object, got {settings!r}. Remove it and the "
+                         "labels file to search anew")
+    return header
+
+
+def flat_header(header):
+    """A header with the settings of its search beside the other entries."""
+    rest = {key: value for key, value in header.items() if key != "search"}
+    return rest | header["search"]
 
 
 def read_rows(file, num_layers, mend=False):
@@ -78,27 +94,29 @@ def part_files(file, form="{}"):
 
 
 def read_all(file, num_layers, mine):
-    """{id: row} of a labels file and its parts; only the file written by this process is mended."""
+    """{id: row} of a labels file and its parts. Only the file that this process writes has its
+    unfinished last line cut off: another process may be in the middle of its own."""
     rows = {}
-    for one in [file, *part_files(file)]:
-        rows |= read_rows(one, num_layers, mend=one == mine)
+    for written in [file, *part_files(file)]:
+        rows |= read_rows(written, num_layers, mend=written == mine)
     return rows
 
 
-def merge(file, num_layers, questions):
-    """Puts the rows of a finished labels file and its parts in the questions' order, whatever
-    process wrote them and when; rows of other questions follow."""
-    rows = read_all(file, num_layers, file)
-    order = {q.id: n for n, q in enumerate(questions)}
-    ids = sorted(rows, key=lambda name: (order.get(name, len(order)), name))
-    text = "".join(json.dumps(rows[name]) + "\n" for name in ids)
-    if not file.exists() or file.read_text() != text:
-        write_whole(file, lambda part: part.write_text(text))
+def merge(file, rows, ids):
+    """Writes the rows {id: row} of a finished labels file in the order of the ids, whatever process
+    made them and when; rows of other questions follow. The parts are removed."""
+    others = sorted(rows.keys() - {*ids})
+    in_order = [name for name in dict.fromkeys([*ids, *others]) if name in rows]
+    data = "".join(json.dumps(rows[name]) + "\n" for name in in_order).encode()
+    if not file.exists() or file.read_bytes() != data:
+        write_whole(file, lambda part: part.write_bytes(data))
     for part in part_files(file):
         part.unlink()
     for lock in part_files(file, ".{}.lock"):
-        with contextlib.suppress(InputError), locked(lock.with_name(lock.name[1:-5])):
-            pass  # left by a killed process: to take it and lift it removes it
+        part = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+        # a lock that a killed process left is removed by taking and lifting it; a living one stays
+        with contextlib.suppress(InputError), locked(part):
+            pass
 
 
 def process():
@@ -107,22 +125,30 @@ def process():
 
 
 @contextlib.contextmanager
-def opened(file, wanted, num_layers, questions):
-    """(file this process alone may append rows to, {id: row} so far). At the end all rows stand in
-    the labels file, in the questions' order. InputError if it was made under another header."""
+def opened(file, header, num_layers, ids, defaults):
+    """(file this process alone may append rows to, {id: row} so far), to which the caller adds the
+    rows that it makes. At the end the rows of all processes are in both, in the order of the ids.
+    InputError if the file was made under another header."""
     rank, world = process()
     mine = file if world == 1 else file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
+    # the first process also keeps others from the file that all parts will be merged into
     with locked(mine if rank else file):
-        for part in part_files(file) if world == 1 else ():  # one of torchrun's may be at work yet
-            with locked(part):
-                pass
-        check_header(file, wanted)
-        yield mine, read_all(file, num_layers, mine)
-        if world > 1:
-            torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-            torch.distributed.barrier()  # every part is complete, however far apart they finish
+        if world == 1:
+            for part in part_files(file):  # refused if a process of a torchrun is still at work
+                with locked(part):
+                    pass
+        check_header(file, header, defaults)
+        rows = read_all(file, num_layers, mine)
+        yield mine, rows
+        if world == 1:
+            merge(file, rows, ids)
+            return
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.barrier()  # every part is complete, however far apart they finish
         if rank == 0:
-            merge(file, num_layers, questions)
-        if world > 1:
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
+            rows |= read_all(file, num_layers, mine)
+            merge(file, rows, ids)
+        torch.distributed.barrier()  # the file is complete
+        if rank:
+            rows |= read_rows(file, num_layers)
+        torch.distributed.destroy_process_group()

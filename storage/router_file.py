@@ -3,7 +3,7 @@
 The tensors are the routers' weights and, if they have one, their guard; the metadata names their
 sizes, the model they belong to, the tasks and questions they learned from, and their training.
 
-    tensors, notes = read(Path("runs/demo/routers.safetensors"), model)
+    tensors, notes = read(Path("runs/demo/routers.safetensors"), fingerprint, 12, 256)
 """
 import json
 from pathlib import Path
@@ -26,12 +26,14 @@ def write(file, tensors, notes):
     write_whole(file, lambda part: part.write_bytes(data))
 
 
-def read(file, model):
-    """({name: tensor}, notes) of a router file, or of the one in a folder."""
+def read(file, fingerprint, num_layers, hidden_size):
+    """({name: tensor}, metadata) of a router file, or of the one in a folder, for a model of this
+    fingerprint and these sizes."""
     file = Path(file)
     file = file / "routers.safetensors" if file.is_dir() else file
     with open_tensors(file) as stored:
-        notes = checked(file, (stored.metadata() or {}).get("drllm", "{}"), model)
+        text = (stored.metadata() or {}).get("drllm", "{}")
+        notes = checked(file, text, fingerprint, [num_layers, hidden_size])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     L, D, width, _ = (notes[name] for name in SIZES)
     wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, 3), "b2": (L, 1, 3)}
@@ -51,7 +53,7 @@ def read(file, model):
     return tensors, notes
 
 
-def checked(file, text, model):
+def checked(file, text, fingerprint, wanted):
     """What a router file's metadata says; InputError unless it is of routers for this model, which
     is known before anything of the sizes that it names is made."""
     try:
@@ -61,10 +63,9 @@ def checked(file, text, model):
         raise InputError(f"{file}: not a router file: {error}") from error
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
         raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
-    wanted = [model.config.num_layers, model.config.hidden_size]
-    if notes.get("model") != model.fingerprint() or sizes[:2] != wanted:
+    if notes.get("model") != fingerprint or sizes[:2] != wanted:
         raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
-                         f"layers of {sizes[1]}; the model given is {model.fingerprint()}, "
+                         f"layers of {sizes[1]}; the model given is {fingerprint}, "
                          f"{wanted[0]} layers of {wanted[1]}")
     for key in ("tasks", "questions"):  # the latter by Question.wording
         names = notes.get(key, [])

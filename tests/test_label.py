@@ -100,15 +100,16 @@ def world(tmp_path_factory):
     file.write_text("".join(map(row_text, questions)))
     prompts, _ = prepare(questions, tokenizer, model)
     out = folder.parent / "labels.jsonl"
-    rows = label(model, tokenizer, questions, out, CONFIG, batch_size=4)
+    rows = label(model, tokenizer, prompts, out, CONFIG, batch_size=4)
     return World(folder=folder, model=model, tokenizer=tokenizer, questions=questions, file=file,
                  prompts=prompts, rows=rows, bytes=out.read_bytes(),
                  header=(folder.parent / "labels.meta.json").read_bytes())
 
 
 def run_label(world, file, questions=None, config=CONFIG, seed=0, batch_size=4, model=None):
-    return label(model or world.model, world.tokenizer, questions or world.questions, file, config,
-                 seed, batch_size)
+    model = model or world.model
+    prompts, _ = prepare(questions or world.questions, world.tokenizer, model)
+    return label(model, world.tokenizer, prompts, file, config, seed, batch_size)
 
 
 def alone(world, prompt, route):
@@ -269,7 +270,7 @@ def test_row_of_a_search_by_hand(right, decisions):
     assert row == {"id": "a", "task": "t", "level": 1, "content": row["content"],
                    "default_correct": DEFAULT in right, "decisions": row["decisions"],
                    "length": sum(decisions),
-                   "correct": [[path, 0.25] for path in right],
+                   "correct": [(path, 0.25) for path in right],
                    "wrong": [path for path in asked if path not in right], "simulations": 4}
     assert list(row["decisions"]) == decisions
 
@@ -452,8 +453,11 @@ def test_too_long_questions_are_named_and_left_out(world, tmp_path, capsys):
     limit = world.model.config.max_positions
     fits = Question("fits", "t", 0, "", "5", prompt=" ".join("1" * (limit - 3)), max_new_tokens=3)
     long = replace(fits, id="long", max_new_tokens=4)
-    rows = run_label(world, tmp_path / "labels.jsonl", [long, world.questions[0], fits])
-    assert [row["id"] for row in rows] == ["n0", "fits"]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(map(row_text, [long, world.questions[0], fits])))
+    world_ = World(folder=world.folder, file=file)
+    labelling.main(command(world_, tmp_path / "labels.jsonl"))
+    assert ids_of(tmp_path / "labels.jsonl") == ["n0", "fits"]
     said = capsys.readouterr().out
     assert "1 of 3 questions" in said and f"{limit}" in said
     assert "long" in said and "fits" not in said

@@ -11,11 +11,12 @@ import pytest
 from conftest import ROOT
 
 # a file uses only files before it; the tutorial has them in this order
-ORDER = ["storage.files", "storage.run_folder", "storage.router_file", "storage.label_file", "cli",
+ORDER = ["storage.files", "storage.answer_cache", "storage.run_folder", "storage.router_file",
+         "storage.label_file", "cli",
          "checkpoint.chat_template", "checkpoint.config", "checkpoint.weights",
          "checkpoint.tokenizer", "questions.grading", "questions.schemas", "questions.loading",
          "questions.prompts", "questions.reward",
-         "paths", "model_llama", "mcts", "drllm", "answers", "label", "storage.answer_cache", "choose",
+         "paths", "model_llama", "mcts", "drllm", "answers", "label", "choose",
          "evaluate", "train"]
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 ABOVE = sorted(f"{room}.{file.stem}" for room in ("experiments", "tools")

@@ -22,6 +22,7 @@ import answers
 from label import label, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import fixed, generate, load_model, load_tokenizer
+from storage import label_file
 from storage.files import InputError, read_json, write_json, write_whole
 from answers import Prompt, answer, batches, judge, prepare
 from questions.loading import Question, load_all
@@ -212,6 +213,17 @@ def test_progress_counts_every_path_asked(world):
                             steps.append))
     assert sum(steps) == sum(len(result.rewards) for _, result, _ in found)
     assert max(steps) <= 4
+
+
+def test_a_search_advances_by_its_rewards_to_its_result(world):
+    """Catches a path that is asked twice, and a result that is lost at the end of the search."""
+    search = labelling.Search(world.prompts[0], 3, CONFIG, seed=0)
+    assert search.path == DEFAULT
+    paths, result = [], None
+    while result is None:
+        paths.append(search.path)
+        result = search.advance(0.0)
+    assert list(result.rewards) == paths and len({*paths}) == len(paths) == 7
 
 
 # ---- rows ----
@@ -422,6 +434,79 @@ def test_labels_made_otherwise_are_refused_with_both_values(world, tmp_path, cha
     assert file.read_bytes() == world.bytes
 
 
+def test_labels_of_the_same_weights_in_another_configuration_are_refused(world, tmp_path):
+    """Catches labels that stay when rotary angles change: the fingerprint is of the weights."""
+    file = labels_file(world, tmp_path, world.bytes)
+    turned = tiny_model(seed=3, rope_theta=500.0)
+    assert turned.fingerprint() == world.model.fingerprint()
+    with pytest.raises(InputError, match=r"labels\.jsonl: made with config "):
+        run_label(world, file, model=turned)
+
+
+@pytest.mark.parametrize("change", [{"stop_ids": (1, 5)}, {"gold": (7,)}, {"gold": ()}])
+def test_a_question_that_is_asked_or_answered_otherwise_is_searched_again(
+        world, tmp_path, monkeypatch, change):
+    """Catches labels that stay although what ends an answer, or what is correct, has changed."""
+    file = labels_file(world, tmp_path, world.bytes)
+    prompts = [*world.prompts]
+    prompts[4] = replace(prompts[4], **change)
+    asked = note_asked(monkeypatch)
+    label(world.model, world.tokenizer, prompts, file, CONFIG, batch_size=4)
+    assert asked == {"n4"}
+
+
+def edited_header(world, **changes):
+    header = json.loads(world.header)
+    header["search"] |= changes
+    return {**header, "search": {k: v for k, v in header["search"].items() if v is not None}}
+
+
+def test_a_setting_of_the_search_that_came_later_has_its_default_in_older_files(world, tmp_path):
+    """Catches finished labels that a new version refuses although they are of the same search, and
+    a version that overlooks a setting it does not know."""
+    file = labels_file(world, tmp_path, world.bytes)
+    side = file.with_suffix(".meta.json")
+    write_json(side, edited_header(world, widening=None))
+    assert run_label(world, file) == world.rows
+    with pytest.raises(InputError, match="made with widening 0.5; this run has widening 0.7"):
+        run_label(world, file, config=replace(CONFIG, widening=0.7))
+    write_json(side, edited_header(world, temperature=2))
+    with pytest.raises(InputError, match="made with temperature 2; this run has temperature None"):
+        run_label(world, file)
+
+
+@pytest.mark.parametrize("text", [
+    "null", "3", "[]", "{", "", '{"search": null}', '{"search": [1]}', '{"search": 3}', "{}"])
+def test_a_damaged_header_is_refused_by_name(world, tmp_path, text):
+    """Catches a traceback, and labels that are taken for another run's."""
+    file = labels_file(world, tmp_path, world.bytes)
+    file.with_suffix(".meta.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"labels\.(meta\.json|jsonl): "):
+        run_label(world, file)
+    assert file.read_bytes() == world.bytes
+
+
+def test_a_row_that_names_no_search_of_a_model_is_refused(world, tmp_path):
+    """Catches a field with a value of another kind that a later step stumbles over."""
+    for field, value in [("id", 3), ("correct", [[1, 1, 1]]), ("correct", [3]), ("wrong", [3]),
+                         ("correct", [[[1, 1, 1], 2.0]]), ("decisions", [1, 1]), ("length", 9),
+                         ("wrong", [[1, 1, 9]]), ("level", "2"), ("correct", [[None, 0.5]]),
+                         ("decisions", [1, 1, [1]])]:
+        row = json.loads(world.bytes.splitlines()[0]) | {field: value}
+        file = labels_file(world, tmp_path, json.dumps(row).encode() + b"\n")
+        with pytest.raises(InputError, match=r"labels\.jsonl:1: "):
+            read_rows(file, 3)
+
+
+def test_labels_just_made_are_handed_on_and_not_read_again(world, tmp_path, monkeypatch):
+    """Catches a file that is parsed a second time by the process that wrote it."""
+    file, reads, real = tmp_path / "labels.jsonl", [], label_file.read_rows
+    monkeypatch.setattr(label_file, "read_rows", lambda *args, **how: reads.append(
+        file.exists()) or real(*args, **how))
+    assert run_label(world, file) == world.rows == list(real(file, 3).values())
+    assert reads == [False]
+
+
 def test_header_refuses_another_run_where_only_parts_stand_beside_it(world, tmp_path):
     """Catches a header that counts only once the merged file is there: parts hold rows too."""
     file = labels_file(world, tmp_path, world.bytes)
@@ -580,7 +665,7 @@ def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys, proces
 HELD = """
 import os, sys, time
 import cli, label
-judge, left = label.judge, 6
+judge, left = label.judge, 8  # two of them for what the plain model answers
 def held(*arguments, **options):
     global left
     left -= 1

@@ -323,7 +323,8 @@ def main(argv=None):
     routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
     kept = Kept(args.out / "kept.jsonl")
     table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
-                    args.routes, args.batch_size, calibration, read_chosen(beside), kept)
+                    args.routes, args.batch_size, calibration,
+                    read_chosen(beside, model.config.num_layers), kept)
     report(table, "dr.llm", args.out, told=all(one.notes.get("questions") for one in seeds))
     print(*other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
 

@@ -30,12 +30,11 @@ from label import (content_hash, header, label, margin, plain_model, print_too_l
                    summary)
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from storage.files import (InputError, locked, mapped_zeros, read_json, whole_lines,
-                           write_json)
+from storage.files import InputError, locked, mapped_zeros, whole_lines, write_json
 from storage.answer_cache import Kept, digest, source_hash
 from cli import progress_bar
 from questions.loading import disjoint, load_all, split
-from storage.run_folder import claim, read_statics, take
+from storage.run_folder import claim, read_menu, read_statics, take, write_menu
 from answers import (answer, batches, cached_answers, cached_judge, prepare, tokenizer_key,
                      what_answers_depend_on)
 
@@ -164,15 +163,14 @@ def measured_menu(run, rows, prompts, space):
     file = run.out / "paths.json"
     key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
            "questions": digest(*map(content_hash, prompts))}
-    stored = read_json(file) if file.exists() else {}
-    if stored.get("key") != key:
-        paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
-                            batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
-        lines = ["".join(map(str, row)) for row in right.int().tolist()]
-        stored = {"key": key, "paths": paths, "right": lines, "frontier": frontier(paths, right)}
-        write_json(file, stored)
-    right = torch.tensor([[mark == "1" for mark in line] for line in stored["right"]])
-    return [tuple(path) for path in stored["paths"]], right
+    stored = read_menu(file, key, run.model.config.num_layers, len(prompts))
+    if stored is not None:
+        paths, right = stored
+        return paths, torch.tensor(right)
+    paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
+                        batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
+    write_menu(file, key, paths, right.tolist(), frontier(paths, right))
+    return paths, right
 
 
 def expected(run, prompts, space, paths, right, folds=4):

@@ -17,7 +17,8 @@ from experiments import methods as baselines
 from experiments.statistics import static_at, wilcoxon
 from label import content_hash, read_rows
 from model_llama import fixed
-from storage.files import InputError, read_json, write_json
+from storage.files import InputError, write_json
+from storage.run_folder import read_config, read_result
 from cli import progress_bar
 from answers import prepare
 
@@ -32,7 +33,7 @@ def opened(args):
     file = args.run / "config.json"
     if not file.exists():
         raise InputError(f"{file}: no such file; --run is the folder of a finished run of train.py")
-    stored, flags = read_json(file), train.parse_args([])
+    stored, flags = read_config(args.run), train.parse_args([])
     for name in INHERITED:
         setattr(flags, name, stored.get(name, getattr(flags, name)))
     for name in GIVEN:
@@ -105,8 +106,9 @@ class Lab:
     def row(self, name, make):
         """make() once: the row is kept under the name beside the tables."""
         file = self.out / "rows" / f"{re.sub('[^a-z0-9.+-]+', '-', name.lower())}.json"
-        if file.exists() and (stored := read_json(file))["key"] == self.key:
-            return stored["row"]
+        row = read_result(file, self.key, "row")
+        if row is not None:
+            return row
         row = {"name": name} | make()
         write_json(file, {"key": self.key, "row": row})
         return row

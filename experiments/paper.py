@@ -29,7 +29,8 @@ from cli import aligned, percent
 from experiments import pictures
 from experiments.tables import EXPERIMENTS
 from experiments.lab import Lab
-from storage.files import read_json, write_json
+from storage.files import write_json
+from storage.run_folder import read_result
 from cli import progress_bar
 
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
@@ -70,13 +71,14 @@ def print_result(name, result):
 def perform(lab, name):
     """The result of one experiment, computed or found; prints it and writes JSON and picture."""
     file, began = lab.out / f"{name}.json", time.time()
-    if not file.exists() or read_json(file)["key"] != lab.key:
+    result = read_result(file, lab.key, "result")
+    if result is None:
         result = EXPERIMENTS[name](lab)
         versions = {"python": platform.python_version(), "torch": torch.__version__,
                     "numpy": np.__version__}
         write_json(file, {"key": lab.key, "command": " ".join(sys.argv), "versions": versions,
                           "seconds": round(time.time() - began, 1), "result": result})
-    result = read_json(file)["result"]
+        result = read_result(file, lab.key, "result")
     print_result(name, result)
     picture = lab.out / f"{name}.png"
     if not picture.exists() or picture.stat().st_mtime < file.stat().st_mtime:

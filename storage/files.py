@@ -17,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 MOST_BYTES, MOST_JSON = 2 ** 32, 2 ** 24  # of a file that is read whole; of a folder's settings
+# How often each decision of a path (0, 1, 2 in files) runs its layer. This is a copy of
+# paths.DECISIONS, as files are read without the model's code; tests/test_label.py compares them.
+PASSES = (0, 1, 2)
 
 
 class InputError(ValueError):
@@ -78,6 +81,18 @@ def read_json(path):
     return value
 
 
+def checked_path(value, num_layers):
+    """A path of a file as a tuple; ValueError unless it has a decision for each layer."""
+    codes = range(len(PASSES))
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"a path must be a list of {num_layers} numbers, got {str(value)[:60]}")
+    if len(value) != num_layers or any(type(code) is not int or code not in codes
+                                       for code in value):
+        raise ValueError(f"path {list(value)} of {len(value)} layers; the model has {num_layers}, "
+                         "each run 0, 1 or 2 times")
+    return tuple(value)
+
+
 @contextlib.contextmanager
 def open_tensors(path):
     """A safetensors file, memory-mapped; InputError if it is none or may not be read."""
@@ -92,22 +107,32 @@ def open_tensors(path):
 # ---- writing ----
 
 def write_whole(path, write):
-    """write(temporary path), then rename: the file is complete or it is not there."""
+    """write(temporary path), then rename: the file is complete or it is not there. Its permissions
+    are those of any new file of this process, whatever the writer thinks of them."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # left by a killed process?
-        with contextlib.suppress(ValueError, OverflowError, PermissionError):  # not ours to remove
+    remove_parts_of_killed_processes(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            temporary.touch()  # the umask can be read only by setting it, or off a new file
+            permissions = stat.S_IMODE(temporary.stat().st_mode)
+            write(temporary)
+            os.chmod(temporary, permissions)  # safetensors gives 0600
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_parts_of_killed_processes(path):
+    """Removes unfinished files of this path whose writer is not alive any more."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        # a name without a number, or a process of another user, is not ours to remove
+        with contextlib.suppress(ValueError, OverflowError, PermissionError):
             try:
                 os.kill(int(part.name.split(".")[-2]), 0)  # signal 0 only asks who is alive
             except ProcessLookupError:
                 part.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with writing(path):
-            write(temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -120,7 +145,8 @@ def writing(path):
 
 
 def write_json(path, value):
-    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1) + "\n"))
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

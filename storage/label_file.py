@@ -13,8 +13,8 @@ from datetime import timedelta
 
 import torch
 
-from storage.files import (InputError, locked, parse_json, read_json, whole_lines, write_json,
-                         write_whole)
+from storage.files import (PASSES, InputError, checked_path, locked, parse_json, read_json,
+                           whole_lines, write_json, write_whole)
 
 ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": bool, "length": int,
        "simulations": int, "correct": list, "wrong": list, "decisions": list}
@@ -51,14 +51,14 @@ def flat_header(header):
 
 def read_rows(file, num_layers, mend=False):
     """{id: row} of a labels file, paths as tuples; InputError naming the line that is no row of a
-    model with so many layers. A question that was edited and searched again has its last row.
-    mend: a last line that a crash left unfinished is cut off the file."""
+    model with so many layers. A question that was edited and searched again has several rows, of
+    which the last counts. mend: a last line that a crash left unfinished is cut off the file."""
     rows = {}
     for number, line in enumerate(whole_lines(file, mend), 1):
         try:
             row = checked(parse_json(line, "the line"), num_layers)
-            if row["content"] == rows.get(row["id"], {}).get("content"):
-                raise ValueError(f"id {row['id']!r} stands there twice")
+            if row["id"] in rows and rows[row["id"]]["content"] == row["content"]:
+                raise ValueError(f"id {row['id']!r} is there twice")
         except (ValueError, KeyError, TypeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{file}:{number}: not a labels row: {reason}") from error
@@ -68,22 +68,23 @@ def read_rows(file, num_layers, mend=False):
 
 def checked(row, num_layers):
     """A labels row, paths as tuples; KeyError, TypeError or ValueError if it is none."""
+    if not isinstance(row, dict):
+        raise TypeError(f"it is no object: {str(row)[:60]}")
     for key, kind in ROW.items():
         if type(row[key]) is not kind:
             raise ValueError(f"{key} must be of type {kind.__name__}, got {row[key]!r}")
-    row["correct"] = [(tuple(path), sure) for path, sure in row["correct"]]
-    row["wrong"], row["decisions"] = [*map(tuple, row["wrong"])], tuple(row["decisions"])
-    for path in [row["decisions"], *(path for path, _ in row["correct"]), *row["wrong"]]:
-        if len(path) != num_layers or any(type(n) is not int or not 0 <= n <= 2 for n in path):
-            raise ValueError(f"path {list(path)} of {len(path)} layers; the model has "
-                             f"{num_layers}, each run 0, 1 or 2 times")
+    row["decisions"] = checked_path(row["decisions"], num_layers)
+    row["correct"] = [(checked_path(path, num_layers), sure) for path, sure in row["correct"]]
+    row["wrong"] = [checked_path(path, num_layers) for path in row["wrong"]]
     for path, sure in row["correct"]:
         if type(sure) is not float or not 0 <= sure <= 1:
             raise ValueError(f"the probability of path {list(path)} is {sure!r}, not in 0..1")
+    # a question that no path answers has the default path for its label; any other a correct one
     if row["correct"] and row["decisions"] not in dict(row["correct"]):
-        raise ValueError(f"decisions {list(row['decisions'])} are no right path")
-    if row["length"] != sum(row["decisions"]):
-        raise ValueError(f"length {row['length']} of a path of {sum(row['decisions'])} layers")
+        raise ValueError(f"decisions {list(row['decisions'])} are no correct path")
+    length = sum(PASSES[code] for code in row["decisions"])
+    if row["length"] != length:
+        raise ValueError(f"length {row['length']} of a path of {length} layers")
     return row
 
 

@@ -3,7 +3,7 @@
 The tensors are the routers' weights and, if they have one, their guard; the metadata names their
 sizes, the model they belong to, the tasks and questions they learned from, and their training.
 
-    tensors, notes = read(Path("runs/demo/routers.safetensors"), fingerprint, 12, 256)
+    tensors, metadata = read(Path("runs/demo/routers.safetensors"), model.fingerprint(), 12, 256)
 """
 import json
 from pathlib import Path
@@ -15,14 +15,18 @@ from storage.files import InputError, open_tensors, write_whole
 
 SIZES = ("num_layers", "hidden_size", "width", "windows")
 GUARD = ("guard_projection", "guard_points", "guard_limits")
+# types of the other entries of the metadata, all of which may be absent
+METADATA = {"model": (str,), "tasks": (list,), "questions": (list,), "choice": (str,),
+            "train": (dict,), "score": (str, type(None)), "seed": (int,), "labels": (int,),
+            "label_hash": (str,)}
 LARGEST = 2 ** 16  # width or windows
 NEAREST = 3  # the guard measures the distance to the third nearest of its points
 
 
-def write(file, tensors, notes):
-    """Writes tensors {name: tensor} and notes as one safetensors file."""
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()},
-                                  {"drllm": json.dumps(notes)})
+def write(file, tensors, metadata):
+    """Writes tensors {name: tensor} and metadata (an object) as one safetensors file."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(tensors, {"drllm": json.dumps(metadata)})
     write_whole(file, lambda part: part.write_bytes(data))
 
 
@@ -33,42 +37,56 @@ def read(file, fingerprint, num_layers, hidden_size):
     file = file / "routers.safetensors" if file.is_dir() else file
     with open_tensors(file) as stored:
         text = (stored.metadata() or {}).get("drllm", "{}")
-        notes = checked(file, text, fingerprint, [num_layers, hidden_size])
+        # before tensors are read: sizes that somebody made up may ask for any amount of memory
+        metadata = checked_metadata(file, text, fingerprint, [num_layers, hidden_size])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    L, D, width, _ = (notes[name] for name in SIZES)
-    wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, 3), "b2": (L, 1, 3)}
-    if GUARD[1] in tensors:
-        M, G = (*tensors[GUARD[1]].shape, 0, 0)[1:3]
-        wanted |= dict(zip(GUARD, [(D, G), (L, M, G), (L,)]))
-        if M < NEAREST:
-            raise InputError(f"{file}: a guard of {M} points; {NEAREST} are the least")
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: "
-                         f"{sorted(found.items() - wanted.items())} should be "
-                         f"{sorted(wanted.items() - found.items())}")
+    check_shapes(file, tensors, metadata)
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not tensor.isfinite().all():
             raise InputError(f"{file}: {name} ({tensor.dtype}) is not all finite float32")
-    return tensors, notes
+    return tensors, metadata
 
 
-def checked(file, text, fingerprint, wanted):
-    """What a router file's metadata says; InputError unless it is of routers for this model, which
-    is known before anything of the sizes that it names is made."""
+def check_shapes(file, tensors, metadata):
+    """InputError unless the tensors have the shapes that the sizes in the metadata ask for."""
+    L, D, width, _ = (metadata[name] for name in SIZES)
+    wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, 3), "b2": (L, 1, 3)}
+    if "guard_points" in tensors:
+        wanted |= guard_shapes(file, tensors["guard_points"], L, D)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != wanted:
+        raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: "
+                         f"{sorted(shapes.items() - wanted.items())} should be "
+                         f"{sorted(wanted.items() - shapes.items())}")
+
+
+def guard_shapes(file, points, L, D):
+    """{name: shape} of a guard's tensors. Only its points (L, M, G) say how many points and
+    dimensions it has; of points in another form these are 0, which no tensor will fit."""
+    M, G = points.shape[1:] if points.dim() == 3 else (0, 0)
+    if M < NEAREST:
+        raise InputError(f"{file}: a guard of {M} points; {NEAREST} are the least")
+    return dict(zip(GUARD, [(D, G), (L, M, G), (L,)]))
+
+
+def checked_metadata(file, text, fingerprint, wanted):
+    """What a router file's metadata says; InputError unless it is of routers for the model of this
+    fingerprint and the wanted [layers, hidden size]."""
     try:
-        notes = json.loads(text)
-        sizes = [notes.get(name) for name in SIZES]
+        metadata = json.loads(text)
+        sizes = [metadata.get(name) for name in SIZES]
     except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(f"{file}: not a router file: {error}") from error
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
         raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
-    if notes.get("model") != fingerprint or sizes[:2] != wanted:
-        raise InputError(f"{file}: these routers belong to model {notes.get('model')}, {sizes[0]} "
-                         f"layers of {sizes[1]}; the model given is {fingerprint}, "
+    if metadata.get("model") != fingerprint or sizes[:2] != wanted:
+        raise InputError(f"{file}: these routers belong to model {metadata.get('model')}, "
+                         f"{sizes[0]} layers of {sizes[1]}; the model given is {fingerprint}, "
                          f"{wanted[0]} layers of {wanted[1]}")
+    for key in METADATA.keys() & metadata.keys():
+        if type(metadata[key]) not in METADATA[key]:
+            raise InputError(f"{file}: {key} in its metadata is {str(metadata[key])[:60]}")
     for key in ("tasks", "questions"):  # the latter by Question.wording
-        names = notes.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{file}: its metadata must list its {key}, got {str(names)[:60]}")
-    return {"tasks": []} | notes
+        if not all(isinstance(name, str) for name in metadata.get(key, [])):
+            raise InputError(f"{file}: its metadata must list its {key} as text")
+    return {"tasks": []} | metadata

@@ -1,89 +1,234 @@
-"""The folder of a run: never overwritten without a word, and what others look for in it."""
+"""The folder of a run: never overwritten without a word, and its files read strictly again.
+
+    config.json     all settings, written when the searches are done
+    paths.json      candidate paths, and which question each of them answers
+    chosen.json     the label of each training question
+    metrics.json    what the evaluation found
+
+What cannot be a file of a run raises InputError with the file's name: nothing is guessed, and
+nothing is removed.
+"""
+import math
 import shutil
 
-from storage.files import InputError, read_json, write_json
+from storage.files import PASSES, InputError, checked_path, read_file, read_json, write_json
 
 NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
 OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
 CARD = "library_name: dr-llm-from-scratch"  # stands in a README.md of tools/card.py
 
 
+# ---- the folder ----
+
+def is_run(folder):
+    """True if the folder holds a run of train.py, also one that made routers without a search, or
+    labels that a run may still go on from."""
+    return (folder / "config.json").exists() or (folder / "labels.jsonl").exists()
+
+
 def flat(settings):
-    """Settings with those that stand in an object of their own beside the others."""
-    inner = [value for value in settings.values() if isinstance(value, dict)]
-    return {key: value for one in (settings, *inner) for key, value in one.items()
-            if not isinstance(value, dict)}
+    """Settings with those that are in an object of their own beside the others."""
+    objects = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    pairs = [pair for values in objects for pair in values.items()]
+    return {key: value for key, value in pairs if not isinstance(value, dict)}
 
 
 def differing(folder, settings):
-    """[(key, its value in the folder's finished run, here)] of settings that matter; [] if none."""
+    """[(key, its value in the folder's finished run, its value now)] of settings that matter, by
+    key; [] if no finished run is there."""
     config = folder / "config.json"
     if not config.exists() or not (folder / "metrics.json").exists():
         return []
-    there, here = flat(read_json(config)), flat(settings)
-    return sorted(((key, there.get(key), here.get(key)) for key in {*there, *here} - NO_MATTER
-                   if there.get(key) != here.get(key)), key=lambda found: found[0])
+    before, now = flat(read_json(config)), flat(settings)
+    keys = sorted({*before, *now} - NO_MATTER)
+    return [(key, before.get(key), now.get(key)) for key in keys
+            if before.get(key) != now.get(key)]
 
 
 def claim(folder, settings, overwrite):
     """Makes sure that the folder has no finished run of other settings, or that it is to be
     overwritten: InputError naming the first setting that differs."""
-    differ, metrics = differing(folder, settings), folder / "metrics.json"
-    if metrics.exists() and not (folder / "config.json").exists() and not overwrite:
+    differences, metrics = differing(folder, settings), folder / "metrics.json"
+    if overwrite:
+        return
+    if metrics.exists() and not (folder / "config.json").exists():
         raise InputError(f"{metrics}: of an evaluation. Choose another --out, or let --overwrite "
                          "replace it")
-    if differ and not overwrite:
-        key, there, here = differ[0]
-        raise InputError(f"{folder / 'config.json'}: a finished run with {key} {there}; this run "
-                         f"has {key} {here}. Choose another --out, or let --overwrite remove that "
+    if differences:
+        key, before, now = differences[0]
+        raise InputError(f"{folder / 'config.json'}: a finished run with {key} {before}; this run "
+                         f"has {key} {now}. Choose another --out, or let --overwrite remove that "
                          "run's routers, metrics and card")
 
 
 def take(folder, settings):
-    """Removes what belongs to a finished run of other settings, and writes these: when the labels
-    of this run are there, so that their refusal does not cost the other run. Labels and menus stay,
-    since they are checked where they are read."""
-    for file in map(folder.joinpath, OF_ONE_RUN) if differing(folder, settings) else ():
-        if file.name != "README.md" or file.exists() and CARD in file.read_text():
-            shutil.rmtree(file) if file.is_dir() else file.unlink(True)
+    """Removes what belongs to a finished run of other settings, and writes these. It is called when
+    the labels of this run are there, so that their refusal does not cost the other run. Labels and
+    candidate paths stay, since they are checked when they are read."""
+    if differing(folder, settings):
+        for file in map(folder.joinpath, OF_ONE_RUN):
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != "README.md" or is_card(file):  # a person's own README.md stays
+                file.unlink(missing_ok=True)
     write_json(folder / "config.json", settings)
+
+
+def is_card(file):
+    """True if a README.md is there and tools/card.py wrote it; it may be in any encoding."""
+    return file.exists() and CARD.encode() in read_file(file)
 
 
 def make_folder(folder):
     """Makes a folder for results; InputError for a run, whose metrics they would replace."""
-    if (folder / "labels.jsonl").exists():
+    if is_run(folder):
         raise InputError(f"{folder}: a folder of train.py or label.py; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def folder_of(routers):
-    """The run folder of router files: where the first of them lies, or the folder above its
-    routers/; None without files."""
-    for file in routers:
-        folder = file if file.is_dir() else file.parent
-        inner = folder.resolve().name == "routers" and not (folder / "labels.jsonl").exists()
-        return folder.resolve().parent if inner else folder
+    """The run folder of router files: the first file's, or the folder above its routers/; None
+    without files."""
+    if not routers:
+        return None
+    folder = routers[0] if routers[0].is_dir() else routers[0].parent
+    is_inner = folder.resolve().name == "routers" and not is_run(folder)
+    return folder.resolve().parent if is_inner else folder
 
 
-def read_chosen(folder):
+# ---- its files, read again ----
+
+def refusal(file, error):
+    """The InputError for a file whose contents raised this error."""
+    reason = f"no field {error}" if isinstance(error, KeyError) else error
+    return InputError(f"{file}: not what a run wrote, or damaged since: {reason}")
+
+
+SETTINGS = {  # types of those settings that are read again; "none": of a flag that was not given
+    "fingerprint": (str,), "choose": (str,), "score": (str,), "seed": (int,), "seeds": (int,),
+    "simulations": (int,), "clusters": (int,), "data": (list,), "test": (list, type(None)),
+    "limit": (int, type(None)), "price": (int, float, type(None)), "no_guard": (bool,),
+    "skip_bad_rows": (bool,), "search": (dict,), "train": (dict,)}
+
+
+def read_config(folder):
+    """The settings {name: value} of a run; a setting that is there is of its type."""
+    file = folder / "config.json"
+    settings = read_json(file)
+    for key in SETTINGS.keys() & settings.keys():
+        if type(settings[key]) not in SETTINGS[key]:
+            raise refusal(file, ValueError(f"{key} is {settings[key]!r}"))
+    return settings
+
+
+def read_metrics(folder):
+    """What the evaluation of a run found: routes, and routes per task."""
+    file = folder / "metrics.json"
+    metrics = read_json(file)
+    try:
+        groups = {"all questions": metrics["routes"]}
+        for name, task in metrics["tasks"].items():
+            if task["domain"] not in ("in", "out"):
+                raise ValueError(f"domain of {name} is {task['domain']!r}")
+            groups[name] = task["routes"]
+        for group, routes in groups.items():
+            for route, figures in routes.items():
+                check_figures(figures, f"{group}, {route}")
+        if not isinstance(metrics.get("seeds", []), list):
+            raise ValueError(f"seeds are {metrics['seeds']!r}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise refusal(file, error) from error
+    return metrics
+
+
+def check_figures(figures, place):
+    """ValueError, KeyError or TypeError unless these are the figures of one route."""
+    low, high = figures["interval"]
+    numbers = [figures["accuracy"], figures["gain"], figures["layers"], low, high]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"a figure of {place} is no number: {numbers}")
+    if type(figures["n"]) is not int:
+        raise ValueError(f"n of {place} is {figures['n']!r}")
+
+
+def read_chosen(folder, num_layers):
     """{question id: its label} in a folder's chosen.json; {} if there is none."""
     file = folder / "chosen.json"
-    return read_json(file) if file.exists() else {}
+    if not file.exists():
+        return {}
+    labels = {}
+    for name, path in read_json(file).items():
+        try:
+            labels[name] = checked_path(path, num_layers)
+        except ValueError as error:
+            raise refusal(file, f"question {name}: {error}") from error
+    return labels
+
+
+def write_menu(file, key, paths, right, frontier):
+    """Writes paths.json. key: what it was made of. right: a list of booleans per question, one per
+    path, of which each line in the file has the digits. frontier: [(length, path)]."""
+    lines = ["".join("1" if is_right else "0" for is_right in row) for row in right]
+    write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier})
+
+
+def read_menu(file, key, num_layers, number):
+    """(paths, for each of so many questions whether each path is correct) of a paths.json; None if
+    there is none, or one that was made of something else."""
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    try:
+        if stored["key"] != key:
+            return None
+        paths = [checked_path(path, num_layers) for path in stored["paths"]]
+        lines = stored["right"]
+        if not isinstance(lines, list) or len(lines) != number:
+            raise ValueError(f"right must be a list of {number} lines, one per question")
+        for line in lines:
+            if not isinstance(line, str) or len(line) != len(paths) or {*line} - {*"01"}:
+                raise ValueError(f"line {str(line)[:60]!r} of right is not {len(paths)} digits of "
+                                 "0 and 1, one per path")
+        if not paths:
+            raise ValueError("paths is empty")
+    except (KeyError, TypeError, ValueError) as error:
+        raise menu_refusal(file, error) from error
+    return paths, [[digit == "1" for digit in line] for line in lines]
+
+
+def menu_refusal(file, error):
+    """The InputError for a damaged paths.json, with the way out: it costs no search."""
+    return InputError(f"{refusal(file, error)}. Remove the file, and train.py makes it anew")
 
 
 def read_statics(file, num_layers, wanted=True):
-    """[(length, path)] of the frontier in a paths.json; [] if it is not wanted or, which is said,
-    not there."""
+    """[(length, path)] of the best fixed paths in a paths.json; [] if they are not wanted or, which
+    is printed, not there."""
     if not wanted:
         return []
     if not file.exists():
-        print(f"no {file}: the static paths are left out")
+        print(f"no {file}: the fixed paths are left out")
         return []
+    stored = read_json(file)
     try:
-        statics = [(sum(path), tuple(path)) for _, path in read_json(file)["frontier"]]
-        for _, path in statics:
-            if len(path) != num_layers or not set(path) <= {0, 1, 2}:
-                raise ValueError(f"{path} has {len(path)} layers, the model {num_layers}")
+        statics = []
+        for length, path in stored["frontier"]:
+            path = checked_path(path, num_layers)
+            if length != sum(PASSES[code] for code in path):
+                raise ValueError(f"path {list(path)} has the length {length}")
+            statics.append((length, path))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: no frontier of static paths ({error!r})") from error
+        raise menu_refusal(file, f"no frontier of fixed paths ({error!r})") from error
     return statics
+
+
+def read_result(file, key, field):
+    """A field of a result that was made under this key; None if there is no file, or one that was
+    made under another key."""
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    try:
+        return stored[field] if stored["key"] == key else None
+    except KeyError as error:
+        raise InputError(f"{refusal(file, error)}. Remove the file to make it anew") from error

@@ -136,7 +136,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
     for broken in ({}, {"routes": []}, metrics_of() | {"tasks": {"a": {"domain": "near"}}},
                    metrics_of(interval=[1]), metrics_of(accuracy="x"), metrics_of(gain=None)):
         (run / "metrics.json").write_text(json.dumps(broken))
-        assert "not the files of a finished run" in refused(capsys, run)
+        assert "metrics.json: not what a run wrote" in refused(capsys, run)
     assert not (run / "README.md").exists()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import cli
 from cli import percent
 from tools.explain import printable
-from storage.files import InputError, open_tensors, parse_json, read_json, write_whole
+from storage.files import InputError, open_tensors, parse_json, write_whole
+from storage.run_folder import read_config, read_metrics
 
 NOTES = ("num_layers", "hidden_size", "model", "labels", "choice", "seed")  # of the routers
 CARD = """---
@@ -107,7 +108,7 @@ def card(run, license="other", base_model=None):
     for needed in (run / "config.json", file, run / "metrics.json"):  # in the order of their making
         if not needed.exists():
             raise InputError(f"{needed}: no such file, so {run} is no finished run of train.py")
-    config, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
+    config, metrics = read_config(run), read_metrics(run)
     with open_tensors(file) as stored:
         notes = parse_json((stored.metadata() or {}).get("drllm", "{}"), file)
     try:

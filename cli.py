@@ -25,7 +25,9 @@ def run(main):
     """Calls main() as a command: bad input is exit code 2, Ctrl-C 130, a closed pipe 0."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before we began (`>&-`)
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):  # what the terminal lacks is shown as \xb1
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -109,6 +111,7 @@ class Parser(argparse.ArgumentParser):
         first, *rest = doc.split("\n")
         examples = "\n".join(line for line in rest if line.startswith("    "))
         super().__init__(description=first, epilog=examples, formatter_class=_Help, **options)
+        self.register("type", Path, file_or_folder)  # what type=Path stands for in every command
 
     def error(self, message):
         self.exit(2, f"error: {' '.join(message.split())}\n")
@@ -126,6 +129,14 @@ def number(low, high, kind=float):
 
 
 count = number(1, 10 ** 9, int)
+
+
+def file_or_folder(text):
+    """The type of a flag that names one. Path("") would be the current folder, which an unset
+    variable of a shell script does not mean."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; the current folder is .")
+    return Path(text)
 
 
 def add_model_flags(parser, model=DEMO_MODEL):

@@ -292,7 +292,7 @@ def parse_args(argv=None):
 
 
 def load_seeds(files, model):
-    """The Routers of every file, which must be of one recipe."""
+    """The Routers of every file, which must be of one recipe and of different seeds."""
     seeds = [Routers.load(file, model) for file in files]
     for file, one in zip(files, seeds):
         for key in sorted({*one.notes, *seeds[0].notes} - {"seed"}):
@@ -300,6 +300,13 @@ def load_seeds(files, model):
             if mine != first:
                 raise InputError(f"{file}: {key} {str(mine)[:60]}; {files[0]}: {str(first)[:60]}. "
                                  "Seeds of one recipe agree")
+    # by their weights, not by the files' names: train.py itself writes one seed to two files
+    file_of = {}
+    for file, routers in zip(files, seeds):
+        key = str(routers.key())
+        if key in file_of:
+            raise InputError(f"{file}: the same routers as {file_of[key]}; a seed counts once")
+        file_of[key] = file
     return seeds
 
 

@@ -15,7 +15,8 @@ from label import margin, plain_score
 from train import span
 from storage.files import InputError, write_json
 from questions.loading import Question
-from storage.run_folder import CARD, claim, folder_of, take
+from storage.run_folder import (CARD, claim, folder_of, make_folder, read_chosen, read_config,
+                                read_metrics, read_result, take)
 
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
@@ -200,6 +201,84 @@ def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
     assert folder_of([run]) == run
     monkeypatch.chdir(run / "routers")
     assert folder_of([Path("safe-1.safetensors")]) == run
+
+
+@pytest.mark.parametrize("file", ["config.json", "labels.jsonl"])
+def test_a_run_is_not_overwritten_by_an_evaluation(tmp_path, file):
+    """Catches a run that made its labels without a search, and lost its metrics."""
+    (tmp_path / file).touch()
+    with pytest.raises(InputError, match="a folder of train.py or label.py"):
+        make_folder(tmp_path)
+    (tmp_path / file).unlink()
+    make_folder(tmp_path)
+
+
+def test_a_run_without_searches_is_the_folder_of_its_routers(tmp_path):
+    """Catches paths.json looked for above a run that is itself named routers."""
+    run = tmp_path / "routers"
+    run.mkdir()
+    (run / "config.json").touch()
+    (run / "routers.safetensors").touch()
+    assert folder_of([run / "routers.safetensors"]) == run
+
+
+def test_a_readme_in_another_encoding_is_kept(finished):
+    """Catches a traceback, after labels are made, at a person's own notes."""
+    (finished / "README.md").write_bytes("Übung".encode("latin-1"))
+    take(finished, {"seed": 2})
+    assert (finished / "README.md").exists() and not (finished / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "{", '{"a": 3}', '{"a": [1, 1]}',
+                                   '{"a": [1, 1, 3]}', '{"a": null}', '{"a": "111"}'])
+def test_damaged_labels_of_a_run_are_refused_by_name(tmp_path, value):
+    assert read_chosen(tmp_path, 3) == {}
+    write_json(tmp_path / "chosen.json", {"a": [1, 0, 2]})
+    assert read_chosen(tmp_path, 3) == {"a": (1, 0, 2)}
+    (tmp_path / "chosen.json").write_text(value, encoding="utf-8")
+    with pytest.raises(InputError, match=r"chosen\.json: "):
+        read_chosen(tmp_path, 3)
+
+
+@pytest.mark.parametrize("change", [{"seed": "1"}, {"data": "q"}, {"train": None}, {"limit": 2.5},
+                                    {"skip_bad_rows": None}, {"search": [1]}, {"seed": True}])
+def test_damaged_settings_of_a_run_are_refused_by_name(tmp_path, change):
+    settings = {"seed": 1, "data": ["q"], "train": {}, "limit": None, "search": {}}
+    write_json(tmp_path / "config.json", settings)
+    assert read_config(tmp_path) == settings
+    write_json(tmp_path / "config.json", settings | change)
+    with pytest.raises(InputError, match=rf"config\.json: .* {next(iter(change))} is "):
+        read_config(tmp_path)
+
+
+def test_damaged_metrics_of_a_run_are_refused_by_name(tmp_path):
+    figures = {"accuracy": 0.5, "gain": 0.0, "layers": 3.0, "n": 4, "interval": [-0.1, 0.1]}
+    routes = {"vanilla": figures}
+    metrics = {"routes": routes, "tasks": {"a": {"domain": "in", "routes": routes}}}
+    write_json(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path) == metrics
+    task = metrics["tasks"]["a"]
+    for damaged in [{}, {"routes": []}, {"routes": None}, {"tasks": None}, {"tasks": {"a": 3}},
+                    {"tasks": {"a": task | {"domain": "near"}}}, {"seeds": 3},
+                    {"routes": {"vanilla": figures | {"gain": None}}},
+                    {"routes": {"vanilla": figures | {"gain": float("nan")}}},
+                    {"routes": {"vanilla": figures | {"interval": [1]}}}]:
+        write_json(tmp_path / "metrics.json", metrics | damaged if damaged else {})
+        with pytest.raises(InputError, match=r"metrics\.json: not what a run wrote"):
+            read_metrics(tmp_path)
+
+
+def test_a_result_is_that_of_its_key_or_none(tmp_path):
+    """Catches a traceback at a stored result whose fields were renamed."""
+    file = tmp_path / "result.json"
+    assert read_result(file, {"a": 1}, "row") is None
+    write_json(file, {"key": {"a": 1}, "row": {"x": 2}})
+    assert read_result(file, {"a": 1}, "row") == {"x": 2}
+    assert read_result(file, {"a": 2}, "row") is None
+    for damaged in {"key": {"a": 1}}, {"row": {}}, {}:
+        write_json(file, damaged)
+        with pytest.raises(InputError, match=r"result\.json: "):
+            read_result(file, {"a": 1}, "row")
 
 
 def test_advice_is_not_what_was_done_already(tmp_path):

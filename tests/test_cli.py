@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from storage.files import InputError, locked, open_tensors, read_file, read_json, write_json
+from conftest import ROOT
+from storage.files import (InputError, locked, open_tensors, read_file, read_json, write_json,
+                           write_whole)
 
 # ---- reading ----
 
@@ -247,3 +249,47 @@ def test_use_device_sets_threads_and_checks_the_device(monkeypatch):
             monkeypatch.setenv("LOCAL_RANK", rank)
         cli.use_device(args)
     assert asked == ["cuda", "cuda:3"] and args.device == "cuda:3"
+
+
+# ---- what an unset variable or a terminal without letters does ----
+
+@pytest.mark.parametrize("flag", ["--out", "--model", "--routers"])
+def test_an_empty_name_is_not_the_current_folder(flag, capsys):
+    """Catches `--out "$OUT"` with OUT unset, which wrote into the current folder."""
+    import evaluate
+    with pytest.raises(SystemExit) as end:
+        evaluate.parse_args([flag, ""])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: argument {flag}: an empty name; the current " \
+                                      "folder is .\n"
+
+
+PRINTS = "import cli; cli.run(lambda: print('\\xb1 \\u8a9e \\ud800'))"
+
+
+@pytest.mark.parametrize("variables, shown", [
+    ({"PYTHONIOENCODING": "ascii"}, "\\xb1 \\u8a9e \\ud800"),
+    ({"PYTHONIOENCODING": "latin-1"}, "± \\u8a9e \\ud800"),
+    ({"PYTHONIOENCODING": "utf-8"}, "± 語 \\ud800"),
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "\\xb1 \\u8a9e \\ud800")])
+def test_what_a_terminal_cannot_show_is_shown_otherwise(variables, shown):
+    """Catches a command that dies of ± when its work is done."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LC_")}
+    made = subprocess.run([sys.executable, "-c", PRINTS], cwd=ROOT, capture_output=True,
+                          env=environment | variables)
+    encoding = variables.get("PYTHONIOENCODING", "ascii")
+    assert (made.returncode, made.stderr) == (0, b"")
+    assert made.stdout.decode(encoding) == shown + "\n"
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
+    """Catches a model or routers that only their owner may read, as safetensors leaves them."""
+    from safetensors.torch import save_file
+    old = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "a", lambda part: save_file({"x": torch.zeros(1)}, part))
+        write_json(tmp_path / "b.json", {})
+    finally:
+        os.umask(old)
+    for name in ("a", "b.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o640

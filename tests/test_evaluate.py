@@ -231,6 +231,17 @@ def test_routers_of_two_recipes_are_not_seeds_of_one(command, key):
         metrics_of([*line, str(more)])
 
 
+@pytest.mark.parametrize("name", ["routers.safetensors", "copy.safetensors", "."])
+def test_one_seed_given_twice_is_refused(command, name):
+    """Catches an interval over two seeds that are one: the same file, its folder, or a copy."""
+    file = Path(command[1][-1])
+    again = file.with_name(name) if name != "." else file.parent
+    if not again.exists():
+        again.write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="the same routers as .*; a seed counts once"):
+        metrics_of([*command[1], str(again)])
+
+
 def test_routers_among_the_seeds_of_a_run_find_its_paths(command):
     """Catches static paths that are left out where every seed is evaluated."""
     file = Path(command[1][-1])

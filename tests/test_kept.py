@@ -1,5 +1,7 @@
 """Answers from the cache are those that were given, and never another question's or path's."""
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import answers
+import cli
 import train
 from answers import answer, cached_answer, cached_judge, judge, route_key, tokenizer_key
 from conftest import own_answers
@@ -35,15 +38,15 @@ def nothing_is_asked(monkeypatch):
     return forbid
 
 
-@pytest.fixture
-def tiny_run(tmp_path):
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
     """The flags of a small run of train.py."""
-    folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
+    at = tmp_path_factory.mktemp("tiny_run")
+    folder = save_tiny(at / "model", tiny_model(5, dtype=torch.float32))
     rows = own_answers(folder, 60)
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
-    return ["--model", str(folder), "--data", str(tmp_path / "q.jsonl"), "--simulations", "8",
-            "--seeds", "2", "--clusters", "2"]
+    (at / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["--model", str(folder), "--data", str(at / "q.jsonl"), "--simulations", "8",
+            "--seeds", "2", "--clusters", "2", "--choose", "consensus", "--force"]
 
 
 @pytest.fixture
@@ -268,7 +271,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, t
                                                                monkeypatch):
     """Catches a phase that begins anew, figures that depend on the stop."""
     def run(out):
-        train.main([*tiny_run, "--out", str(tmp_path / out), "--force"])
+        train.main([*tiny_run, "--choose", "safe", "--out", str(tmp_path / out)])
         metrics = (tmp_path / out / "metrics.json").read_text(encoding="utf-8")
         return json.loads(metrics)["routes"]
 
@@ -292,3 +295,81 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, t
         run("stopped")
     most = float("inf")
     assert run("stopped") == wanted and len(made) == number
+
+
+# ---- a run whose files were damaged ----
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, tmp_path_factory):
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train.main([*tiny_run, "--out", str(out)])
+    return out
+
+
+def json_with(change):
+    """Bytes of a JSON file -> bytes of the same with a change made to its value."""
+    def changed(data):
+        value = json.loads(data)
+        change(value)
+        return json.dumps(value).encode()
+    return changed
+
+
+def renamed(key):
+    return json_with(lambda value: value.update({f"{key}s": value.pop(key)}))
+
+
+def contents(folder):
+    """{file: bytes} of all files; config.json without the folder's name, which is its `out`."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: re.sub(b'"out": .*', b"", path.read_bytes()) for path in files}
+
+
+DAMAGED = {  # name: (file, its bytes -> the damaged ones)
+    **{f"{file}: {text}": (file, lambda data, text=text: text.encode())
+       for file in ("paths.json", "labels.meta.json", "config.json")
+       for text in ("null", "3", "[]", "{", "")},
+    **{f"{file}: a line {text}": (file, lambda data, text=text: data + text.encode() + b"\n")
+       for file in ("kept.jsonl", "labels.jsonl") for text in ("{}", "3", "null", "[]", "{")},
+    "answers of a renamed field": ("kept.jsonl", lambda data: data.replace(b"confid", b"cofnid")),
+    "an answer less": ("kept.jsonl", lambda data: data.replace(b"[[1.0, ", b"[[", 1)),
+    "paths.json without right": ("paths.json", renamed("right")),
+    "paths.json without paths": ("paths.json", renamed("paths")),
+    "paths.json without its key": ("paths.json", renamed("key")),
+    "no frontier": ("paths.json", renamed("frontier")),
+    "short rows": ("paths.json", json_with(lambda menu: menu.update(
+        right=[line[:-1] for line in menu["right"]]))),
+    "a row less": ("paths.json", json_with(lambda menu: menu["right"].pop())),
+    "rows of numbers": ("paths.json", json_with(lambda menu: menu.update(
+        right=[1] * len(menu["right"])))),
+    "rows of other digits": ("paths.json", json_with(lambda menu: menu.update(
+        right=[line.replace("1", "2") for line in menu["right"]]))),
+    "a path of two layers": ("paths.json", json_with(lambda menu: menu["paths"][1].pop())),
+    "a path of three passes": ("paths.json", json_with(lambda menu: menu["paths"][0].insert(
+        0, menu["paths"][0].pop() + 2))),
+    "a frontier of no paths": ("paths.json", json_with(lambda menu: menu.update(frontier=[3]))),
+    "a frontier of other lengths": ("paths.json", json_with(
+        lambda menu: menu["frontier"][0].__setitem__(0, 99))),
+    "a search of null": ("labels.meta.json", json_with(lambda header: header.update(search=None))),
+    "no search": ("labels.meta.json", renamed("search"))}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_one_line_and_nothing_is_lost(name, finished, tiny_run, tmp_path,
+                                                                  capsys):
+    """Catches a traceback, a figure computed from half a file, and a file that is removed."""
+    file, damage = DAMAGED[name]
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    data = damage((out / file).read_bytes())
+    assert data != (out / file).read_bytes()
+    (out / file).write_bytes(data)
+    before = contents(out)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: train.main([*tiny_run, "--out", str(out)]))
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and line.startswith("error: "), line
+    assert str(out / file) in line or file == "labels.meta.json" and "labels.jsonl" in line
+    assert contents(out) == before

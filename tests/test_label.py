@@ -22,8 +22,9 @@ import answers
 from label import label, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import fixed, generate, load_model, load_tokenizer
+from paths import DECISIONS
 from storage import label_file
-from storage.files import InputError, read_json, write_json, write_whole
+from storage.files import PASSES, InputError, read_json, write_json, write_whole
 from answers import Prompt, answer, batches, judge, prepare
 from questions.loading import Question, load_all
 from questions.reward import extract_answer, grade
@@ -484,6 +485,11 @@ def test_a_damaged_header_is_refused_by_name(world, tmp_path, text):
     with pytest.raises(InputError, match=r"labels\.(meta\.json|jsonl): "):
         run_label(world, file)
     assert file.read_bytes() == world.bytes
+
+
+def test_files_know_the_decisions_that_the_decoder_knows():
+    """Catches a decision that the decoder runs and that no file may hold, and the other way."""
+    assert PASSES == tuple(decision.passes for decision in DECISIONS)
 
 
 def test_a_row_that_names_no_search_of_a_model_is_refused(world, tmp_path):

@@ -345,7 +345,7 @@ DAMAGED = {  # name: (file, its bytes -> the damaged ones)
         right=[1] * len(menu["right"])))),
     "rows of other digits": ("paths.json", json_with(lambda menu: menu.update(
         right=[line.replace("1", "2") for line in menu["right"]]))),
-    "a path of two layers": ("paths.json", json_with(lambda menu: menu["paths"][1].pop())),
+    "a path of two layers": ("paths.json", json_with(lambda menu: menu["paths"][0].pop())),
     "a path of three passes": ("paths.json", json_with(lambda menu: menu["paths"][0].insert(
         0, menu["paths"][0].pop() + 2))),
     "a frontier of no paths": ("paths.json", json_with(lambda menu: menu.update(frontier=[3]))),

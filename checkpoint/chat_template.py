@@ -42,7 +42,7 @@ def render(template, values):
 def _child(parent):
     """The process that renders for this one; it ends when its input does, that is, with us."""
     return subprocess.Popen(
-        [sys.executable, "-I", __file__, *sys.path], text=True, start_new_session=True,
+        [sys.executable, "-I", __file__, *sys.path], encoding="utf-8", start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 

@@ -65,13 +65,13 @@ def measure():
               "interval": [round(mean - half, 4), round(mean + half, 4)], "verdict": "",
               "conclusion": "", "baseline": baseline, "changed": changed}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in report.items()]
-    REPORT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    REPORT.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def asked_again(seed):
     """How many rewards of a sample of the questions are not those in ablation.json, and of how
     many."""
-    report = json.loads(REPORT.read_text())
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
     total = len(report["baseline"])
     chosen = random.Random(seed).sample(range(total), min(SAMPLE, total))
     again = rewards(chosen)
@@ -108,7 +108,7 @@ def problems(report):
 def check_ablation(file):
     """(share of the points, a sentence): each problem costs a quarter."""
     try:
-        found = problems(json.loads(Path(file).read_text()))
+        found = problems(json.loads(Path(file).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return 0.0, "not written yet (no course/ablation.json)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

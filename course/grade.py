@@ -80,7 +80,8 @@ class Grading:
 
     def plan(self, profile):
         task, tree = self.task, self.course.tree
-        theirs = {name: (self.student / name).read_text() for name in self.course.files(task)}
+        theirs = {name: (self.student / name).read_text("utf-8")
+                  for name in self.course.files(task)}
         common = {"profile": profile, "theirs": tuple(theirs)}
         if task.graded_by == "tests":
             tests = ["--task", task.number, *self.course.test_files(task.number)]
@@ -218,7 +219,7 @@ def similarities(students, course):
                     if name.endswith(".py")})
     given, wrote = set().union(*(passages(course.blank[name]) for name in names)), {}
     for name, folder in [("(our own)", ROOT), *students.items()]:
-        texts = [(Path(folder) / file).read_text(errors="replace") for file in names
+        texts = [(Path(folder) / file).read_text("utf-8", errors="replace") for file in names
                  if (Path(folder) / file).is_file()]
         wrote[name] = set().union(*map(passages, texts)) - given
     return sorted(((len(wrote[a] & wrote[b]) / max(1, min(len(wrote[a]), len(wrote[b]))), a, b)
@@ -262,7 +263,8 @@ def write_class(reports, args):
     if args.feedback:
         args.feedback.mkdir(parents=True, exist_ok=True)
         for report in reports:
-            (args.feedback / f"{report['student']}.md").write_text(feedback(report))
+            (args.feedback / f"{report['student']}.md").write_text(feedback(report),
+                                                                   encoding="utf-8")
     if args.gradescope:
         [report] = reports
         write_json(args.gradescope, {"score": report["points"], "tests": [

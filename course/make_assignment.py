@@ -54,7 +54,7 @@ class Task:
 def read_tasks(text=None):
     """{number: Task} of a task table; InputError where a function is listed twice."""
     tasks, seen = {}, {}
-    text = text or (COURSE / "assignments.toml").read_text()
+    text = text or (COURSE / "assignments.toml").read_text(encoding="utf-8")
     for number, row in tomllib.loads(text).items():
         functions = tuple(tuple(name.split(".", 1)) for name in row.get("functions", ()))
         for module, name in functions:

@@ -50,7 +50,7 @@ def errors_of_importing(seed):
         tree = Path(folder) / "tree"
         write_tree(tree, seed=seed)
         done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q",
-                               "--collect-only"], cwd=tree, text=True, capture_output=True)
+                               "--collect-only"], cwd=tree, encoding="utf-8", capture_output=True)
     errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR ")]
     if done.returncode not in (0, 2):  # 2: some file could not be collected
         errors += done.stderr.splitlines()[-1:]
@@ -84,9 +84,9 @@ def full_marks(course, thorough, at_once, profile):
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         for name, text in course.texts.items():  # the solution, in the variant of the course
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / name).write_text(text)
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         shutil.copy(ROOT / "course/routers.safetensors", Path(folder) / "course")
-        with open(Path(folder) / "course/ablation.json", "a") as ours:
+        with open(Path(folder) / "course/ablation.json", "a", encoding="utf-8") as ours:
             ours.write("\n")  # the repository's own text earns nothing
         [report] = grade([folder], written + others if thorough else others, at_once=at_once,
                          profile=profile, course=course)

@@ -74,7 +74,7 @@ def changed_since(before):
 @functools.lru_cache(None)
 def names_in(file):
     """The names that a file defines at its top."""
-    return {node.name for node in ast.parse(file.read_text()).body if hasattr(node, "name")}
+    return {node.name for node in ast.parse(file.read_text("utf-8")).body if hasattr(node, "name")}
 
 
 def usurped(folder, theirs):
@@ -167,7 +167,7 @@ class Run:
         self.folder, self.result = folder, folder.parent / secrets.token_hex()
         for file, text in self.files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_text(text)
+            (folder / file).write_text(text, encoding="utf-8")
         for file, target in self.links.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).symlink_to(target)
@@ -179,8 +179,9 @@ class Run:
     def finish(self, seconds):
         """Reads what the run left."""
         if self.result.exists():
-            self.outcomes, self.found, self.changed = json.loads(self.result.read_text())
-        elif (self.folder / "hung").exists() and (dump := (self.folder / "hung").read_text()):
+            self.outcomes, self.found, self.changed = json.loads(self.result.read_text("utf-8"))
+        elif (self.folder / "hung").exists() and (
+                dump := (self.folder / "hung").read_text("utf-8")):
             lines = re.findall(r'File "(.+)", line (\d+) in (\S+)', dump)
             at = [(Path(f).relative_to(self.folder), n, name) for f, n, name in lines
                   if Path(f).is_relative_to(self.folder)]
@@ -203,7 +204,7 @@ def run_pytest(run, seconds):
         os.dup2(quiet, stream)
     os.chdir(run.folder)
     os.environ["HYPOTHESIS_PROFILE"] = run.profile
-    faulthandler.dump_traceback_later(seconds, exit=True, file=open("hung", "w"))
+    faulthandler.dump_traceback_later(seconds, exit=True, file=open("hung", "w", encoding="utf-8"))
     for name, module in list(sys.modules.items()):  # ours, which the tree has its own copies of
         if Path(getattr(module, "__file__", None) or "/").parent in FOLDERS:
             del sys.modules[name]
@@ -213,7 +214,8 @@ def run_pytest(run, seconds):
         pytest.main(["-p", "no:cacheprovider", "-p", "no:faulthandler", "--hypothesis-seed=0",
                      "--assert=plain", "--tb=native", *run.arguments], plugins=[recorder])
         part = Path("result")
-        part.write_text(json.dumps([recorder.outcomes, recorder.found, recorder.changed]))
+        part.write_text(json.dumps([recorder.outcomes, recorder.found, recorder.changed]),
+                        encoding="utf-8")
         part.rename(run.result)
     finally:
         os._exit(0)

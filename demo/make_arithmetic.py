@@ -64,7 +64,7 @@ def main(argv=None):
         rows = [row for kind in KINDS for row in questions(kind, number, test, args.seed)]
         random.Random(args.seed).shuffle(rows)  # so that --limit takes some of every kind
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (args.folder / f"{name}.jsonl").write_text(text)
+        (args.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
         print(f"{args.folder / name}.jsonl: {len(rows)} questions")
 
 

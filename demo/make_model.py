@@ -239,7 +239,8 @@ def save_folder(model, folder, record):
               "rope_theta": CONFIG.rope_theta, "max_position_embeddings": CONFIG.max_positions,
               "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
               "bos_token_id": None, "eos_token_id": EOS, "torch_dtype": "float32"}
-    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=1) + "\n")
+    write = lambda name, value: (folder / name).write_text(json.dumps(value, indent=1) + "\n",
+                                                           encoding="utf-8")
     write("config.json", config)
     write("generation_config.json", {"eos_token_id": EOS})
     write("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast",

@@ -162,7 +162,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     for name, rows in make(args.seed).items():
-        (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (args.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                     encoding="utf-8")
         print(f"{args.out / name}: {len(rows)} questions")
 
 

@@ -54,14 +54,14 @@ def explained(run, name):
     """What tools.explain prints of one test question."""
     command = ["-m", "tools.explain", "--id", name]
     routers = ["--routers", str((run / "routers.safetensors").resolve())]
-    said = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, text=True,
+    said = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, encoding="utf-8",
                           stdout=subprocess.PIPE, check=True).stdout
     return [" ".join(("$ .venv/bin/python", *command)), *said.rstrip().splitlines()]
 
 
 def taken_in(run):
     """demo.json of a finished run of `make`."""
-    rows = [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "labels.jsonl").read_text("utf-8").splitlines()]
     right = sum(len(row["correct"]) for row in rows) / len(rows)
     picture = pictured(run)
     tried = len(read_json(run / "paths.json")["paths"])

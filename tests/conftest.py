@@ -33,7 +33,7 @@ def pytest_configure(config):
 def pytest_ignore_collect(collection_path, config):
     """Files without tests of the task wanted need not even be imported."""
     wanted, file = config.getoption("--task"), collection_path
-    if wanted and file.suffix == ".py" and f'task("{wanted}")' not in file.read_text():
+    if wanted and file.suffix == ".py" and f'task("{wanted}")' not in file.read_text("utf-8"):
         return True
 
 

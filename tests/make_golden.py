@@ -80,12 +80,12 @@ def numbers(model, tokens):
 
 def old_spelling(file):
     """Rewrites a config.json with the keys that folders had before transformers 5."""
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
     del config["layer_types"]
     config["rope_theta"], config["torch_dtype"] = rope.pop("rope_theta"), config.pop("dtype")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
-    file.write_text(json.dumps(config, indent=1) + "\n")
+    file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def without_ties(kind, config):
@@ -107,7 +107,7 @@ def main():
         model.save_pretrained(HERE / name, **shards)
         if kind is LlamaForCausalLM:
             old_spelling(HERE / name / "config.json")
-        (HERE / f"{name}.gold.json").write_text(json.dumps(gold) + "\n")
+        (HERE / f"{name}.gold.json").write_text(json.dumps(gold) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def random_folder(source, folder):
 
 def resident(peak=False):
     """Memory of this process, bytes, now or at its highest (Linux)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(re.search(rf"Vm{'HWM' if peak else 'RSS'}:\s+(\d+)", status)[1])
 
 
@@ -53,7 +53,7 @@ def main(source, dtype):
     with tempfile.TemporaryDirectory() as name:
         random_folder(source, Path(name))
         made = subprocess.run([sys.executable, __file__, "--load", name, dtype],
-                              stdout=subprocess.PIPE, text=True, check=True)
+                              stdout=subprocess.PIPE, encoding="utf-8", check=True)
     weights, peak = json.loads(made.stdout)
     print(f"{dtype}: weights {weights / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, "
           f"{peak / weights:.2f} times")

@@ -48,7 +48,7 @@ class Job:
         """Process `rank` of `size`, as torchrun would start it; said: its standard error."""
         group = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         extra = {"OMP_NUM_THREADS": "1", **{key: str(group[key]) for key in group if size > 1}}
-        said = tempfile.TemporaryFile("a+")
+        said = tempfile.TemporaryFile("a+", encoding="utf-8")
         child = subprocess.Popen([sys.executable, *map(str, self.command), *more], stderr=said,
                                  stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | extra)
         child.said, child.out = said, self.out
@@ -95,7 +95,7 @@ def finish(children):
 def at_work(child):
     """Whether the lock of what the process writes names it."""
     lock = child.out.with_name(f".{child.out.name}.lock")
-    return lock.exists() and lock.read_text() == str(child.pid)
+    return lock.exists() and lock.read_text(encoding="utf-8") == str(child.pid)
 
 
 def begin(child):
@@ -218,7 +218,7 @@ def jobs(base, disk, rng):
     model = save_tiny(base / "model", tiny_model(seed))
     rows = [row | {"id": f"{name}-{row['id']}"} for row in own_answers(model, number + 10, seed)]
     for file, some in (("q.jsonl", rows[:number]), ("t.jsonl", rows[number:])):
-        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some))
+        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
     # one search at a time: float32 sums then do not depend on what is searched beside it
     same = ["--model", model, "--data", base / "q.jsonl", "--batch-size", 1, "--simulations",
             rng.randint(6, 16)]

@@ -127,7 +127,7 @@ def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, c
     run = SimpleNamespace(args=args, model=tiny_model(2), tokenizer=None, out=tmp_path,
                           config=SimpleNamespace(epochs=1, width=1, windows=1))
     for searched, said in (0, "510 s"), (4, "306 s"), (99, "1 s"):
-        (tmp_path / "labels.jsonl").write_text("{}\n" * searched)
+        (tmp_path / "labels.jsonl").write_text("{}\n" * searched, encoding="utf-8")
         monkeypatch.setattr(train, "span", lambda seconds: f"{max(1, round(seconds))} s")
         train.say_before(run, [None] * 10, [None] * 100)
         assert f"takes at most about {said}" in capsys.readouterr().out
@@ -140,10 +140,10 @@ def finished(tmp_path):
     """A folder with the files of a finished run of seed 1."""
     for name in ("metrics.json", "chosen.json", "labels.jsonl", "paths.json",
                  "routers.safetensors"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "README.md").write_text(f"---\n{CARD}\n---\n")
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"---\n{CARD}\n---\n", encoding="utf-8")
     (tmp_path / "routers").mkdir()
-    (tmp_path / "routers" / "safe-1.safetensors").write_text("")
+    (tmp_path / "routers" / "safe-1.safetensors").write_text("", encoding="utf-8")
     write_json(tmp_path / "config.json", {"seed": 1, "threads": 2})
     return tmp_path
 
@@ -177,9 +177,9 @@ def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
 
 
 def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
-    (finished / "README.md").write_text("my notes")
+    (finished / "README.md").write_text("my notes", encoding="utf-8")
     take(finished, {"seed": 2})
-    assert (finished / "README.md").read_text() == "my notes"
+    assert (finished / "README.md").read_text(encoding="utf-8") == "my notes"
 
 
 def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
@@ -299,7 +299,7 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, 
     rows = [{"id": str(n), "question": f"{n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]}
             for n in range(40)]
     file = tmp_path / "q.jsonl"
-    file.write_text("".join(f"{train.json.dumps(row)}\n" for row in rows))
+    file.write_text("".join(f"{train.json.dumps(row)}\n" for row in rows), encoding="utf-8")
     command = ["--model", str(model), "--data", str(file), "--out", str(tmp_path / "run"),
                "--simulations", "2", "--seeds", "1"]
     with pytest.raises(InputError, match="chance 50.0% ± .* --force goes on"):

@@ -40,7 +40,7 @@ def run(folders, *more):
 @pytest.fixture
 def typed(monkeypatch):
     return lambda text: monkeypatch.setattr(
-        sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def tiny_shape(monkeypatch):
 def test_every_section_writes_rows(section, tiny_shape, tmp_path, capsys):
     out = tmp_path / "bench.json"
     bench.main([section, "--shape", "3b", "--out", str(out), *SMALL])
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text(encoding="utf-8"))
     assert list(result["sections"]) == [section] and result["sections"][section]
     assert result["command"].startswith(f"python -m tools.bench {section}")
     assert section in capsys.readouterr().out

@@ -30,8 +30,8 @@ def make_run(folder, tasks=("easy", "hard"), model="0123456789abcdef"):
     config = {"model": "/home/ada/secret/model", "out": str(folder), "simulations": 50,
               "data": ["/home/ada/secret/one.jsonl", "easy=/home/ada/secret/two.jsonl"],
               "fingerprint": "0123456789abcdef"}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.json").write_text(json.dumps(metrics_of(tasks)))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics_of(tasks)), encoding="utf-8")
     routers = Routers(3, 16)
     routers.notes = {"model": model, "choice": "safe", "seed": 0, "labels": 984,
                      "tasks": list(tasks)}
@@ -120,11 +120,12 @@ def test_the_command_writes_beside_the_routers_and_overwrites_only_when_told(tmp
     run = make_run(tmp_path / "run")
     card.main([str(run), "--license", "mit"])
     file = run / "README.md"
-    assert capsys.readouterr().out.strip() == str(file) and 'license: "mit"' in file.read_text()
+    assert capsys.readouterr().out.strip() == str(file)
+    assert 'license: "mit"' in file.read_text(encoding="utf-8")
     assert "--overwrite" in refused(capsys, run)
-    assert 'license: "mit"' in file.read_text()
+    assert 'license: "mit"' in file.read_text(encoding="utf-8")
     card.main([str(run), "--overwrite"])
-    assert 'license: "other"' in file.read_text()
+    assert 'license: "other"' in file.read_text(encoding="utf-8")
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
@@ -135,7 +136,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
     assert "metrics.json: no such file" in refused(capsys, run)
     for broken in ({}, {"routes": []}, metrics_of() | {"tasks": {"a": {"domain": "near"}}},
                    metrics_of(interval=[1]), metrics_of(accuracy="x"), metrics_of(gain=None)):
-        (run / "metrics.json").write_text(json.dumps(broken))
+        (run / "metrics.json").write_text(json.dumps(broken), encoding="utf-8")
         assert "metrics.json: not what a run wrote" in refused(capsys, run)
     assert not (run / "README.md").exists()
 

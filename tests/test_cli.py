@@ -111,7 +111,7 @@ def test_help_shows_default_files_as_one_would_type_them(capsys):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path / "out"."""
-    made = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], text=True,
+    made = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], encoding="utf-8",
                             stdout=subprocess.PIPE, cwd=Path(cli.__file__).parent)
     assert made.stdout.readline() == "held\n"
     yield made

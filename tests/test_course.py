@@ -56,7 +56,8 @@ def functions(source):
 def test_a_blank_tree_differs_from_ours_in_the_named_bodies_only(assignment):
     """Catches a lost docstring or signature, a neighbour that is blanked, a changed comment."""
     for file in sorted({f"{module}.py" for task in TASKS.values() for module, _ in task.functions}):
-        ours, theirs = (ROOT / file).read_text(), (assignment / file).read_text()
+        ours, theirs = ((folder / file).read_text(encoding="utf-8")
+                        for folder in (ROOT, assignment))
         before, after = functions(ours), functions(theirs)
         messages = {name: task.message for task in TASKS.values()
                     for module, name in task.functions if f"{module}.py" == file}
@@ -81,7 +82,7 @@ def test_a_blank_tree_holds_the_project_and_no_answer(assignment):
     assert not any((assignment / name).exists() for name in SECRET | {".git", ".venv"})
     for task in TASKS.values():
         if task.graded_by == "properties":
-            text = (assignment / f"tests/test_properties_{task.part}.py").read_text()
+            text = (assignment / f"tests/test_properties_{task.part}.py").read_text("utf-8")
             assert "def test_" not in text and f'mark.task("{task.number}")' in text
     samples = {file.stem for file in (assignment / "course/mutants").glob("*.toml")}
     assert samples == {m.name for m in COMMON.samples}
@@ -95,10 +96,10 @@ def test_kept_tasks_are_the_only_ones_solved(tmp_path):
     assert left.keys() == {k for k in TASKS if k != "2.3" and k[0] != "1"}
     with pytest.raises(InputError, match="no task or part 7"):
         write_tree(tmp_path / "other", keep=["7"])
-    assert "NotImplementedError" not in (tmp_path / "tree/model_llama.py").read_text()
+    assert "NotImplementedError" not in (tmp_path / "tree/model_llama.py").read_text("utf-8")
     changed = blanked_files(COMMON.texts, TASKS, keep=["2.3"])
     assert functions(changed["mcts.py"])["score"] == functions(
-        (ROOT / "mcts.py").read_text())["score"]
+        (ROOT / "mcts.py").read_text(encoding="utf-8"))["score"]
     assert "task 2.4" in changed["mcts.py"] and "task 2.3" not in changed["mcts.py"]
 
 
@@ -132,7 +133,7 @@ def test_a_body_of_one_line_and_one_without_docstring():
 
 def test_a_tree_is_not_written_over_another_or_into_the_project(tmp_path):
     """Catches a student's week of work lost to the same command."""
-    (tmp_path / "mine.py").write_text("work")
+    (tmp_path / "mine.py").write_text("work", encoding="utf-8")
     with pytest.raises(InputError, match="not empty"):
         write_tree(tmp_path)
     with pytest.raises(InputError, match="outside the project"):
@@ -146,7 +147,7 @@ def test_a_handout_is_complete_and_its_example_true(number):
     """Catches an example worked out for other code, and a handout without its command."""
     task = TASKS[number]
     file = COURSE / task.handout
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for heading in ("Goal", "Equation", "On paper first", "Deliver", "Command", "Account for it",
                     "Hint"):
         assert f"**{heading}.**" in text
@@ -160,7 +161,7 @@ def test_a_handout_is_complete_and_its_example_true(number):
 # ---- the proof, and the grader ----
 
 def python(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, text=True,
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, encoding="utf-8",
                           capture_output=True)
 
 
@@ -182,26 +183,29 @@ def graded(assignment, tmp_path_factory):
     """{task: row} of a student who hangs, exits, breaks a file and brings other tests."""
     student = tmp_path_factory.mktemp("student") / "ada"
     shutil.copytree(assignment, student)
-    text = (student / "mcts.py").read_text()
+    text = (student / "mcts.py").read_text(encoding="utf-8")
     for number, body in (("2.5", HANG), ("2.3", "__import__('os')._exit(0)")):
         stop = f'raise NotImplementedError("{TASKS[number].message}")'
         assert stop in text
         text = text.replace(stop, body)
-    (student / "mcts.py").write_text(text)
-    (student / "drllm.py").write_text("this is no Python")
+    (student / "mcts.py").write_text(text, encoding="utf-8")
+    (student / "drllm.py").write_text("this is no Python", encoding="utf-8")
     shutil.copy(ROOT / "choose.py", student)
-    (student / "choose.py").write_text((student / "choose.py").read_text() + BLIND)
+    (student / "choose.py").write_text((student / "choose.py").read_text("utf-8") + BLIND,
+                                       encoding="utf-8")
     for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
-        (student / name).write_text(CHEAT)
-    (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n")
+        (student / name).write_text(CHEAT, encoding="utf-8")
+    (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n",
+                                                 encoding="utf-8")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")
-    (student / "tests/test_properties_6.py").write_text(one + false)
-    (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n")
-    (student / "course/essay.md").write_text("It was luck.")
+    (student / "tests/test_properties_6.py").write_text(one + false, encoding="utf-8")
+    (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n",
+                                                        encoding="utf-8")
+    (student / "course/essay.md").write_text("It was luck.", encoding="utf-8")
     stray, out = student / "notes.txt", student / "points.json"
-    stray.write_text("not a tree, and no reason to stop a class")
+    stray.write_text("not a tree, and no reason to stop a class", encoding="utf-8")
     flags = ["--seconds", 10, "--json", out, "--csv", student / "points.csv", "--feedback",
              student / "feedback", "--gradescope", student / "results.json",
              "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5"]
@@ -209,15 +213,15 @@ def graded(assignment, tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "3.2  the label the model is surest of" in done.stdout
     assert f"skipped: {stray} is no tree of a student" in done.stdout
-    before = out.read_text()
+    before = out.read_text(encoding="utf-8")
     again = python(COURSE / "grade.py", student, *flags)  # nothing changed, nothing is run
-    assert again.returncode == 0 and out.read_text() == before
-    (student / "essays.json").write_text('{"ada": 4}')
+    assert again.returncode == 0 and out.read_text(encoding="utf-8") == before
+    (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
     read = python(COURSE / "grade.py", student, *flags[:4], "--essays", student / "essays.json",
                   *flags[flags.index("--task"):])
     assert re.search(r"6\.5 .* 4 / 6  read", read.stdout)
-    out.write_text(before)
-    return json.loads(out.read_text())["reports"][0]["tasks"], student
+    out.write_text(before, encoding="utf-8")
+    return json.loads(out.read_text(encoding="utf-8"))["reports"][0]["tasks"], student
 
 
 # what a student may leave behind to make every comparison succeed
@@ -230,7 +234,7 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     assert rows["2.3"]["points"] == 0 and "killed" in rows["2.3"]["says"]
     said = re.fullmatch(r"no end after 10 s: mcts.py, line (\d+), in backpropagate",
                         rows["2.5"]["says"])
-    line = (student / "mcts.py").read_text().splitlines()[int(said[1]) - 1]
+    line = (student / "mcts.py").read_text(encoding="utf-8").splitlines()[int(said[1]) - 1]
     assert rows["2.5"]["points"] == 0 and line.strip() in HANG
     assert "not written yet (2.2)" in rows["2.2"]["says"]
 
@@ -261,15 +265,15 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     """Catches points that differ between the reports, and a mutant given away."""
     rows, student = graded
     points = [row["points"] for row in rows.values()]
-    head, most, line = csv.reader((student / "points.csv").read_text().splitlines())
+    head, most, line = csv.reader((student / "points.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["student", "points", *rows, "changes what is not its own"]
     assert [line[0], line[-1]] == ["ada", "3.2 3.3"] and [most[0], most[-1]] == ["(at most)", ""]
     assert [float(x) for x in line[1:-1]] == [sum(points), *points]
     assert [float(x) for x in most[2:-1]] == [row["of"] for row in rows.values()]
-    letter = (student / "feedback/ada.md").read_text()
+    letter = (student / "feedback/ada.md").read_text(encoding="utf-8")
     assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
     assert not any(mutant.name in letter for mutant in COMMON.mutants)
-    results = json.loads((student / "results.json").read_text())
+    results = json.loads((student / "results.json").read_text(encoding="utf-8"))
     assert [test["score"] for test in results["tests"]] == points
     assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
 
@@ -278,7 +282,7 @@ def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
     """Catches a student who is left out since all unpacked their work as "assignment"."""
     for name in ("ann/assignment", "bob/assignment", "x/bob/assignment"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "mcts.py").write_text("")
+        (tmp_path / name / "mcts.py").write_text("", encoding="utf-8")
     paths = [tmp_path / name for name in ("ann/assignment", "bob/assignment", "x/bob/assignment")]
     assert trees(paths, COMMON) == {"assignment": paths[0], "bob-assignment": paths[1]}
     assert "skipped: " in capsys.readouterr().out
@@ -291,7 +295,7 @@ def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(t
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     (tmp_path / "tests/test_x.py").write_text(
         "def helper():\n    assert False\n\n\ndef test_x():\n"
-        '    """Catches a bird."""\n    helper()\n')
+        '    """Catches a bird."""\n    helper()\n', encoding="utf-8")
     pytest_ = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=line", tmp_path / "tests"]
     assert "Catches a bird." in python(*pytest_, "--tb=short").stdout
     none = python(*pytest_, "--task", "9.9")
@@ -306,8 +310,8 @@ def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(t
 def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, words):
     """Catches a table of nobody written over a class's, and 0 of 0 points for a task mistyped."""
     _, student = graded
-    (tmp_path / "bad.json").write_text("not json")
-    (tmp_path / "other.json").write_text('{"student": "ada"}')
+    (tmp_path / "bad.json").write_text("not json", encoding="utf-8")
+    (tmp_path / "other.json").write_text('{"student": "ada"}', encoding="utf-8")
     change = [str(tmp_path / one) if ".json" in one or one == "nowhere" else one for one in change]
     who = [] if change[0].endswith("nowhere") else [student]
     done = python(COURSE / "grade.py", *who, *change, "--csv", tmp_path / "points.csv")
@@ -317,9 +321,10 @@ def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, 
 
 def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
     """Catches a wrong solution that passes since it took the assertions away."""
-    text = (assignment / "drllm.py").read_text()
+    text = (assignment / "drllm.py").read_text(encoding="utf-8")
     stop = f'raise NotImplementedError("{TASKS["4.2"].message}")'
-    (tmp_path / "drllm.py").write_text(text.replace(stop, "return torch.ones(3)") + BLIND)
+    (tmp_path / "drllm.py").write_text(text.replace(stop, "return torch.ones(3)") + BLIND,
+                                       encoding="utf-8")
     done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
                         f"[r] = grade.grade([{str(tmp_path)!r}], ['4.2'], profile='quick')\n"
                         "print(r['tasks']['4.2'])")
@@ -330,10 +335,10 @@ def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path)
 
 def test_two_submissions_of_one_hand_are_alike(assignment, tmp_path):
     """Catches a copy with other names for its variables, and blank trees that look alike."""
-    ours = (ROOT / "mcts.py").read_text()
+    ours = (ROOT / "mcts.py").read_text(encoding="utf-8")
     for name, text in (("a", ours), ("b", re.sub(r"\bpath\b", "way", ours))):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "mcts.py").write_text("# mine\n" + text)
+        (tmp_path / name / "mcts.py").write_text("# mine\n" + text, encoding="utf-8")
     shutil.copytree(assignment, tmp_path / "c")
     found = trees([tmp_path / name for name in "abc"], COMMON)
     share = {frozenset(pair): share for share, *pair in similarities(found, COMMON)}
@@ -349,7 +354,7 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert "drllm.py" in changed and "tests/test_drllm.py" in changed
     assert set(other.mutants) < {*COMMON.mutants, *other.mutants, *COMMON.samples}
     write_tree(tmp_path / "tree", seed=7)
-    assert (tmp_path / "tree/evaluate.py").read_text() == other.blank["evaluate.py"]
+    assert (tmp_path / "tree/evaluate.py").read_text(encoding="utf-8") == other.blank["evaluate.py"]
     done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
                         "[r] = grade.grade([grade.ROOT], ['2.5', '4.1', '6.3', '6.4'], "
                         "profile='quick', course=grade.Course(7))\nprint(r['points'], r['of'])")
@@ -396,7 +401,7 @@ def test_an_ablation_that_contradicts_its_rewards_is_found_out(changes, words):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"baseline": 3}', "not json",
                                   json.dumps(report(interval="wide"))])
 def test_an_ablation_that_cannot_be_read_earns_nothing_and_raises_nothing(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
     assert check_ablation(tmp_path / "a.json")[0] == 0.0
     assert check_ablation(tmp_path / "none.json")[0] == 0.0
 
@@ -407,9 +412,9 @@ def test_our_own_ablation_holds():
 
 def grade_one(tree, ablation):
     """What the grader says of a tree with this ablation; the repository's text is kept as it is."""
-    text = (COURSE / "ablation.json").read_text()
+    text = (COURSE / "ablation.json").read_text(encoding="utf-8")
     text = text if ablation == json.loads(text) else json.dumps(ablation)
-    (tree / "course/ablation.json").write_text(text)
+    (tree / "course/ablation.json").write_text(text, encoding="utf-8")
     return python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
                         f"[r] = grade.grade([{str(tree)!r}], ['5.2'])\n"
                         "print(r['tasks']['5.2'])").stdout
@@ -418,7 +423,7 @@ def grade_one(tree, ablation):
 def test_rewards_that_were_made_up_earn_nothing(tmp_path):
     """Catches two hundred random rewards, with figures that fit them, taken for an ablation."""
     (tmp_path / "course").mkdir()
-    made_up = json.loads((COURSE / "ablation.json").read_text())
+    made_up = json.loads((COURSE / "ablation.json").read_text(encoding="utf-8"))
     for file in ("my_ablation.py", "routers.safetensors"):
         shutil.copy(COURSE / file, tmp_path / "course")
     copied = grade_one(tmp_path, made_up)
@@ -440,7 +445,8 @@ def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
     for name in ("evaluate.py", "course/luck.py", "experiments/statistics.py",
                  "tests/test_properties_6.py"):
         shutil.copy(ROOT / name, tree / name)
-    done = subprocess.run([sys.executable, "course/try_mutants.py", "6"], cwd=tree, text=True,
+    done = subprocess.run([sys.executable, "course/try_mutants.py", "6"], cwd=tree,
+                          encoding="utf-8",
                           capture_output=True)
     samples = [m.name for m in COMMON.samples if m.part == "6"]
     assert done.returncode == 0 and done.stdout.count("noticed") == len(samples) > 0, done.stdout

@@ -16,7 +16,7 @@ FILES = {name: DEMO / "questions" / f"{name}.jsonl" for name in ("label", "test"
 
 
 def rows(name):
-    return [json.loads(line) for line in FILES[name].read_text().splitlines()]
+    return [json.loads(line) for line in FILES[name].read_text(encoding="utf-8").splitlines()]
 
 
 def solve(prompt):
@@ -87,7 +87,7 @@ def test_model_folder_is_complete_small_and_speaks_the_questions_words():
         for question in load_questions(FILES[name])[::50]:
             ids = tokenizer.encode(question.prompt)
             assert tokenizer.decode(ids) == question.prompt and 0 not in ids
-    record = json.loads((folder / "training.json").read_text())
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert record["command"].startswith("python demo/make_model.py") and record["log"]
 
 

@@ -159,7 +159,7 @@ def run(command, folder):
     """What a command prints on both streams; progress bars are off."""
     words = shlex.split(command)
     assert words[0] == ".venv/bin/python", command
-    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, text=True,
+    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, encoding="utf-8",
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
     assert done.returncode == (2 if "error: " in done.stdout else 0), done.stdout
@@ -208,7 +208,7 @@ def parse(module, arguments):
 def harness_arguments(words):
     """The adapter's options in --model_args; its other flags are the harness's own."""
     given = next(words[n + 1] for n, word in enumerate(words) if word == "--model_args")
-    tree = ast.parse((ROOT / "tools" / "lm_eval_drllm.py").read_text())
+    tree = ast.parse((ROOT / "tools" / "lm_eval_drllm.py").read_text(encoding="utf-8"))
     maker = next(f for c in tree.body if isinstance(c, ast.ClassDef) for f in c.body
                  if isinstance(f, ast.FunctionDef) and f.name == "__init__")
     wrong = {pair.split("=")[0] for pair in given.split(",")} - {a.arg for a in maker.args.args}
@@ -221,7 +221,7 @@ def misunderstood(command):
     if words[0] == "torchrun" and words[1] == "--nproc-per-node" and words[2].isdigit():
         words = [".venv/bin/python", *words[3:]]
     if words[0] == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         return "" if set(words[1:]) <= set(targets) else f"make has only {targets}"
     if words[:3] == ["uv", "pip", "compile"]:
         return "" if (ROOT / words[3]).exists() else f"no {words[3]}"
@@ -400,7 +400,7 @@ def test_results_are_those_of_the_stored_measurements():
     assert RESULTS == make_results.results()
     assert PAGES["docs/real_model.md"] == make_results.real_model()
     cases = read_json(make_results.ASSETS / "demo.json")["picture"]
-    assert (make_results.ASSETS / "paths.svg").read_text() == draw(cases)
+    assert (make_results.ASSETS / "paths.svg").read_text(encoding="utf-8") == draw(cases)
     assert all(len(case["decisions"]) == 12 for case in cases)
 
 

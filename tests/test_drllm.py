@@ -664,7 +664,7 @@ def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
     before = file.read_bytes()
 
     def disk_full(part, data):
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", disk_full)

@@ -124,11 +124,14 @@ def command(tmp_path, tiny_questions):
     routers.save(tmp_path / "routers.safetensors")
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                      encoding="utf-8")
     fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
                  for n, row in enumerate(rows)]
-    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
-    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
+    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on),
+                                          encoding="utf-8")
+    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}),
+                                         encoding="utf-8")
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
                      "--out", str(tmp_path / "out"), "--routers",
                      str(tmp_path / "routers.safetensors")]
@@ -136,7 +139,7 @@ def command(tmp_path, tiny_questions):
 
 def metrics_of(command, *more):
     evaluate.main([*command, *more])
-    return json.loads((Path(command[5]) / "metrics.json").read_text())
+    return json.loads((Path(command[5]) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_command_line_repeats_what_training_reported(command, tiny_questions, capsys):
@@ -168,7 +171,7 @@ def test_what_a_killed_run_left_is_gone_after_the_next(command):
     ended.wait()
     out.mkdir()
     for number in (ended.pid, os.getpid()):
-        (out / f".metrics.json.{number}.part").write_text("half")
+        (out / f".metrics.json.{number}.part").write_text("half", encoding="utf-8")
     metrics_of(command[1])
     assert {file.name for file in out.iterdir()} == {"metrics.json", "kept.jsonl"}
 
@@ -187,7 +190,7 @@ def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, aske
 def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
     """Catches "none of them labelled" above the figures of questions that were."""
     routers, line = command
-    rows = [json.loads(row) for row in Path(line[3]).read_text().splitlines()]
+    rows = [json.loads(row) for row in Path(line[3]).read_text(encoding="utf-8").splitlines()]
     words = [read_row(row).wording for row in rows]
     for learned, asked, said in (([], 8, "perhaps among those labelled"),
                                  (words[:3], 5, "none of them labelled or trained on"),
@@ -203,7 +206,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
         printed = capsys.readouterr().out
         assert (said in printed or not asked) and ("3 of 8" in printed) == (asked == 5)
     renamed = [row | {"id": f"x{n}", "task": "renamed"} for n, row in enumerate(rows)]
-    Path(line[3]).write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    Path(line[3]).write_text("".join(json.dumps(row) + "\n" for row in renamed), encoding="utf-8")
     with pytest.raises(InputError, match="8 of 8 questions were labelled"):
         metrics_of(line)
 
@@ -211,7 +214,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
 def test_a_run_s_own_metrics_are_not_replaced(command):
     out = Path(command[1][5])
     out.mkdir()
-    (out / "labels.jsonl").write_text("")
+    (out / "labels.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="out: a folder of train.py or label.py"):
         metrics_of(command[1])
     assert not (out / "metrics.json").exists()

@@ -284,7 +284,8 @@ def test_token_ids_are_those_of_the_published_tokenizer(tmp_path, shared, name, 
     folder = shared / "models" / name
     if not (folder / "tokenizer.json").exists():
         pytest.skip(f"no {folder}: this test wants its tokenizer")
-    stored, theirs = json.loads((folder / "tokenizer.json").read_text()), load_tokenizer(folder)
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    theirs = load_tokenizer(folder)
     number = {**stored["model"]["vocab"], **{a["content"]: a["id"] for a in stored["added_tokens"]}}
     kind = {a["content"]: CONTROL if a["special"] else USER_DEFINED for a in stored["added_tokens"]}
     tokens = [f"[PAD{i}]" for i in range(rows)]
@@ -443,7 +444,7 @@ def test_damaged_file_is_read_or_refused(tmp_path, data):
 def test_folder_with_files_is_left_alone(tmp_path):
     file = write_gguf(tmp_path / "m.gguf", gguf_model())
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("keep")
+    (tmp_path / "out" / "mine").write_text("keep", encoding="utf-8")
     with pytest.raises(InputError, match="exists already"):
         convert(file, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
@@ -453,14 +454,14 @@ def test_command_writes_a_folder_or_one_line(tmp_path):
     file = write_gguf(tmp_path / "m.gguf", gguf_model())
     command = [sys.executable, "-m", "tools.gguf"]
     done = subprocess.run([*command, file, tmp_path / "out", "--dtype", "float32"], cwd=ROOT,
-                          capture_output=True, text=True)
+                          capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr) == (0, "") and "weights in float32" in done.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json"]
     file.write_bytes(file.read_bytes()[:5000])
     done = subprocess.run([*command, file, tmp_path / "new"], cwd=ROOT, capture_output=True,
-                          text=True)
+                          encoding="utf-8")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(file) in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 

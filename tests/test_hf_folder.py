@@ -429,7 +429,7 @@ def test_the_template_is_found_where_the_folder_keeps_it(settings, file, wanted,
     """Catches the wrong one of several templates: the .jinja file overrides the others."""
     edit_json(folder / "tokenizer_config.json", chat_template=settings)
     if file:
-        (folder / "chat_template.jinja").write_text(file)
+        (folder / "chat_template.jinja").write_text(file, encoding="utf-8")
     tokenizer = load_tokenizer(folder)
     assert tokenizer.has_template and tokenizer.chat(HI) == wanted
 
@@ -540,7 +540,7 @@ def hasty(monkeypatch):
 
 def cpu_seconds(pid):
     """The work a process has done."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -620,7 +620,7 @@ def test_a_template_cannot_fill_the_memory(template):
     with child() as made:
         refused(lambda: render(template))
         status = Path(f"/proc/{made.pid}/status")
-        peak = status.read_text().split("VmHWM:")[1].split()[0] if status.exists() else 0
+        peak = status.read_text("utf-8").split("VmHWM:")[1].split()[0] if status.exists() else 0
         assert int(peak) * 1024 <= chat_template.MEMORY
 
 
@@ -628,7 +628,8 @@ def test_the_process_that_renders_is_refused_memory():
     """Catches a bound that is only meant to be there."""
     with child() as made:
         render("{{ 1 }}")
-        bound = Path(f"/proc/{made.pid}/limits").read_text().split("Max address space")[1].split()
+        limits = Path(f"/proc/{made.pid}/limits").read_text(encoding="utf-8")
+        bound = limits.split("Max address space")[1].split()
         assert bound[:2] == [str(chat_template.MEMORY)] * 2
 
 
@@ -690,7 +691,7 @@ if mine:
 def test_a_forked_process_renders_for_itself_and_nothing_outlives_it():
     """Catches a pipe that two processes share, and a process left behind by each run. The script
     comes from standard input: a child that imported its parent's main would fail on it."""
-    made = subprocess.run([sys.executable, "-"], input=FORKS, capture_output=True, text=True,
+    made = subprocess.run([sys.executable, "-"], input=FORKS, capture_output=True, encoding="utf-8",
                           cwd=ROOT)
     children = made.stdout.split()
     assert (made.returncode, made.stderr, len({*children})) == (0, "", 2)
@@ -876,7 +877,7 @@ def test_tinyllama_text_has_the_tokens_of_the_reference(shared):
 def test_qwen3_is_asked_to_answer_without_thinking(shared):
     """Catches answers that spend their tokens on a chain of thought nobody grades."""
     file = real(shared, "Qwen3-4B") / "tokenizer_config.json"
-    template = json.loads(file.read_text())["chat_template"]
+    template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
     text = render(template, messages=TALK[1:2], add_generation_prompt=True, enable_thinking=False)
     assert text == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
                     "<think>\n\n</think>\n\n")
@@ -894,6 +895,6 @@ def test_a_trained_model_tells_a_story(shared):
 
 
 def test_a_file_of_the_folder_is_told_from_a_missing_folder(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="config.json: a file; --model names the folder it is in"):
         load_tokenizer(tmp_path / "config.json")

@@ -60,7 +60,7 @@ def whole(tmp_path_factory):
     at = tmp_path_factory.mktemp("whole")
     save_tiny(at / "model", tiny_model(5, dtype=torch.float32, max_positions=96))
     (at / WEIGHTS).chmod(0o644)  # safetensors leaves what it writes to its owner alone
-    (at / "q.jsonl").write_text(lines(ROWS))
+    (at / "q.jsonl").write_text(lines(ROWS), encoding="utf-8")
     label.main(arguments("label", at)[1])
     save_routers(at, ROUTERS)
     edit_json(at / "run/paths.json", frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
@@ -576,7 +576,7 @@ def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
     rows = lines({"id": f"q{n}", "task": "own", "question": f"{n}", "answer": "1"}
                  for n in range(200))
     try:
-        (tmp_path / "q.jsonl").write_text(rows[:9000])
+        (tmp_path / "q.jsonl").write_text(rows[:9000], encoding="utf-8")
         argv += ["--data", str(tmp_path / "q.jsonl"), "--skip-bad-rows"]
         code, _, said = leaves(main, argv, capsys)
         assert code == 2
@@ -604,20 +604,20 @@ def test_results_are_written_whatever_becomes_of_standard_output(output, code, w
     reader, writer = os.pipe()
     os.close(reader)  # as after `| head`
     where = {"head": {"stdout": writer}, "closed": {"preexec_fn": lambda: os.close(1)},
-             "full": {"stdout": open("/dev/full", "w")}}[output]
+             "full": {"stdout": open("/dev/full", "w", encoding="utf-8")}}[output]
     made = subprocess.run([sys.executable, ROOT / "evaluate.py", *arguments("evaluate", at)[1]],
-                          stderr=subprocess.PIPE, text=True, cwd=tmp_path, **where)
+                          stderr=subprocess.PIPE, encoding="utf-8", cwd=tmp_path, **where)
     os.close(writer)
     last = (made.stderr.splitlines() or [""])[-1]
     assert made.returncode == code and "Traceback" not in made.stderr
     assert (last == "error: output: No space left on device") == (code == 2)
-    assert json.loads((at / "evaluated/metrics.json").read_text())["routes"]
+    assert json.loads((at / "evaluated/metrics.json").read_text(encoding="utf-8"))["routes"]
 
 
 def test_the_command_itself_says_one_line(whole, tmp_path):
     """Catches what only a process shows: warnings on import, output on the wrong stream."""
     made = subprocess.run([sys.executable, ROOT / "label.py", "--model", tmp_path / "none"],
-                          capture_output=True, text=True, cwd=tmp_path)
+                          capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert (made.returncode, made.stdout) == (2, "")
     assert made.stderr.startswith(f"error: {tmp_path / 'none'}: no such folder. A model of a hub")
     assert made.stderr.count("\n") == 1

@@ -93,13 +93,13 @@ def world(tmp_path_factory):
     """A tiny float64 model (and its folder), a tokenizer, questions, prompts, finished labels."""
     assert len(VOCABULARY) == len(WORDS)
     folder = save_tiny(tmp_path_factory.mktemp("tiny") / "model", tiny_model(seed=3))
-    words = json.loads((folder / "tokenizer.json").read_text())
+    words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     words["model"]["vocab"] = {word: i for i, word in enumerate(VOCABULARY)}
-    (folder / "tokenizer.json").write_text(json.dumps(words))
+    (folder / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
     model, tokenizer = tiny_model(seed=3), load_tokenizer(folder)
     questions = make_questions(model, tokenizer, COUNT, seed=1)
     file = folder.parent / "questions.jsonl"
-    file.write_text("".join(map(row_text, questions)))
+    file.write_text("".join(map(row_text, questions)), encoding="utf-8")
     prompts, _ = prepare(questions, tokenizer, model)
     out = folder.parent / "labels.jsonl"
     rows = label(model, tokenizer, prompts, out, CONFIG, batch_size=4)
@@ -545,7 +545,7 @@ def test_too_long_questions_are_named_and_left_out(world, tmp_path, capsys):
     fits = Question("fits", "t", 0, "", "5", prompt=" ".join("1" * (limit - 3)), max_new_tokens=3)
     long = replace(fits, id="long", max_new_tokens=4)
     file = tmp_path / "questions.jsonl"
-    file.write_text("".join(map(row_text, [long, world.questions[0], fits])))
+    file.write_text("".join(map(row_text, [long, world.questions[0], fits])), encoding="utf-8")
     world_ = World(folder=world.folder, file=file)
     labelling.main(command(world_, tmp_path / "labels.jsonl"))
     assert ids_of(tmp_path / "labels.jsonl") == ["n0", "fits"]
@@ -650,7 +650,7 @@ def command(world, out, *more):
 def run_python(arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
-                          text=True, timeout=300, **options)
+                          encoding="utf-8", timeout=300, **options)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -694,7 +694,7 @@ def other_run(world, tmp_path):
     def start(out, **environment):
         made = subprocess.Popen(
             [sys.executable, "-c", HELD, str(tmp_path / "go"), *command(world, out)], cwd=ROOT,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
         running.append(made)
         assert "held\n" in made.stdout  # after what the plain model answers
@@ -724,7 +724,7 @@ def test_a_second_run_into_one_file_is_refused_and_the_first_loses_nothing(
     labelling.main(command(world, alone_))
     others = tmp_path / "others.jsonl"
     others.write_text("".join(row_text(replace(question, id=f"other-{question.id}"))
-                              for question in world.questions))
+                              for question in world.questions), encoding="utf-8")
     first = other_run(out)
     rows = out.read_bytes()
     assert 0 < rows.count(b"\n") < COUNT
@@ -801,7 +801,7 @@ def test_main_writes_the_file_and_says_what_it_found(world, tmp_path, capsys):
 def test_main_skips_bad_rows_only_when_told(world, tmp_path):
     """Catches a flag that is read and not passed on."""
     world_ = World(folder=world.folder, file=tmp_path / "q.jsonl")
-    world_.file.write_text("{}\n" + row_text(world.questions[0]))
+    world_.file.write_text("{}\n" + row_text(world.questions[0]), encoding="utf-8")
     with pytest.raises(InputError, match="q.jsonl:1"):
         labelling.main(command(world_, tmp_path / "labels.jsonl"))
     labelling.main(command(world_, tmp_path / "labels.jsonl", "--skip-bad-rows"))
@@ -842,11 +842,11 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(capsys):
 
 def test_file_the_system_refuses_is_exit_2_with_its_name(world, tmp_path, capsys):
     """Catches a traceback on a missing file, a full disk, or a folder that is a file."""
-    code, said = leaves(lambda: open(tmp_path / "none"), capsys)
+    code, said = leaves(lambda: open(tmp_path / "none", encoding="utf-8"), capsys)
     assert (code, said) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
     assert leaves(raising(OSError(28, "No space left")), capsys) == (
         2, "error: output: No space left\n")
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     arguments = command(world, tmp_path / "file" / "x.jsonl")
     code, said = leaves(lambda: labelling.main(arguments), capsys)
     assert code == 2 and str(tmp_path / "file") in said and said.count("\n") == 1
@@ -867,7 +867,7 @@ def test_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(file, {"old": 1})
 
     def half(path):
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError(28, "No space left")
     with pytest.raises(OSError):
         write_whole(file, half)
@@ -881,9 +881,9 @@ def test_file_is_not_there_until_it_is_complete(tmp_path):
 
     def write(path):
         assert not file.exists() and path.parent == file.parent
-        path.write_text("whole")
+        path.write_text("whole", encoding="utf-8")
     write_whole(file, write)
-    assert file.read_text() == "whole" and len(list(file.parent.iterdir())) == 1
+    assert file.read_text(encoding="utf-8") == "whole" and len(list(file.parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize("data", [None, b"", b"[1]", b"{", b"\xff", b"[" * 50_000])

@@ -106,6 +106,35 @@ def test_nothing_runs_what_a_stranger_wrote(name):
                              ("np", "load"), ("numpy", "load"), ("os", "system")}
 
 
+BEFORE_ENCODING = {"open": 3, "read_text": 0, "write_text": 1}  # arguments by position
+
+
+def without_encoding(tree):
+    """Line numbers of calls that read or write text in the locale's encoding. ruff's PLW1514 sees
+    only those whose object it can tell to be a path."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", None))
+        options = {option.arg: option.value for option in node.keywords}
+        if isinstance(node.func, ast.Attribute) and name == "open":
+            continue  # os.open, or a method that ruff sees
+        mode = node.args[1] if name == "open" and len(node.args) > 1 else None
+        is_binary = isinstance(mode, ast.Constant) and "b" in mode.value
+        names_none = len(node.args) <= BEFORE_ENCODING.get(name, -1)
+        is_text = names_none and not is_binary
+        is_process = ast.unparse(options.get("text", node.func)) == "True"
+        if (is_text or is_process) and "encoding" not in options:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.py")) + sorted(
+    ROOT.glob("[!.]*/*.py")), ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale(file):
+    """Catches a file of ours that LC_ALL=C cannot read, and one that only this machine can."""
+    assert not list(without_encoding(ast.parse(file.read_text(encoding="utf-8"))))
+
+
 def test_a_circle_and_a_late_import_would_be_noticed(monkeypatch):
     """The tests around this one could not fail if they read nothing."""
     assert "answers" in own("train") and "experiments.lab" in own("experiments.paper")
@@ -140,6 +169,6 @@ def test_importing_a_file_does_nothing(tmp_path):
              or importlib.util.find_spec("lm_eval")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run([sys.executable, "-W", "error", "-c", QUIET, *names], cwd=tmp_path,
-                          env=environment, capture_output=True, text=True, timeout=300)
+                          env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert not any(tmp_path.iterdir())

@@ -133,7 +133,7 @@ def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
 
 def questions_file(folder, rows):
     file = folder / "q.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
@@ -184,5 +184,6 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
                 "--force", "--out", str(run)])
     evaluate.main([*common, "--routers", str(run / "routers.safetensors"), "--out",
                    str(tmp_path / "again")])
-    metrics = [json.loads((one / "metrics.json").read_text()) for one in (run, tmp_path / "again")]
+    metrics = [json.loads((one / "metrics.json").read_text(encoding="utf-8"))
+               for one in (run, tmp_path / "again")]
     assert all(m["routes"]["vanilla"]["layers_executed"] == 4 for m in metrics)

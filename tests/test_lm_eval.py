@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
                 "{% if add_generation_prompt %}Answer: {% endif %}")
     settings = {"eos_token": "<eos>", "bos_token": "<unk>", "chat_template": template,
                 "tokenizer_class": "PreTrainedTokenizerFast"}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return path
 
 
@@ -247,21 +247,21 @@ def write_tasks(path):
     for _ in range(8):
         rows.append({"question": text(rng, 3, 9), "choices": [text(rng, 1, 3) for _ in range(4)],
                      "gold": rng.randrange(4), "answer": text(rng, 1, 1)})
-    (path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = f"{{data_files: {{test: {path}/rows.jsonl}}}}"
     common = (f"dataset_path: json\ndataset_kwargs: {data}\n"
               "test_split: test\ndoc_to_text: 'Question: {{question}} Answer:'\n")
     (path / "pick.yaml").write_text(
         f"task: tiny_pick\noutput_type: multiple_choice\n{common}doc_to_choice: choices\n"
-        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n")
+        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n", encoding="utf-8")
     (path / "write.yaml").write_text(
         f"task: tiny_write\noutput_type: generate_until\n{common}doc_to_target: answer\n"
         "process_docs: !function words.same\ngeneration_kwargs: {until: ['7'], max_gen_toks: 6}\n"
-        "metric_list: [{metric: exact_match}]\n")
+        "metric_list: [{metric: exact_match}]\n", encoding="utf-8")
     (path / "words.py").write_text(
         "import os\n\ndef same(docs):\n    import evaluate\n"
         "    assert hasattr(evaluate, 'load') or not os.environ.get('REAL'), evaluate.__file__\n"
-        "    return docs\n")
+        "    return docs\n", encoding="utf-8")
     return path
 
 
@@ -304,7 +304,7 @@ def test_local_tasks_run_through_the_harness(folder, routers, local):
 
 def command(*arguments, env=None):
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env or os.environ,
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, encoding="utf-8", timeout=300)
 
 
 @harness
@@ -320,7 +320,7 @@ def test_the_command_prints_and_saves_what_the_routes_did(folder, routers, local
     last = done.stdout.splitlines()[-2:]
     assert last[0].startswith("drllm tiny_pick") and last[1].startswith("drllm tiny_write")
     saved, = (tmp_path / "out").rglob("results_*.json")
-    seen = json.loads(saved.read_text())["config"]["drllm"]
+    seen = json.loads(saved.read_text(encoding="utf-8"))["config"]["drllm"]
     direct = evaluate_tasks(DrLLM(folder, routers, batch_size=2), tasks)["config"]["drllm"]
     assert seen == direct
 
@@ -384,12 +384,13 @@ def test_arc_is_answered_alike_question_by_question(shared, tmp_path, monkeypatc
         right[score] = answer(model, tokenizer, prompts, None, 32).right.tolist()
     rows = [{"question": q.question, "choices": q.choices, "gold": "ABCDE".index(q.answer)}
             for q in questions]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (tmp_path / "arc.yaml").write_text(
         "task: arc_local\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
         f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
         'doc_to_text: "Question: {{question}}\\nAnswer:"\ndoc_to_choice: choices\n'
-        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_bytes}]\n")
+        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_bytes}]\n",
+        encoding="utf-8")
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = simple_evaluate(model=DrLLM(folder, batch_size=32), tasks=["arc_local"],
                             task_manager=manager, bootstrap_iters=0)["samples"]["arc_local"]

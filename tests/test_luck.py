@@ -297,7 +297,8 @@ def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("luck")
     rows = own_answers(save_tiny(base / "model", tiny_model(2, dtype=torch.float32)), 24)
     for name, some in (("label", rows[:16]), ("test", rows[16:])):
-        (base / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some))
+        (base / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some),
+                                            encoding="utf-8")
     train.main([*flags(base)[2:], "--out", str(base / "run"), "--simulations", "6", "--seeds", "1",
                 "--clusters", "1", "--choose", "shortest"])
     return base
@@ -310,7 +311,8 @@ def flags(base):
 
 def test_command_prints_every_table_with_its_meaning_and_keeps_them(run, capsys):
     luck.main([*flags(run), "--limit", "12"])
-    printed, stored = capsys.readouterr().out, json.loads((run / "run" / "luck.json").read_text())
+    printed = capsys.readouterr().out
+    stored = json.loads((run / "run" / "luck.json").read_text(encoding="utf-8"))
     assert list(stored["controls"]) == [control.__name__ for control in luck.CONTROLS]
     assert re.findall(r"^(\d)\. ", printed, re.MULTILINE) == list("123456")
     for control in stored["controls"].values():
@@ -334,7 +336,7 @@ def test_a_path_that_never_was_right_is_found_when_it_is_asked_again(run, tmp_pa
 
 def test_a_folder_that_is_no_run_is_refused_in_one_line(run, tmp_path):
     done = subprocess.run([sys.executable, "-m", "experiments.luck", *flags(run)[2:], "--run",
-                           str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True)
+                           str(tmp_path / "none")], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "config.json: no such file; --run is the folder of a finished run" in done.stderr
     assert not (tmp_path / "none").exists()

@@ -533,7 +533,7 @@ def golden(request):
     """(model, what transformers computes with it)."""
     place, _, name = request.param.rpartition("/")
     folder = request.getfixturevalue("shared") / "golden" if place else HERE / "golden"
-    return load_model(folder / name), json.loads((folder / f"{name}.gold.json").read_text())
+    return load_model(folder / name), json.loads((folder / f"{name}.gold.json").read_text("utf-8"))
 
 
 def near(got, wanted):

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     save_tiny(base / "model", tiny_model(2, dtype=torch.float32))
     rows = list(questions_of(base / "model", 96))
     write = lambda name, rows: (base / name).write_text(
-        "".join(json.dumps(row) + "\n" for row in rows))
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     labelled = [n for n in range(96) if n % 4 < 2 and n < 64]
     write("label.jsonl", [rows[n] for n in labelled])
     write("test.jsonl", [rows[n] for n in range(96) if n not in labelled])
@@ -71,7 +71,8 @@ def lab_of(base, *names):
 @pytest.mark.parametrize("score", ["letter", "likelihood-per-byte"])
 def test_a_run_is_opened_again_with_the_score_it_was_made_with(tmp_path, monkeypatch, score):
     """Catches a run whose options were scored by likelihood, asked for letters."""
-    (tmp_path / "config.json").write_text(json.dumps({"score": score, "fingerprint": "f"}))
+    (tmp_path / "config.json").write_text(json.dumps({"score": score, "fingerprint": "f"}),
+                                          encoding="utf-8")
     model = SimpleNamespace(fingerprint=lambda: "f")
     monkeypatch.setattr(train, "Run", lambda flags: SimpleNamespace(args=flags, model=model))
     again = opened(paper.parse_args(["table3", "--run", str(tmp_path)]))
@@ -87,7 +88,7 @@ def everything(run):
 
 @pytest.mark.parametrize("name", tables.EXPERIMENTS)
 def test_every_experiment_leaves_rows_command_seeds_model_and_versions(everything, name):
-    stored = json.loads((everything / f"{name}.json").read_text())
+    stored = json.loads((everything / f"{name}.json").read_text(encoding="utf-8"))
     assert stored["result"]["rows"] and stored["result"]["title"]
     assert stored["key"]["seeds"] == [0, 1] and len(stored["key"]["model"]) == 16
     assert {"command", "versions", "seconds"} <= stored.keys()
@@ -107,14 +108,14 @@ def test_a_finished_table_is_not_computed_again_and_an_unfinished_one_keeps_its_
 
 
 def test_other_questions_are_another_table(everything, run):
-    before = json.loads((everything / "table2.json").read_text())
+    before = json.loads((everything / "table2.json").read_text(encoding="utf-8"))
     paper.main(command(run, "table2", limit="5"))
-    after = json.loads((everything / "table2.json").read_text())
+    after = json.loads((everything / "table2.json").read_text(encoding="utf-8"))
     assert before["key"] != after["key"]
 
 
 def rows_of(folder, name):
-    rows = json.loads((folder / f"{name}.json").read_text())["result"]["rows"]
+    rows = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["result"]["rows"]
     return {row["name"].split(" @")[0]: row for row in rows}
 
 
@@ -189,7 +190,7 @@ def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything
 
 
 def test_knob_ends_where_the_paper_says(everything):
-    rows = json.loads((everything / "figure6.json").read_text())["result"]["rows"]
+    rows = json.loads((everything / "figure6.json").read_text(encoding="utf-8"))["result"]["rows"]
     layers = {r["name"]: r["layers"] for r in rows}
     assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
     executed = [row["execute"] for row in rows]    # most at +0.5, and towards it ever more
@@ -209,8 +210,8 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
     for old, new in ((1, 2), (0, 1)):
         for file in (tmp_path / "run" / "routers").glob(f"*-{old}.safetensors"):
             file.rename(file.with_name(file.name.replace(f"-{old}.", f"-{new}.")))
-    settings = json.loads((run / "run" / "config.json").read_text()) | {"seed": 1}
-    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    settings = json.loads((run / "run" / "config.json").read_text(encoding="utf-8")) | {"seed": 1}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     line = command(run, "table3")
     line[line.index("--run") + 1] = str(tmp_path / "run")
     lab = Lab(paper.parse_args(line))
@@ -247,7 +248,8 @@ def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
 
 
 def test_a_run_without_labels_is_refused(run, tmp_path):
-    (tmp_path / "config.json").write_text((run / "run" / "config.json").read_text())
+    (tmp_path / "config.json").write_text((run / "run" / "config.json").read_text("utf-8"),
+                                          encoding="utf-8")
     line = command(run, "table2")
     line[line.index("--run") + 1] = str(tmp_path)
     with pytest.raises(InputError, match="32 of 32 label questions have no row"):

@@ -59,11 +59,12 @@ def test_runs_of_one_name_share_labels_and_finished_ones_are_found(tmp_path, mon
     def train(flags):
         out = tmp_path / flags[-1]
         calls.append(out.name)
-        found = (out / "labels.jsonl").read_text() if (out / "labels.jsonl").exists() else "new"
+        file = out / "labels.jsonl"
+        found = file.read_text(encoding="utf-8") if file.exists() else "new"
         out.mkdir(exist_ok=True)
         for name in ("labels.jsonl", "labels.meta.json", "paths.json"):
-            (out / name).write_text(f"of {calls[0]}")
-        (out / "metrics.json").write_text(json.dumps({"found": found}))
+            (out / name).write_text(f"of {calls[0]}", encoding="utf-8")
+        (out / "metrics.json").write_text(json.dumps({"found": found}), encoding="utf-8")
     monkeypatch.setattr(real.train, "main", train)
     made = [real.trained(tmp_path, "sums", choose, []) for choose in (*real.CHOSEN, *real.CHOSEN)]
     assert [one["found"] for one in made] == ["new", "of sums-safe"] * 2
@@ -82,7 +83,7 @@ def test_other_tasks_are_asked_with_all_seeds_of_both_choices(tmp_path, monkeypa
         asked.append([name.rpartition("/")[2].partition(".")[0] for name in named])
         out = tmp_path / flags[-1]
         out.mkdir()
-        (out / "metrics.json").write_text(json.dumps({"routers": asked[-1]}))
+        (out / "metrics.json").write_text(json.dumps({"routers": asked[-1]}), encoding="utf-8")
     monkeypatch.setattr(real.evaluate, "main", evaluate)
     for _ in range(2):
         found = real.asked_outside(tmp_path, "sums", ["other.jsonl"], [])

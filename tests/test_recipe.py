@@ -175,7 +175,7 @@ def folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("recipe")
     save_tiny(base / "model", tiny_model(5, dtype=torch.float32))
     rows = own_answers(base / "model", 60)
-    (base / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (base / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return base
 
 
@@ -188,7 +188,7 @@ def run(folder, out, *more):
 def test_seeds_in_the_metrics_are_those_of_the_routers(folder):
     """Seeds counted from 0 whatever --seed says: the routers of one are named after another's."""
     run(folder, "seed-3", "--seed", "3")
-    metrics = json.loads((folder / "seed-3" / "metrics.json").read_text())
+    metrics = json.loads((folder / "seed-3" / "metrics.json").read_text(encoding="utf-8"))
     assert [row["seed"] for row in metrics["seeds"]] == [3, 4]
     files = {file.stem for file in (folder / "seed-3" / "routers").iterdir()}
     assert {"safe-3", "safe-4"} <= files
@@ -206,7 +206,7 @@ def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch
     monkeypatch.setattr(choose, "good_paths", note)
     run(folder, "groups")
     everyone, *groups = asked
-    labelled = (folder / "groups" / "labels.jsonl").read_text().splitlines()
+    labelled = (folder / "groups" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(everyone) == sorted(json.loads(line)["id"] for line in labelled)
     assert groups and all(8 <= len(group) < len(everyone) for group in groups)
     together = [name for group in groups for name in group]
@@ -236,7 +236,7 @@ def test_routers_learn_the_label_the_choice_names(folder, monkeypatch, choice, l
 
     monkeypatch.setattr(train, "train_routers", note)
     run(folder, choice, "--choose", choice)
-    lines = (folder / choice / "labels.jsonl").read_text().splitlines()
+    lines = (folder / choice / "labels.jsonl").read_text(encoding="utf-8").splitlines()
     answered = [row for row in map(json.loads, lines) if row["correct"]]
     wanted = [label_of(row) for row in answered]
     assert wanted in seen and len(set(wanted)) > 3

@@ -20,14 +20,14 @@ def write(folder, rows, name="q.jsonl"):
     """A file of rows: JSON lines, or CSV if the name says so; text is written as it is."""
     file = folder / name
     if isinstance(rows, str):
-        file.write_text(rows)
+        file.write_text(rows, encoding="utf-8")
     elif name.endswith(".csv"):
-        with open(file, "w", newline="") as out:
+        with open(file, "w", newline="", encoding="utf-8") as out:
             table = csv.DictWriter(out, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
     else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
@@ -436,11 +436,11 @@ def test_piqa_takes_its_labels_from_the_file_beside_it(tmp_path):
     file = write(tmp_path, rows, "valid.jsonl")
     with pytest.raises(InputError, match="valid.jsonl:1: .*label"):
         load_questions(file)
-    (tmp_path / "valid-labels.lst").write_text("1\n1\n0\n")
+    (tmp_path / "valid-labels.lst").write_text("1\n1\n0\n", encoding="utf-8")
     assert [gold(found) for found in load_questions(file)] == ["right", "right", "left"]
     write(tmp_path, [row | {"label": 0} for row in rows], "valid.jsonl")  # the row's own goes first
     assert [gold(found) for found in load_questions(file)] == ["left"] * 3
-    (tmp_path / "valid-labels.lst").write_text("1\n0\n")
+    (tmp_path / "valid-labels.lst").write_text("1\n0\n", encoding="utf-8")
     with pytest.raises(InputError, match="valid-labels.lst: 2 labels for 3 rows"):
         load_questions(file)
 
@@ -566,7 +566,7 @@ def test_files_prepared_for_likelihood_load(shared, name, task, count, options):
     found = load_questions(file)
     assert len(found) == count and {q.task for q in found} == {task}
     assert {len(q.choices) for q in found} <= {options, options + 1}
-    rows = [json.loads(line) for line in open(file)]
+    rows = [json.loads(line) for line in open(file, encoding="utf-8")]
     for question, row in zip(found, rows) if task == "choices" else ():
         assert (question.question, question.choices) == (row["query"], tuple(row["choices"]))
         assert gold(question) == row["choices"][row["gold"]]

@@ -291,7 +291,8 @@ def spies(tmp_path_factory):
         folder = save_tiny(tmp_path_factory.mktemp(kind), model)
         if kind == "chat":
             template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
-            (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+            (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}),
+                                                          encoding="utf-8")
         spies[kind] = load_tokenizer(folder)
         spies[kind].encode = lambda text, add_special_tokens=True: [*map(ord, text)]
     return spies

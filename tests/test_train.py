@@ -127,7 +127,8 @@ def folder(tmp_path_factory, request):
     save_tiny(base / "model", model)
     for name, seed in ("q", 0), ("others", 1):
         rows = own_answers(base / "model", 60, seed)
-        (base / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (base / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                            encoding="utf-8")
     return base
 
 
@@ -143,12 +144,12 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     before = (folder / "model" / "model.safetensors").read_bytes()
     run(folder)
     assert (folder / "model" / "model.safetensors").read_bytes() == before
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    metrics = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert {"routes", "tasks", "seeds"} <= metrics.keys() and len(metrics["seeds"]) == 2
     for route in ("vanilla", "dr.llm", "dr.llm shortest", "shuffled"):
         assert {"accuracy", "layers", "n", "interval"} <= metrics["routes"][route].keys()
     assert metrics["routes"]["vanilla"]["layers"] == 3.0
-    config = json.loads((folder / "out" / "config.json").read_text())
+    config = json.loads((folder / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
     assert "In domain, 11 questions" in printed and "\nin own 0" in printed
@@ -161,7 +162,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     assert routers.notes["questions"] == sorted(q.wording for q in to_label)
     evaluate.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), "--limit",
                    "5", "--routers", str(folder / "out"), "--out", str(folder / "again")])
-    again = json.loads((folder / "again" / "metrics.json").read_text())["routes"]
+    again = json.loads((folder / "again" / "metrics.json").read_text(encoding="utf-8"))["routes"]
     assert again["vanilla"]["n"] == 5  # of the eleven kept for the test, not of the first five
     names = set(load_file(folder / "out" / "routers.safetensors"))
     assert names == {"w1", "b1", "w2", "b2", *GUARD}    # nothing of the base model is stored
@@ -169,14 +170,15 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     labels = (folder / "out" / "labels.jsonl").read_bytes()
     right_paths = {row["id"]: [path for path, _ in row["correct"]]
                    for row in map(json.loads, labels.splitlines())}
-    chosen = json.loads((folder / "out" / "chosen.json").read_text())
+    chosen = json.loads((folder / "out" / "chosen.json").read_text(encoding="utf-8"))
     assert len(chosen) == routers.notes["labels"] and chosen.keys() <= right_paths.keys()
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
     run(folder)    # the same command again makes nothing twice
     assert (folder / "out" / "labels.jsonl").read_bytes() == labels
     routers = folder / "out" / "routers"
     assert kept == {file: file.stat().st_mtime_ns for file in routers.iterdir()}
-    assert json.loads((folder / "out" / "metrics.json").read_text())["routes"] == metrics["routes"]
+    again = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert again["routes"] == metrics["routes"]
 
 
 def test_other_settings_on_the_same_folder_are_refused_before_anything_is_written(folder):
@@ -194,7 +196,7 @@ def test_training_questions_never_appear_in_the_test(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     labelled = {json.loads(line)["id"] for line in
-                (folder / "out" / "labels.jsonl").read_text().splitlines()}
+                (folder / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()}
     assert labelled and seen["test"] and not labelled & seen["test"]
 
 
@@ -202,7 +204,8 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
     rows = [{"id": str(n), "prompt": "a b c", "answer": "zz", "max_new_tokens": 2}
             for n in range(5)]
     rows = [row | {"prompt": f"a b {n}"} for n, row in enumerate(rows)]
-    (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                         encoding="utf-8")
     command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
                "--out", str(tmp_path / "o"), *ARGS]
     with pytest.raises(InputError, match="jsonl: 0 questions with a right path; routers need 8"):
@@ -227,10 +230,11 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
 
 def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, tmp_path, capsys):
     file = own_questions(folder, tmp_path / "mine.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     many = [row | {"id": f"{n} {row['id']}", "prompt": f"{WORDS[2 + n]} {row['prompt']}"}
             for n in range(4) for row in rows]
-    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many),
+                                         encoding="utf-8")
     for number in (99, 100):
         train_on(folder, tmp_path / f"out{number}", file, "shortest", number,
                  tmp_path / "many.jsonl")
@@ -243,8 +247,8 @@ def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, t
 def test_tasks_are_known_whatever_the_limit_leaves_of_the_label_questions(folder, tmp_path):
     """Catches a test question out of domain because its task comes late in the file."""
     file = own_questions(folder, tmp_path / "mine.jsonl", task="early")
-    with open(file, "a") as more:
-        late = (folder / "others.jsonl").read_text().splitlines()[0].replace("own-0", "late")
+    with open(file, "a", encoding="utf-8") as more:
+        late = (folder / "others.jsonl").read_text("utf-8").splitlines()[0].replace("own-0", "late")
         more.write(late + "\n")
     metrics = train_on(folder, tmp_path / "out", file, "shortest", 9)
     assert metrics["tasks"]["own"]["domain"] == "in"
@@ -264,15 +268,17 @@ def far(folder):
         gold = say((0, 0, 1))
         if gold.strip() and gold not in map(say, near):
             rows.append({"prompt": prompt, "answer": gold, "max_new_tokens": 2, "task": "own"})
-    (folder / "far.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "far.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                      encoding="utf-8")
     return folder / "far.jsonl"
 
 
 def own_questions(folder, file, **changes):
     """A file of thirty questions that the model answers right on the default path."""
-    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text().splitlines()][1::2]
+    lines = (folder / "others.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[1::2]]
     rows = [row | {"id": f"mine-{row['id']}"} | changes for row in rows]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
@@ -281,7 +287,7 @@ def train_on(folder, out, file, choice, number, test=None):
     train.main(["--model", str(folder / "model"), "--data", str(file), "--test",
                 str(test or folder / "q.jsonl"), "--out", str(out), "--simulations", "26",
                 "--seeds", "1", "--clusters", "2", "--choose", choice, "--limit", str(number)])
-    return json.loads((out / "metrics.json").read_text())
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("number", [8, 9, 12])
@@ -334,9 +340,10 @@ def test_the_folder_one_is_in_may_be_the_runs(folder, tmp_path, monkeypatch):
 def test_label_questions_in_the_words_of_a_test_question_are_left_out(folder, tmp_path, capsys):
     """Catches one question under two ids, on both sides."""
     rows = [json.loads(line) for name in ("others", "q")
-            for line in (folder / f"{name}.jsonl").read_text().splitlines()[:30]]
+            for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:30]]
     rows = [row | {"id": f"r{n}", "task": "renamed"} for n, row in enumerate(rows)]
-    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                         encoding="utf-8")
     args = train.parse_args(["--data", str(tmp_path / "both.jsonl"),
                              "--test", str(folder / "q.jsonl")])
     to_label, test = train.load_data(args)

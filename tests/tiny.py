@@ -57,12 +57,13 @@ def save_tiny(folder, model):
               "mlp_bias": c.mlp_bias, "torch_dtype": "float32"}
     if c.rope_scaling:
         config["rope_scaling"] = {"rope_type": "llama3", **vars(c.rope_scaling)}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<unk>", "<eos>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}),
+                                                  encoding="utf-8")
     return folder
 
 
@@ -70,9 +71,10 @@ ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes th
 
 
 def edit_json(file, **changes):
-    value = json.loads(file.read_text()) if file.exists() else {}
+    value = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     value.update(changes)
-    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}),
+                    encoding="utf-8")
 
 
 def edit_tensors(folder, **changes):

@@ -85,7 +85,8 @@ def prompt_ids(tokenizer, config, turns, encode, room):
 
 def typed():
     """The questions on standard input, a line each, until a blank line or its end."""
-    sys.stdin = sys.stdin or open(os.devnull)  # closed before we began (`<&-`): nothing to read
+    if sys.stdin is None:  # closed before we began (`<&-`): nothing to read
+        sys.stdin = open(os.devnull, encoding="utf-8")
     sys.stdin.reconfigure(errors="replace")
     with contextlib.suppress(EOFError):
         yield from iter(lambda: input("> " if sys.stdin.isatty() else "").strip(), "")

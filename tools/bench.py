@@ -102,7 +102,8 @@ def peak_memory(run, device):
     if not Path("/proc/self/clear_refs").exists():
         return None
     ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier goes back, so that it counts again
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak that Linux keeps
+    # resets the peak that Linux keeps
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
@@ -110,7 +111,7 @@ def peak_memory(run, device):
 
 def resident(field):
     """Megabytes of this process, now (VmRSS) or at the peak (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(field + ":")[1].split()[0]) * 1024 / 1e6
 
 

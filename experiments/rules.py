@@ -33,7 +33,7 @@ from storage.files import InputError, write_json
 from storage.answer_cache import Kept
 from cli import progress_bar
 from questions.loading import disjoint, load_all
-from answers import through_layers
+from answers import final_states
 from answers import batches, prepare
 from train import TrainConfig, features, learn
 
@@ -85,7 +85,7 @@ def asked(model, prompts, edits):
             shared = [{p: h for p, h in one.items() if len(p) <= layer} for one in known]
         model.layers[layer] = Damped(block) if what == "damped" else block
         try:
-            hidden, _ = through_layers(
+            hidden, _ = final_states(
                 model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], fixed(paths),
                 known if what == "execute" else shared)
         finally:

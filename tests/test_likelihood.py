@@ -8,16 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import answers as likelihood
 import evaluate
 import label
 import train
+from answers import Prompt, answer, answers_by_likelihood, final_states, judge, prepare
 from model_llama import fixed, load_tokenizer
-import answers as likelihood
-from storage.files import InputError
-from answers import likeliest
-from answers import through_layers
-from answers import Prompt, answer, judge, prepare
+from paths import blocks
 from questions.loading import Question, load_all
+from storage.files import InputError
 from tiny import WORDS, save_tiny, tiny_model
 
 MODEL = tiny_model(num_layers=4)
@@ -57,12 +56,12 @@ def test_one_pass_scores_options_as_a_pass_per_option(some, paths):
     for turn in (0, 3):  # the second turn goes on from what the first left
         here = [paths[turn + row] for row in range(len(some))]
         for shared in (None, known):
-            hidden, decisions = through_layers(
+            hidden, decisions = final_states(
                 MODEL, [p.sequence for p in some], lengths, fixed(here), shared,
-                likelihood.span_of(MODEL, some))
+                likelihood.option_positions(MODEL, some))
             assert decisions.tolist() == here
             for row, (prompt, path) in enumerate(zip(some, here)):
-                got = likelihood.scores_of(MODEL, hidden[row], prompt)
+                got = likelihood.score_options(MODEL, hidden[row], prompt)
                 wanted = option_by_option(prompt, path)
                 assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
                 assert [s for s, _ in got] == pytest.approx([s for s, _ in wanted], abs=1e-4)
@@ -76,8 +75,9 @@ def test_the_route_sees_the_prompt_alone(some):
     def route(layer, hidden, lengths):
         assert hidden.shape[1] == max(len(prompt.ids) for prompt in some)
         seen.append([hidden[row, :n].clone() for row, n in enumerate(lengths.tolist())])
+        assert not any(hidden[row, n:].any() for row, n in enumerate(lengths.tolist()))
         return torch.ones(len(hidden), dtype=torch.long)
-    likeliest(MODEL, some, route)
+    answers_by_likelihood(MODEL, some, route)
     for row, prompt in enumerate(some):
         alone = MODEL.embed_tokens(torch.tensor(prompt.ids))
         assert len(seen[0][row]) == len(prompt.ids) and torch.equal(seen[0][row], alone)
@@ -86,14 +86,15 @@ def test_the_route_sees_the_prompt_alone(some):
 def test_the_metric_decides_what_is_compared():
     """Catches a division by tokens, or none; bytes are those of the option's own text."""
     scores = [(-6.0, False), (-4.0, False), (-7.0, True)]
-    assert likelihood.pick(QUESTION, scores)[0] == 1
+    assert likelihood.likeliest_option(QUESTION, scores)[0] == 1
     per_byte = replace(QUESTION, metric="likelihood-per-byte")  # -2, -4, -1.4
-    assert likelihood.pick(per_byte, scores)[0] == 2
+    assert likelihood.likeliest_option(per_byte, scores)[0] == 2
     wide = replace(per_byte, choices=("é" * 4, "e", "f"))  # -0.75, -4, -7
-    assert likelihood.pick(wide, scores)[0] == 0
+    assert likelihood.likeliest_option(wide, scores)[0] == 0
     same = replace(per_byte, continuation=" and so on")
-    assert likelihood.pick(same, scores)[0] == 1
-    assert likelihood.pick(QUESTION, [(0.0, True), (0.0, True)])[1] == pytest.approx(0.5)
+    assert likelihood.likeliest_option(same, scores)[0] == 1
+    equal = [(0.0, True), (0.0, True)]
+    assert likelihood.likeliest_option(QUESTION, equal)[1] == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     right, confidence = judge(MODEL, tokenizer, some, paths, batch_size=16)
     assert torch.equal(made.right, right) and 0 < right.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
-    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, paths.sum(1))
+    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}
 
 

@@ -276,7 +276,7 @@ def grade_if_settled(beginning, prompt, tokenizer):
         letter = extract_answer(text, question)
         return None if letter in (None, question.answer, "A") else 0.0
     if question.asks_for_box:
-        # nothing counts after the brace that closes the prompt's box, unless the stop begins with it
+        # nothing counts after the brace that closes the prompt's box, unless it begins the stop
         closed = not question.stop and closed_by_text(text) is not None
         return grade(text, question) if closed else None
     if not question.stop or question.metric == "f1":  # then anything that follows counts

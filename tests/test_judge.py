@@ -347,12 +347,12 @@ def test_a_beginning_of_any_length_is_computed_once_by_hand():
     """Four layers. (1,1,1,1) computes 4; (1,1,2,1) shares two layers and computes 3; the default
     again computes its last; (0,1,1,1) shares nothing and computes 3; (1,1,2,0) has all it needs."""
     model, known = tiny_model(num_layers=4), [{}]
-    counted, blocks = Counted(model), []
+    counted, run = Counted(model), []
     for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
         before = sum(counted.rows)
         final_states(model, [[3, 4, 5]], [2], fixed([path]), known)
-        blocks.append(sum(counted.rows) - before)
-    assert blocks == [4, 3, 1, 3, 0]
+        run.append(sum(counted.rows) - before)
+    assert run == [4, 3, 1, 3, 0]
 
 
 def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):

@@ -162,8 +162,9 @@ class Routers(nn.Module):
         windows = pooled.transpose(0, 1).reshape(l, N * W, D)
         inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))  # (l, N * W, R)
         logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, CLASSES)
+        # a window that is not in use is zero, but its logits are not: the biases remain
         in_use = torch.arange(W, device=num_windows.device) < num_windows[:, None]  # (N, W)
-        total = (logits * in_use[..., None]).sum(2)  # (l, N, C): the biases of unused windows too
+        total = (logits * in_use[..., None]).sum(2)  # (l, N, C)
         return (total / num_windows[:, None]).transpose(0, 1)
 
     @property
@@ -204,8 +205,8 @@ class RouterRoute:
         self.tilt, self.control = tilt, control
         always = {-1: SKIP, 1: REPEAT}.get(control)
         if always is not None and not allowed[always]:
-            raise ValueError(f"control {control} is always {DECISIONS[always].name}, which is not "
-                             f"allowed")
+            raise ValueError(f"control {control} means always {DECISIONS[always].name}, which is "
+                             "not allowed")
         self.forbidden = ~torch.tensor(allowed, device=routers.w1.device)  # (C,)
         self.num_layers = routers.num_layers
 
@@ -224,7 +225,7 @@ class RouterRoute:
         pooled, num_windows = self.pool(hidden, lengths)
         scores = self.logits(layer, pooled, num_windows)  # (B, C)
         forbidden = self.forbidden
-        if self.guard:
+        if self.guard:  # out of distribution, the router's own decision is to execute
             ood = self.routers.is_strange(layer, pooled, num_windows)[:, None]  # (B, 1)
             executes = torch.arange(CLASSES, device=scores.device) == EXECUTE  # (C,)
             scores = scores.masked_fill(ood & ~executes, -torch.inf)

@@ -41,7 +41,7 @@ def random_routers(seed, num_layers=3, width=8, windows=4):
 
 
 def constant_routers(logits):
-    """One router that says the same of every prompt."""
+    """One router that gives the same logits to every prompt."""
     routers = random_routers(0, num_layers=1)
     routers.w2.zero_()
     routers.b2.copy_(torch.tensor(logits))
@@ -457,7 +457,7 @@ def prompts_of(lengths, seed):
 
 @torch.inference_mode()
 def decisions_by_hand(model, routers, prompt):
-    """Layer by layer, one prompt: ask the router, run the block so often, go on."""
+    """Layer by layer, one prompt: ask the router, run the block so often, continue."""
     hidden = model.embed_tokens(torch.tensor([prompt]))
     span, decisions = model.span(model.empty_cache([len(prompt)], len(prompt)), 0, len(prompt)), []
     for layer, block in enumerate(model.layers):
@@ -575,7 +575,7 @@ def saved(file, **notes):
 
 
 def write_with(file, notes, change=lambda tensor: tensor):
-    """A router file whose metadata and tensors are as told, sensible or not."""
+    """A router file whose metadata and tensors are as given, sensible or not."""
     tensors = {name: change(t).contiguous() for name, t in random_routers(3).state_dict().items()}
     notes = {"model": MODEL.fingerprint(), **SIZES} | notes if isinstance(notes, dict) else notes
     text = notes if isinstance(notes, str) else json.dumps(notes)
@@ -603,7 +603,7 @@ def test_load_gives_back_what_was_saved(tmp_path):
 
 
 def test_load_gives_back_the_guard(tmp_path):
-    """A guard that is saved but not used again: strange prompts would meet untrained routers."""
+    """A guard that is saved but not used again: routers would decide out of distribution."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     routers.save(file)
@@ -616,7 +616,7 @@ def test_load_gives_back_the_guard(tmp_path):
 
 @pytest.mark.parametrize("name", GUARD)
 def test_load_refuses_half_a_guard_and_one_of_another_size(tmp_path, name):
-    """A guard without its limits has no say, and one of another model has the wrong one."""
+    """A guard without its limits has no say, and one of another model has another."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     whole = getattr(routers, name)

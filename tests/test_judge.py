@@ -2,7 +2,7 @@
 
 Tiny random models speak PIECES, decoded byte by byte as by a real tokenizer, so that an answer has
 many spellings, may break off inside a character, and often is a letter, a box or a stop. What a
-model says along some path is taken for gold, so that right and wrong answers are both common.
+model says along some path is taken for gold, so that correct and incorrect answers are common.
 """
 import itertools
 import random
@@ -114,7 +114,7 @@ def whole_answer(kind, seed, tokenizer):
 @settings(max_examples=400)
 def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
     """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
-    character taken for a wrong one, and words in common that are yet to be said."""
+    character taken for an incorrect one, and words in common that are yet to be said."""
     tokenizer = tokenizers[chat]
     ids, prompt = whole_answer(kind, seed, tokenizer)
     text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)

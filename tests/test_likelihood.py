@@ -36,7 +36,7 @@ def prompts(draw):
 
 
 def option_by_option(prompt, path):
-    """[(log-probability, is likeliest)] the plain way: each option in a sequence of its own."""
+    """[(log-probability, is likeliest)] the plain way: each option in its own sequence."""
     found = []
     for option, scored in zip(prompt.options, prompt.scored):
         ids = torch.tensor([prompt.ids + option])
@@ -53,7 +53,7 @@ def test_one_pass_scores_options_as_a_pass_per_option(some, paths):
     """Catches options that see each other, positions that run on from option to option, scores
     that begin a token late, shared states of another path."""
     lengths, known = [len(p.ids) for p in some], [{} for _ in some]
-    for turn in (0, 3):  # the second turn goes on from what the first left
+    for turn in (0, 3):  # the second turn continues from what the first left
         here = [paths[turn + row] for row in range(len(some))]
         for shared in (None, known):
             hidden, decisions = final_states(
@@ -125,7 +125,7 @@ def test_texts_are_encoded_as_the_harness_does(folder):
 
 def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
     """The text alone ends in 1 2; with an option, 2 and its first token become 9. Catches a prompt
-    that ends before the token that the harness gives all options to go on from."""
+    that ends before the token that the harness gives all options to continue."""
     ids = {"q:": [0, 1, 2], "q: a": [0, 1, 9, 4], "q: b": [0, 1, 9, 5, 6]}
     question = replace(QUESTION, question="q:", unfinished=True, choices=("a", "b"))
     tokenizer = SimpleNamespace(encode=ids.__getitem__, folder="folder")
@@ -139,7 +139,7 @@ def questions_file(folder, rows):
 
 
 def rows_of_letters(number=40):
-    """Questions whose right option the tiny model finds likeliest about every third time."""
+    """Questions whose correct option the tiny model finds likeliest about every third time."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [{"id": f"n{n}", "question": f"{letters[n % 26]} {letters[n * 7 % 26]} {n % 10}",
              "choices": [letters[(n * k + k) % 26] + f" {k}" for k in (3, 5, 11)],
@@ -162,7 +162,7 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
 
 
 def test_files_that_cannot_be_scored_so(tmp_path):
-    """Catches options that cannot be told apart, and questions without any."""
+    """Catches options that are equal, and questions without any."""
     row = {"id": "x", "question": "a", "choices": ["b", "c", "b"], "answer": "B"}
     with pytest.raises(InputError, match="q.jsonl: question x has 3 choices, 2 of them different"):
         load_all([questions_file(tmp_path, [row])], score="likelihood")

@@ -305,8 +305,8 @@ def test_layers_executed_counts_every_pass(case, new, picks):
     assert sum(entered) == sum(map(sum, case.paths))
 
 
-def test_rows_that_have_ended_run_on_unheard_until_the_last_has(monkeypatch):
-    """Catches a batch that ends with its first row, one that goes on after its last, and words said
+def test_rows_that_have_ended_run_on_ignored_until_the_last_has(monkeypatch):
+    """Catches a batch that ends with its first row, one that runs on after its last, and words said
     after a stop id. Here rows finish one by one."""
     steps = []
     monkeypatch.setattr(model_llama, "decode", lambda *a: steps.append(1) or decode(*a))
@@ -538,7 +538,7 @@ def test_a_prompt_beyond_the_capacity_is_refused():
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_fingerprint_names_the_weights_and_nothing_else(family, tmp_path):
-    """Catches a fingerprint that depends on dtype or on the way through a file, or that leaves
+    """Catches a fingerprint that depends on dtype or on a trip through a file, or that leaves
     a tensor out: routers trained for one model would then be run on another."""
     model = tiny_model(0, family, torch.bfloat16)
     folder = save_tiny(tmp_path, model)

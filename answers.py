@@ -1,18 +1,25 @@
 """A model answers many prompts, each along its own path; is the answer correct?
 
-A written answer is generated greedily and graded. Whether it is correct is mostly known from one
-pass: prompt and gold answer go through the layers together. Multiple choice can also be scored by
-likelihood, as the lm-evaluation-harness does.
+1. A question becomes a `Prompt`: token ids for one model (`prepare`). Prompts are answered in
+   batches of similar length.
+2. `answer` has the model write an answer along any route and grades its text.
+3. `judge` grades the answers along given paths without writing most of them. Prompt and gold answer
+   go through the layers in one pass, which shows whether the model would have written the gold
+   answer. Only if this leaves the grade open is the answer written.
+4. A multiple-choice question can also be answered by likelihood: the option that the model finds
+   most probable is its answer, as in the lm-evaluation-harness.
 
     answer(model, tokenizer, prepare(questions, tokenizer, model)[0], route)
 """
 import functools
+import itertools
 import os
 from dataclasses import asdict, dataclass
 
 import torch
 
 from model_llama import Span, fixed, generate, pad, prefill, run_blocks
+from paths import EXECUTE, SKIP, blocks
 from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
 from questions.reward import closed_by_text, extract_answer, grade
@@ -20,138 +27,18 @@ from questions.schemas import LETTERS
 from storage.answer_cache import digest, source_hash
 from storage.files import InputError
 
-FORM = """Question: {question}
-Answer:"""
+# N prompts   B prompts of a batch   T tokens of a prompt and what follows it   D hidden size
+# L layers    V vocabulary
 
-# B prompts   T tokens of a prompt and its options   D hidden size   V vocabulary
-
-
-# ---- one pass through the layers; paths of a question share what they can ----
-
-def through_layers(model, sequences, lengths, route, known=None, span=None):
-    """(hidden (B, T, D), decisions (B, L)) of B id lists; the route sees the first `lengths`
-    tokens. span: their positions and mask, where they are not those of a plain text. known: per row
-    {decisions of the first l layers: hidden (T, D) entering layer l}. A row goes on from the
-    longest beginning of its path that is known, and adds what it computes; the route is fixed."""
-    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
-    if known is None:
-        hidden, cache = prefill(model, tokens, route, lengths, span=span)
-        return hidden, cache.decisions
-    (B, T), L = tokens.shape, model.config.num_layers
-    hidden, cache = model.embed_tokens(tokens), model.empty_cache(lengths, T)
-    paths = route.decisions.expand(B, L)
-    decisions = [tuple(path) for path in paths.tolist()]
-    starts = [max((l for l in range(1, L) if path[:l] in found), default=0)
-              for path, found in zip(decisions, known)]
-    for row, start in enumerate(starts):
-        if start:
-            hidden[row, :ends[row]] = known[row][decisions[row][:start]]
-    remaining = (paths * (torch.arange(L) >= torch.tensor(starts)[:, None])).to(tokens.device)
-
-    def remember(layer, entering, lengths):
-        for row, start in enumerate(starts):
-            if layer > start:
-                known[row][decisions[row][:layer]] = entering[row, :ends[row]].clone()
-        return remaining[:, layer]
-    return run_blocks(model, hidden, span or model.span(cache, 0, T), cache, remember), paths
+BATCH_TOKENS = 16384  # tokens per batch, padding included: bounds the memory of long prompts
 
 
-# ---- multiple choice by likelihood ----
-
-def option_ids(question, tokenizer):
-    """(ids, options, scored) for scoring by likelihood: what all options begin with, how each goes
-    on, and how many last tokens of each are its score.
-
-    The text before the options is a base prompt, as in the lm-evaluation-harness, whatever chat
-    template the folder has. As there, a text and its option are encoded together, and what is
-    longer than the text encoded alone is the option, also where a token spans the two."""
-    if question.continuation:
-        pairs = [(begun, begun + question.continuation) for begun in question.choices]
-    else:
-        form = "{question}" if question.unfinished else FORM
-        text = question.prompt or form.format(question=question.question)
-        space = "" if text[-1].isspace() else " "
-        pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
-    contexts = [tokenizer.encode(text) for text, _ in pairs]
-    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
-    shared = len(os.path.commonprefix(contexts))  # which compares any sequences
-    scored = tuple(map(len, added))
-    if not shared or min(scored) < 1:
-        raise InputError(f"{tokenizer.folder}: question {question.id}: its options share {shared} "
-                         f"tokens and add {min(scored)} at least; --score likelihood needs 1 each")
-    options = tuple(tuple(ids[shared:] + more) for ids, more in zip(contexts, added))
-    return contexts[0][:shared], options, scored
-
-
-def span_of(model, prompts):
-    """The Span of B sequences, each a prompt and its options one after the other: the tokens of an
-    option see the prompt and themselves, and their positions go on from the prompt's."""
-    device = model.embed_tokens.weight.device
-    member, places = [], []  # of each token: 0 for the prompt, k for option k; its position
-    for prompt in prompts:
-        start = len(prompt.ids)
-        member.append([0] * start)
-        places.append([*range(start)])
-        for k, option in enumerate(prompt.options, 1):
-            member[-1] += [k] * len(option)
-            places[-1] += range(start, start + len(option))
-    (member, _), (places, _) = pad(member, device), pad(places, device)
-    visible = (member[:, None] == 0) | (member[:, None] == member[..., None])  # (B, T, T)
-    cos, sin = model.empty_cache([1], int(places.max()) + 1).angles
-    return Span(0, cos[places][:, None], sin[places][:, None], visible.tril()[:, None])
-
-
-def scores_of(model, hidden, prompt):
-    """[(log-probability, whether its tokens are the likeliest)] of every option of a prompt, from
-    the hidden states (T, D) that come out of the last layer. Each prompt has a call of its own,
-    since logits are as wide as the vocabulary."""
-    start, scores = len(prompt.ids), []
-    for option, scored in zip(prompt.options, prompt.scored):
-        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)][-scored:]
-        logprobs = model.head(hidden[before]).float().log_softmax(-1)  # (scored, V)
-        wanted = torch.tensor(option[-scored:], device=hidden.device)
-        scores.append((logprobs.gather(1, wanted[:, None]).sum().item(),
-                       logprobs.argmax(-1).equal(wanted)))
-        start += len(option)
-    return scores
-
-
-def pick(question, scores):
-    """(number of the likeliest option, softmax of what was compared at that option)."""
-    worth = torch.tensor([logprob for logprob, _ in scores])
-    if question.metric == "likelihood-per-byte":
-        texts = [question.continuation or choice for choice in question.choices]
-        worth = worth / torch.tensor([len(text.encode()) for text in texts])
-    return int(worth.argmax()), worth.softmax(0).max().item()
-
-
-def likeliest(model, prompts, route, known=None):
-    """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
-    scores, decisions = option_scores(model, prompts, route, known)
-    options, confidence = zip(*(pick(p.question, one) for p, one in zip(prompts, scores)))
-    return [LETTERS[option] for option in options], torch.tensor(confidence), decisions
-
-
-@torch.inference_mode()
-def option_scores(model, prompts, route, known=None):
-    """(what scores_of gives of each, decisions (B, L)) of prompts with options. The route sees the
-    text before the options. known: see sharing.through_layers."""
-    hidden, decisions = through_layers(
-        model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], route, known,
-        span_of(model, prompts))
-    scores = [scores_of(model, states, p) for p, states in zip(prompts, hidden)]
-    return scores, decisions
-
-
-# ---- answers: one model, many prompts, any route ----
-
-BATCH_TOKENS = 16384  # tokens in one call, whatever the number of rows
-
+# ---- a question as token ids ----
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as one model's token ids. gold: the right answer as the model may write it.
-    stop_ids end an answer. options, scored: see option_ids; () if it is written."""
+    """A question as one model's token ids. gold: the correct answer as the model may write it.
+    stop_ids end an answer. options, scored: see option_ids; () if the answer is written."""
     question: Question
     ids: tuple
     gold: tuple = ()
@@ -161,7 +48,7 @@ class Prompt:
 
     @property
     def sequence(self):
-        """All ids that one pass reads to judge an answer."""
+        """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
         return self.ids + sum(self.options, self.gold)
 
     def key(self):
@@ -169,30 +56,18 @@ class Prompt:
         return digest(asdict(self))
 
 
-@dataclass
-class Answers:
-    """Row n belongs to prompt n. right: (N,) reward in [0, 1]. confidence: (N,) probability
-    the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over all forward
-    passes. passes: (N,) forward passes. texts: N strings."""
-    right: torch.Tensor
-    confidence: torch.Tensor
-    decisions: torch.Tensor
-    layers: torch.Tensor
-    passes: torch.Tensor
-    texts: list
-
-
 def prepare(questions, tokenizer, model):
-    """(prompts, too long): questions whose prompt and answer exceed the context are set apart.
-    InputError if that is all of them, or if the tokenizer is another model's."""
-    limit, size, prompts, too_long = model.config.max_positions, model.config.vocab_size, [], []
+    """(prompts, questions that are too long): the latter do not fit into the model's context with
+    their answer. InputError if none fits, or if the tokenizer is another model's."""
+    limit, vocabulary = model.config.max_positions, model.config.vocab_size
+    prompts, too_long = [], []
     for question in questions:
         prompt = make_prompt(question, tokenizer)
         largest = max(prompt.sequence, default=-1)
-        if not prompt.ids or largest >= size:
+        if not prompt.ids or largest >= vocabulary:
             raise InputError(f"{tokenizer.folder}: tokenizer.json gives question {question.id} "
                              f"{len(prompt.ids)} ids up to {largest}; the model knows 0 to "
-                             f"{size - 1}")
+                             f"{vocabulary - 1}")
         added = max(map(len, prompt.options), default=question.budget)
         if len(prompt.ids) + added <= limit:
             prompts.append(prompt)
@@ -216,119 +91,307 @@ def make_prompt(question, tokenizer):
 @functools.lru_cache
 def stop_ids(stop, tokenizer):
     """The ids that end an answer: the tokenizer's, and those whose text begins with `stop`."""
-    size = tokenizer.fast.get_vocab_size() if stop else 0
-    return tuple(tokenizer.stop_ids) + tuple(i for i in range(size)
-                                             if tokenizer.decode([i]).startswith(stop))
+    ids = list(tokenizer.stop_ids)
+    if stop:
+        for token in range(tokenizer.fast.get_vocab_size()):
+            if tokenizer.decode([token]).startswith(stop):
+                ids.append(token)
+    return tuple(ids)
 
 
 def batches(prompts, batch_size):
-    """Lists of prompt indices of the same answer budget and stop, of like length, longest first."""
-    kind = lambda i: (bool(prompts[i].options), prompts[i].question.budget,
-                      prompts[i].question.stop or "")
-    length = [len(p.sequence) if p.options else len(p.ids) for p in prompts]
-    current = []
-    for i in sorted(range(len(prompts)), reverse=True, key=lambda i: (kind(i), length[i])):
-        if current:
-            full = (len(current) == batch_size
-                    or (len(current) + 1) * length[current[0]] > BATCH_TOKENS)
-            if full or kind(i) != kind(current[0]):
-                yield current
-                current = []
-        current.append(i)
-    if current:
-        yield current
+    """Lists of prompt numbers. The prompts of a batch have the same answer budget and stop and are
+    of similar length; longer ones come first."""
+    def kind(n):
+        question = prompts[n].question
+        return bool(prompts[n].options), question.budget, question.stop or ""
+
+    def length(n):
+        return len(prompts[n].sequence if prompts[n].options else prompts[n].ids)
+
+    order = sorted(range(len(prompts)), key=lambda n: (kind(n), length(n)), reverse=True)
+    for _, group in itertools.groupby(order, key=kind):
+        group = list(group)
+        while group:
+            longest = length(group[0])  # all others are padded to it
+            size = max(1, min(batch_size, BATCH_TOKENS // longest))
+            yield group[:size]
+            group = group[size:]
+
+
+# ---- one pass through the layers; paths of one question share hidden states ----
+
+def final_states(model, sequences, lengths, route, known=None, span=None):
+    """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
+    sees the first `lengths` tokens. span: positions and mask, if not those of plain text.
+
+    known: the shared states of each row's question, if the route is a fixed one. Paths that begin
+    with the same decisions have the same hidden states up to the layer where they part. So a
+    question's {decisions of its first l layers: hidden states (T, D) entering layer l} are stored.
+    A row continues from the longest beginning of its path that is stored, and stores what it runs.
+    """
+    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
+    if known is None:
+        hidden, cache = prefill(model, tokens, route, lengths, span=span)
+        return hidden, cache.decisions
+
+    (B, T), L = tokens.shape, model.config.num_layers
+    decisions = route.decisions.expand(B, L)
+    paths = [tuple(path) for path in decisions.tolist()]
+    starts = [longest_beginning(path, states) for path, states in zip(paths, known)]
+    hidden = model.embed_tokens(tokens)
+    for row, start in enumerate(starts):
+        if start > 0:
+            hidden[row, :ends[row]] = known[row][paths[row][:start]]
+    # layers before a row's start have been run: the row skips them now
+    still_to_run = torch.arange(L) >= torch.tensor(starts)[:, None]  # (B, L)
+    remaining = torch.where(still_to_run, decisions, SKIP).to(tokens.device)
+
+    def run_and_store(layer, entering, lengths):
+        for row, start in enumerate(starts):
+            if layer > start:
+                known[row][paths[row][:layer]] = entering[row, :ends[row]].clone()
+        return remaining[:, layer]
+
+    cache = model.empty_cache(lengths, T)
+    if span is None:
+        span = model.span(cache, 0, T)
+    return run_blocks(model, hidden, span, cache, run_and_store), decisions
+
+
+def longest_beginning(path, states):
+    """How many of the path's first layers have been run: states of that beginning are stored."""
+    return max((layer for layer in range(1, len(path)) if path[:layer] in states), default=0)
+
+
+# ---- answers along any route ----
+
+@dataclass
+class Answers:
+    """Row n belongs to prompt n. right: (N,) reward in [0, 1], above 0 if correct. confidence: (N,)
+    probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over all
+    forward passes. passes: (N,) forward passes. texts: N strings."""
+    right: torch.Tensor
+    confidence: torch.Tensor
+    decisions: torch.Tensor
+    layers: torch.Tensor
+    passes: torch.Tensor
+    texts: list
 
 
 def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, known=None):
-    """The Answers of every prompt. route: a Route, None, or decisions (N, L), a path per prompt.
-    progress: called with the number of prompts answered by each batch. known: of options scored by
-    likelihood, see answers.py."""
+    """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
+    progress: called with the number of prompts of each batch that is done. known: the shared
+    states of each prompt, for options scored by likelihood along paths; see final_states."""
     N, L = len(prompts), model.config.num_layers
-    result = Answers(torch.zeros(N), torch.zeros(N), torch.ones(N, L, dtype=torch.long),
-                     torch.zeros(N, dtype=torch.long), torch.ones(N, dtype=torch.long), [""] * N)
-    for rows in batches(prompts, batch_size):
-        here = fixed(route[rows]) if isinstance(route, torch.Tensor) else route
-        some = [prompts[i] for i in rows]
-        if some[0].options:
-            said, result.confidence[rows], decisions = likeliest(
-                model, some, here, known and [known[i] for i in rows])
-            result.decisions[rows], result.layers[rows] = decisions, decisions.sum(1)
+    result = Answers(right=torch.zeros(N), confidence=torch.zeros(N),
+                     decisions=torch.full((N, L), EXECUTE),
+                     layers=torch.zeros(N, dtype=torch.long),
+                     passes=torch.ones(N, dtype=torch.long), texts=[""] * N)
+    for numbers in batches(prompts, batch_size):
+        batch = [prompts[n] for n in numbers]
+        batch_route = fixed(route[numbers]) if isinstance(route, torch.Tensor) else route
+        if batch[0].options:
+            shared = None if known is None else [known[n] for n in numbers]
+            texts, confidence, decisions = answers_by_likelihood(model, batch, batch_route, shared)
         else:
-            made = generate(model, [p.ids for p in some], here, some[0].question.budget,
-                            some[0].stop_ids)
-            result.decisions[rows], result.layers[rows] = made.decisions, made.layers_executed
-            result.passes[rows], result.confidence[rows] = made.passes, made.logprobs.exp()
-            said = [tokenizer.decode(ids) for ids in made.tokens]
-        for i, text in zip(rows, said):
-            result.texts[i] = text
-            result.right[i] = grade(text, prompts[i].question)
+            written = generate(model, [prompt.ids for prompt in batch], batch_route,
+                               batch[0].question.budget, batch[0].stop_ids)
+            texts = [tokenizer.decode(ids) for ids in written.tokens]
+            confidence, decisions = written.logprobs.exp(), written.decisions
+            result.passes[numbers] = written.passes
+        result.confidence[numbers] = confidence
+        result.decisions[numbers] = decisions
+        result.layers[numbers] = result.passes[numbers] * blocks(decisions)
+        for n, text in zip(numbers, texts):
+            result.texts[n] = text
+            result.right[n] = grade(text, prompts[n].question)
         if progress:
-            progress(len(rows))
+            progress(len(numbers))
     return result
 
 
-# ---- is the answer right along a path? ----
+# ---- is the answer along a path correct? ----
 
 @torch.inference_mode()
 def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known=None):
-    """(right (N,), confidence (N,)) of the answers along paths (N, L): answer()'s grades, sooner.
-    Prompt and gold answer go through the layers together, so one pass shows what the model says
-    for as long as that is the gold answer, and what it says instead. Only where this does not
-    settle the grade is the answer generated. confidence: the probability of what settled it.
-    known: see answers.py."""
+    """(rewards (N,), confidence (N,)) of the answers along paths (N, L): the grades of answer(), in
+    less time. Prompt and gold answer go through the layers together. The likeliest tokens after the
+    prompt and after each gold token show what the model would write for as long as it writes the
+    gold answer, and what it writes instead. Only if this does not settle the grade is the answer
+    written. confidence: the probability of the tokens that settled it. known: the shared states of
+    each prompt, see final_states."""
     if prompts and prompts[0].options:
-        made = answer(model, tokenizer, prompts, paths, batch_size, progress, known)
-        return made.right, made.confidence
-    right, confidence, unsettled = torch.zeros(len(prompts)), torch.zeros(len(prompts)), []
-    for rows in batches(prompts, batch_size):
-        some = [prompts[i] for i in rows]
-        hidden, _ = through_layers(model, [p.sequence for p in some], [len(p.ids) for p in some],
-                                   fixed(paths[rows]), known and [known[i] for i in rows])
-        asked = [states[len(p.ids) - 1:len(p.sequence)] for p, states in zip(some, hidden)]
-        best, ids = model.head(torch.cat(asked)).float().log_softmax(-1).max(-1)
-        sizes = [len(states) for states in asked]
-        for i, logprobs, here in zip(rows, best.split(sizes), ids.split(sizes)):
-            said = said_first(here.tolist(), prompts[i])
-            settled = settled_grade(said, prompts[i], tokenizer)
+        result = answer(model, tokenizer, prompts, paths, batch_size, progress, known)
+        return result.right, result.confidence
+    rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    unsettled = []
+    for numbers in batches(prompts, batch_size):
+        batch = [prompts[n] for n in numbers]
+        shared = None if known is None else [known[n] for n in numbers]
+        hidden, _ = final_states(model, [prompt.sequence for prompt in batch],
+                                 [len(prompt.ids) for prompt in batch], fixed(paths[numbers]),
+                                 shared)
+        for n, (ids, logprobs) in zip(numbers, greedy_along_gold(model, batch, hidden)):
+            beginning = answer_beginning(ids.tolist(), prompts[n])
+            settled = grade_if_settled(beginning, prompts[n], tokenizer)
             if settled is None:
-                unsettled.append(i)
+                unsettled.append(n)
             else:
-                right[i], confidence[i] = settled, logprobs[:len(said)].sum().exp()
+                rewards[n] = settled
+                confidence[n] = logprobs[:len(beginning)].sum().exp()
         if progress:
-            progress(len(rows))
+            progress(len(numbers))
     if unsettled:
-        made = answer(model, tokenizer, [prompts[i] for i in unsettled], paths[unsettled],
-                      batch_size)
-        right[unsettled], confidence[unsettled] = made.right, made.confidence
-    return right, confidence
+        rest = [prompts[n] for n in unsettled]
+        result = answer(model, tokenizer, rest, paths[unsettled], batch_size)
+        rewards[unsettled], confidence[unsettled] = result.right, result.confidence
+    return rewards, confidence
 
 
-def said_first(ids, prompt):
-    """How an answer begins that says ids[k] after the first k gold tokens: the gold tokens while it
-    agrees with them, and the first that differs or follows; no more than the answer may have."""
-    for k, (mine, gold) in enumerate(zip(ids, prompt.gold)):
-        if mine != gold or mine in prompt.stop_ids:
+def greedy_along_gold(model, prompts, hidden):
+    """[(ids, log-probabilities)]: per prompt, the likeliest token after the prompt and after each
+    gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
+    states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
+    logprobs, ids = model.head(torch.cat(states)).float().log_softmax(-1).max(-1)
+    sizes = [len(rows) for rows in states]
+    return list(zip(ids.split(sizes), logprobs.split(sizes)))
+
+
+def answer_beginning(ids, prompt):
+    """The beginning of a greedy answer, given its likeliest token after each of the first k gold
+    tokens: gold tokens while the two agree, then the first token that differs, ends the answer, or
+    follows the gold answer; at most as many as the answer may have."""
+    for k, (token, gold) in enumerate(zip(ids, prompt.gold)):
+        if token != gold or token in prompt.stop_ids:
             return ids[:k + 1]
     return ids[:prompt.question.budget]
 
 
-def settled_grade(said, prompt, tokenizer):
-    """The grade of an answer that begins with these ids; None while what follows may change it."""
-    question, ended = prompt.question, said[-1] in prompt.stop_ids
-    text = tokenizer.decode(said[:-1] if ended else said)
-    if ended or len(said) == question.budget or question.stop and question.stop in text:
+def grade_if_settled(beginning, prompt, tokenizer):
+    """The grade of every answer that begins with these ids; None if what follows may change it."""
+    question, ended = prompt.question, beginning[-1] in prompt.stop_ids
+    text = tokenizer.decode(beginning[:-1] if ended else beginning)
+    complete = ended or len(beginning) == question.budget
+    if complete or (question.stop and question.stop in text):
         return grade(text, question)
     if question.choices:
+        # an incorrect letter stays one, except that "A" may be the beginning of "Answer:"; the
+        # correct letter may still turn out to be the beginning of a word
         letter = extract_answer(text, question)
-        return 0.0 if letter not in (None, question.answer, "A") else None  # "A" begins "Answer:"
+        return None if letter in (None, question.answer, "A") else 0.0
     if question.asks_for_box:
+        # nothing counts after the brace that closes the prompt's box, unless it begins the stop
         closed = not question.stop and closed_by_text(text) is not None
         return grade(text, question) if closed else None
-    begun = without_blanks(text).rstrip("\ufffd")  # half of a character is none
-    may_be_right = not question.stop or question.metric == "f1" or any(
-        without_blanks(gold + question.stop).startswith(begun)
-        for gold in question.answers or (question.answer,))
-    return None if may_be_right else 0.0
+    if not question.stop or question.metric == "f1":  # then anything that follows counts
+        return None
+    # the whole text up to the stop is the answer: could it still become a gold one?
+    begun = without_blanks(text).rstrip("\ufffd")  # without the first bytes of a character
+    gold_answers = question.answers if question.answers else (question.answer,)
+    complete_answers = [without_blanks(gold + question.stop) for gold in gold_answers]
+    may_become_gold = any(whole.startswith(begun) for whole in complete_answers)
+    return None if may_become_gold else 0.0
+
+
+# ---- multiple choice by likelihood ----
+
+FORM = """Question: {question}
+Answer:"""
+
+
+def option_ids(question, tokenizer):
+    """(ids, options, scored) for scoring by likelihood: the ids that all options begin with, the
+    further ids of each option, and how many of its last ids are its score.
+
+    The text before the options is a base prompt, as in the lm-evaluation-harness, even if the
+    folder has a chat template. As there, a text and its option are encoded together, and the ids
+    beyond the length of the text alone are the option's, even if a token spans the two."""
+    if question.continuation:
+        pairs = [(begun, begun + question.continuation) for begun in question.choices]
+    else:
+        form = "{question}" if question.unfinished else FORM
+        text = question.prompt or form.format(question=question.question)
+        space = "" if text[-1].isspace() else " "
+        pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
+    contexts = [tokenizer.encode(text) for text, _ in pairs]
+    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
+    shared = len(os.path.commonprefix(contexts))  # which compares any sequences
+    scored = tuple(map(len, added))
+    if not shared or min(scored) < 1:
+        raise InputError(f"{tokenizer.folder}: question {question.id}: its options share {shared} "
+                         f"tokens and add {min(scored)} at least; --score likelihood needs 1 each")
+    options = tuple(tuple(ids[shared:] + more) for ids, more in zip(contexts, added))
+    return contexts[0][:shared], options, scored
+
+
+def answers_by_likelihood(model, prompts, route, known=None):
+    """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
+    scores, decisions = option_scores(model, prompts, route, known)
+    likeliest = [likeliest_option(p.question, pairs) for p, pairs in zip(prompts, scores)]
+    letters = [LETTERS[option] for option, _ in likeliest]
+    confidence = torch.tensor([probability for _, probability in likeliest])
+    return letters, confidence, decisions
+
+
+@torch.inference_mode()
+def option_scores(model, prompts, route, known=None):
+    """(scores of each prompt's options, see score_options, decisions (B, L)). The route sees the
+    text before the options. known: the shared states of each prompt, see final_states."""
+    hidden, decisions = final_states(model, [prompt.sequence for prompt in prompts],
+                                     [len(prompt.ids) for prompt in prompts], route, known,
+                                     option_positions(model, prompts))
+    # a call per prompt, since logits are as wide as the vocabulary
+    scores = [score_options(model, states, prompt) for prompt, states in zip(prompts, hidden)]
+    return scores, decisions
+
+
+def option_positions(model, prompts):
+    """The Span of B sequences, each a prompt and then its options, one after the other. An option's
+    tokens see the prompt and their own option, and their positions continue the prompt's."""
+    members, positions = [], []  # of each token: 0 in the prompt, k in option k; its position
+    for prompt in prompts:
+        start = len(prompt.ids)
+        member, position = [0] * start, list(range(start))
+        for k, option in enumerate(prompt.options, 1):
+            member += [k] * len(option)
+            position += range(start, start + len(option))
+        members.append(member)
+        positions.append(position)
+    device = model.embed_tokens.weight.device
+    member, _ = pad(members, device)  # (B, T)
+    position, _ = pad(positions, device)  # (B, T)
+    seen = member[:, None]  # (B, 1, T)
+    visible = (seen == 0) | (seen == member[..., None])  # (B, T, T)
+    cos, sin = model.empty_cache([1], int(position.max()) + 1).angles
+    return Span(0, cos[position][:, None], sin[position][:, None], visible.tril()[:, None])
+
+
+def score_options(model, hidden, prompt):
+    """[(log-probability, whether its tokens are the greedy ones)] of a prompt's options, from
+    hidden states (T, D) after the last layer."""
+    start, scores = len(prompt.ids), []
+    for option, scored in zip(prompt.options, prompt.scored):
+        # a token's probability is in the state before it: for the first one, the prompt's last
+        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)][-scored:]
+        logprobs = model.head(hidden[before]).float().log_softmax(-1)  # (scored, V)
+        wanted = torch.tensor(option[-scored:], device=hidden.device)
+        total = logprobs.gather(1, wanted[:, None]).sum().item()
+        scores.append((total, logprobs.argmax(-1).equal(wanted)))
+        start += len(option)
+    return scores
+
+
+def likeliest_option(question, scores):
+    """(number of the likeliest option, its probability: a softmax over the options' values)."""
+    values = torch.tensor([logprob for logprob, _ in scores])
+    if question.metric == "likelihood-per-byte":
+        texts = question.choices
+        if question.continuation:
+            texts = [question.continuation] * len(question.choices)
+        values = values / torch.tensor([len(text.encode()) for text in texts])
+    return int(values.argmax()), values.softmax(0).max().item()
+
 
 
 # ---- answers that a run has had already ----

@@ -1,13 +1,12 @@
-"""The routers of Dr.LLM: one small MLP per layer that says skip, execute or repeat.
+"""The routers of Dr.LLM: one small MLP per layer that decides skip, execute or repeat.
 
-Paper §3.1: the prompt's hidden states entering a layer are averaged in W windows; each window
-passes Linear - GELU - Linear; the windows' logits are averaged; the largest of three wins. The
-routers of all layers are stacked, so training them is one batched problem. Paper §3.3: focal
-loss with effective-number class weights. The base model is never touched.
+Paper §3.1: the prompt's hidden states that enter a layer are averaged in W windows; each window
+passes Linear - GELU - Linear; the windows' logits are averaged; the decision with the largest one
+is taken. The routers of all layers are stacked, so that training them is one batched problem.
+Paper §3.3: focal loss with effective-number class weights. The base model is never changed.
 
-Ours: a *guard* per layer executes the layer for prompts unlike any the routers were trained on;
-a `tilt` of the logits moves finished routers along the accuracy-layers frontier; routers are a
-file of their own that names the model they belong to.
+Ours: an out-of-distribution guard per layer; a bias on the logits that moves trained routers along
+the trade-off of accuracy and layers; a router file that names the model it belongs to.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
@@ -17,11 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from paths import DECISIONS, EXECUTE, PASSES, REPEAT, SKIP
 from storage import router_file
 from storage.router_file import GUARD, NEAREST, SIZES
 
-# N prompts   L layers   T tokens   D hidden size   W windows   R router width   3 decisions
-# M guard points   G guard dimensions
+# N prompts   L layers, l of them   T tokens   D hidden size   W windows   R router width
+# C decisions (skip, execute, repeat)   M reference points of the guard   G their dimensions
+
+CLASSES = len(DECISIONS)    # C
+ROUTERS_THEMSELVES = -0.5   # the value of p at which the routers' probabilities are unchanged
 
 
 # ---- windowed pooling ----
@@ -29,30 +32,32 @@ from storage.router_file import GUARD, NEAREST, SIZES
 def window_matrix(lengths, T, windows):
     """(N, min(W, T), T): row w averages the tokens of window w; unused windows are zero.
 
-    A prompt of n tokens has w = min(W, n) windows of n // w tokens; the remainder is dropped
-    (paper §3.1). Ten tokens in four windows: [0,1] [2,3] [4,5] [6,7], and 8, 9 unseen.
+    A prompt of n tokens has w = min(W, n) windows of n // w tokens each; the remainder is dropped
+    (paper §3.1). Ten tokens in four windows: [0,1] [2,3] [4,5] [6,7], and 8, 9 in none.
     """
-    counts = lengths.clamp(max=windows)
-    sizes = lengths // counts
+    num_windows = lengths.clamp(max=windows)  # (N,)
+    sizes = lengths // num_windows  # (N,) tokens per window
     window_of = torch.arange(T, device=lengths.device) // sizes[:, None]  # (N, T)
-    window_of = window_of.masked_fill(window_of >= counts[:, None], -1)
-    numbers = torch.arange(min(windows, T), device=lengths.device)
-    return (window_of[:, None] == numbers[:, None]) / sizes[:, None, None]
+    window_of = window_of.masked_fill(window_of >= num_windows[:, None], -1)  # in no window
+    numbers = torch.arange(min(windows, T), device=lengths.device)  # (W,)
+    in_window = window_of[:, None] == numbers[:, None]  # (N, W, T)
+    return in_window / sizes[:, None, None]
 
 
 def pool_windows(hidden, lengths, windows):
     """Mean hidden state of every window, float32: (N, T, D) and lengths (N,) give
-    (N, min(W, T), D). Rows with fewer windows than the widest end in zeros."""
+    (N, min(W, T), D). Rows with fewer windows than others end in zeros."""
     return window_matrix(lengths, hidden.shape[1], windows) @ hidden.float()
 
 
 # ---- loss ----
 
 def class_weights(counts, beta=0.999):
-    """Weight per class from its count: (1 - beta) / (1 - beta ** n), scaled to a mean of 1.
+    """Weight of each class from its count n: (1 - beta) / (1 - beta ** n), scaled to a mean of 1.
 
-    The effective number of samples (paper §3.3). Counts (10, 100, 1000), beta 0.999 give about
-    (2.68, 0.28, 0.04). A class never seen counts as seen once.
+    This is one over the effective number of samples (paper §3.3): the more labels a class has, the
+    less a further one adds. Counts (10, 100, 1000) at beta 0.999 give about (2.68, 0.28, 0.04). A
+    class never seen counts as seen once.
     """
     counts = torch.as_tensor(counts, dtype=torch.float64).clamp(min=1)
     weights = (1 - beta) / (1 - beta ** counts)
@@ -60,24 +65,28 @@ def class_weights(counts, beta=0.999):
 
 
 def focal_loss(logits, labels, weights=None, gamma=2.0):
-    """Mean of -w_y (1 - p_y)^gamma ln p_y over all labels: (..., 3) and (...) give a scalar.
+    """Mean of -w_y (1 - p_y)^gamma ln p_y over all labels y: (..., C) and (...) give a scalar.
 
-    gamma 0 is (weighted) cross-entropy; a p of 0.9 then counts 100 times less at gamma 2.
+    gamma 0 is (weighted) cross-entropy; at gamma 2, a label of p = 0.9 counts 100 times less.
     """
-    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-    miss = -torch.expm1(log_p)  # 1 - p, exact where p is close to 1
-    loss = -(miss.clamp(min=1e-12) ** gamma) * log_p  # a power below 1 has no slope at 0
-    return (loss if weights is None else loss * weights.to(loss)[labels]).mean()
+    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]  # (...)
+    miss = -torch.expm1(log_p)  # 1 - p, exact even if p is close to 1
+    # the minimum keeps the gradient finite: at 0, a power below 1 has an infinite slope
+    loss = -(miss.clamp(min=1e-12) ** gamma) * log_p
+    if weights is not None:
+        loss = loss * weights.to(loss)[labels]
+    return loss.mean()
 
 
-# ---- control knob ----
+# ---- the paper's interpolation parameter p ----
 
 def interpolate(probabilities, control):
-    """The paper's knob p in [-1, 1] on (..., 3) probabilities: from always skip (-1) over the
-    routers themselves (-0.5) and always execute (0.5) to always repeat (1), linear in between."""
+    """Probabilities (..., C) at the paper's p in [-1, 1], linear between four stops: always skip
+    (-1), the routers themselves (-0.5), always execute (0.5), always repeat (1)."""
     if not -1 <= control <= 1:
-        raise ValueError(f"control must lie in [-1, 1], got {control}")
-    skip, execute, repeat = torch.eye(3, device=probabilities.device, dtype=probabilities.dtype)
+        raise ValueError(f"control must be in [-1, 1], got {control}")
+    one_hot = torch.eye(CLASSES, device=probabilities.device, dtype=probabilities.dtype)
+    skip, execute, repeat = one_hot[SKIP], one_hot[EXECUTE], one_hot[REPEAT]
     stops = [(-1.0, skip), (-0.5, probabilities), (0.5, execute), (1.0, repeat)]
     for (low, below), (high, above) in zip(stops, stops[1:]):
         if control <= high:
@@ -85,73 +94,80 @@ def interpolate(probabilities, control):
             return (1 - share) * below + share * above.expand_as(probabilities)
 
 
-# ---- the guard ----
+# ---- the out-of-distribution guard ----
+#
+# Half of the training questions are stored as reference points. A prompt counts as out of
+# distribution if its distance to the third-nearest reference point exceeds the 99th percentile of
+# the other half. The layer is then executed.
 
-def mean_state(pooled, counts):
-    """Mean over the windows in use: pooled (..., W, D) and counts (...) give (..., D)."""
-    return pooled.sum(-2) / counts[..., None]
+def mean_state(pooled, num_windows):
+    """Mean over the windows in use: pooled (..., W, D) and num_windows (...) give (..., D)."""
+    return pooled.sum(-2) / num_windows[..., None]  # unused windows are zero
 
 
 def nearest_distance(states, points):
-    """Distance of states (..., N, G) to their third nearest of points (..., M, G): (..., N)."""
+    """Distance of states (..., N, G) to their third-nearest point of (..., M, G): (..., N)."""
     return torch.cdist(states, points).topk(NEAREST, largest=False).values[..., -1]
 
 
-def fit_guard(pooled, counts, seed=0, points=512, dimensions=32, quantile=0.99):
-    """(projection (D, G), points (L, M, G), limits (L,)) of the prompts routers are trained on:
-    pooled (N, L, W, D), counts (N,), N >= 8. Half of the prompts, at most `points`, are kept as
-    points; the limit of a layer is the distance to them that 99% of the other half stay within.
-    """
+def fit_guard(pooled, num_windows, seed=0, points=512, dimensions=32, quantile=0.99):
+    """(projection (D, G), points (L, M, G), limits (L,)) from the prompts that routers are trained
+    on: pooled (N, L, W, D), num_windows (N,), N >= 8. points: the most that are stored."""
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
+    # distances are measured in a few random directions: the stored points stay small
     projection = torch.linalg.qr(torch.randn(D, min(D, dimensions), generator=rng))[0]
-    states = mean_state(pooled, counts[:, None]) @ projection  # (N, L, G)
+    states = mean_state(pooled, num_windows[:, None]) @ projection  # (N, L, G)
     order = torch.randperm(N, generator=rng)
-    kept = min(points, N // 2)
-    points, others = states[order[:kept]].transpose(0, 1), states[order[kept:]].transpose(0, 1)
-    limits = nearest_distance(others, points).quantile(quantile, dim=1)
-    return projection, points.contiguous(), limits
+    number = min(points, N // 2)  # M
+    reference = states[order[:number]].transpose(0, 1).contiguous()  # (L, M, G)
+    others = states[order[number:]].transpose(0, 1)  # (L, N - M, G)
+    limits = nearest_distance(others, reference).quantile(quantile, dim=1)
+    return projection, reference, limits
 
 
 # ---- the routers ----
 
 class Routers(nn.Module):
-    """L routers, stacked. `.route` is the Route that generate() takes."""
+    """The routers of L layers, stacked. `.route` is the Route that generate() takes."""
 
     def __init__(self, num_layers, hidden_size, width=128, windows=8):
         super().__init__()
         self.num_layers, self.hidden_size = num_layers, hidden_size
         self.width, self.windows = width, windows
-        self.notes = {}  # what the file says beside the weights: model, labels, tasks
+        self.notes = {}  # the file's metadata: model, labels, tasks
         self.w1 = nn.Parameter(torch.empty(num_layers, hidden_size, width))
         self.b1 = nn.Parameter(torch.zeros(num_layers, 1, width))
-        self.w2 = nn.Parameter(torch.empty(num_layers, width, 3))
-        self.b2 = nn.Parameter(torch.zeros(num_layers, 1, 3))
-        for matrix in (*self.w1, *self.w2):
+        self.w2 = nn.Parameter(torch.empty(num_layers, width, CLASSES))
+        self.b2 = nn.Parameter(torch.zeros(num_layers, 1, CLASSES))
+        for matrix in (*self.w1, *self.w2):  # layer by layer: Xavier's range is of one MLP
             nn.init.xavier_uniform_(matrix)
         for name in GUARD:
             self.register_buffer(name, None)
 
     def set_guard(self, projection, points, limits):
-        """Layers execute for prompts farther than the limits from the points (see fit_guard)."""
+        """From now on, layers execute for prompts out of distribution. Arguments: see fit_guard."""
         guard = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
         self.guard_projection, self.guard_points, self.guard_limits = guard
 
-    def is_strange(self, layer, pooled, counts):
-        """(N,) bool: pooled windows (N, W, D) unlike all that this layer's router learned from."""
+    def is_strange(self, layer, pooled, num_windows):
+        """(N,) bool: which prompts, given their pooled windows (N, W, D), are out of distribution
+        for this layer. None of them without a guard."""
         if self.guard_points is None:
-            return torch.zeros_like(counts, dtype=torch.bool)
-        states = mean_state(pooled, counts) @ self.guard_projection  # (N, G)
+            return torch.zeros_like(num_windows, dtype=torch.bool)
+        states = mean_state(pooled, num_windows) @ self.guard_projection  # (N, G)
         return nearest_distance(states, self.guard_points[layer]) > self.guard_limits[layer]
 
-    def forward(self, pooled, counts, layers=slice(None)):
-        """Logits (N, l, 3) of pooled windows (N, l, W, D), counts (N,) of them in use."""
+    def forward(self, pooled, num_windows, layers=slice(None)):
+        """Logits (N, l, C) of pooled windows (N, l, W, D), num_windows (N,) of which are in use."""
         N, l, W, D = pooled.shape
         windows = pooled.transpose(0, 1).reshape(l, N * W, D)
-        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))
-        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, 3)
-        in_use = torch.arange(W, device=counts.device) < counts[:, None]  # (N, W)
-        return ((logits * in_use[..., None]).sum(2) / counts[:, None]).transpose(0, 1)
+        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))  # (l, N * W, R)
+        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, CLASSES)
+        # a window that is not in use is zero, but its logits are not: the biases remain
+        in_use = torch.arange(W, device=num_windows.device) < num_windows[:, None]  # (N, W)
+        total = (logits * in_use[..., None]).sum(2)  # (l, N, C)
+        return (total / num_windows[:, None]).transpose(0, 1)
 
     @property
     def route(self):
@@ -169,7 +185,7 @@ class Routers(nn.Module):
         return [self.windows, self.width, weights.hexdigest()]
 
     def save(self, file):
-        """Writes the routers as safetensors; sizes and notes stand in the metadata."""
+        """Writes the routers as safetensors, with their sizes in the metadata."""
         sizes = {name: getattr(self, name) for name in SIZES}
         router_file.write(file, self.state_dict(), self.notes | sizes)
 
@@ -177,45 +193,60 @@ class Routers(nn.Module):
     def load(cls, file, model):
         """The routers of a file, or of a folder that has one, on the model's device. InputError if
         they are another model's."""
-        tensors, notes = router_file.read(file, model.fingerprint(), model.config.num_layers,
-                                          model.config.hidden_size)
-        routers = cls(*(notes[name] for name in SIZES))
-        routers.notes = notes
+        tensors, metadata = router_file.read(file, model.fingerprint(), model.config.num_layers,
+                                             model.config.hidden_size)
+        routers = cls(*(metadata[name] for name in SIZES))
+        routers.notes = metadata
         for name, tensor in tensors.items():
             setattr(routers, name, tensor if name in GUARD else nn.Parameter(tensor))
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
 
 
 class RouterRoute:
-    """Routers as a Route. tilt * (0, 1, 2) is added to the logits of (skip, execute, repeat);
-    control is the paper's knob; allowed says which of the three may be chosen; guard=False trusts
-    the routers on any prompt, as the paper does."""
+    """Routers as a Route. Their decisions are formed in this order:
 
-    def __init__(self, routers, tilt=0.0, control=-0.5, guard=True, allowed=(True, True, True)):
-        self.routers, self.tilt, self.control, self.guard = routers, tilt, control, guard
-        self.forbidden = ~torch.tensor(allowed, device=routers.w1.device)
+    1. logits, plus tilt times the number of passes (0, 1, 2) of each decision;
+    2. guard: a layer for which the prompt is out of distribution has decided to execute;
+       guard=False trusts the routers on any prompt, as the paper does;
+    3. control, the paper's p: at -0.5 nothing changes, -1 skips and 1 repeats every layer, also
+       for prompts out of distribution;
+    4. allowed: the likeliest of the decisions that are allowed. The guard may always execute.
+    """
+
+    def __init__(self, routers, tilt=0.0, control=ROUTERS_THEMSELVES, guard=True,
+                 allowed=(True,) * CLASSES):
+        self.routers, self.guard = routers, guard
+        self.tilt, self.control = tilt, control
+        always = {-1: SKIP, 1: REPEAT}.get(control)
+        if always is not None and not allowed[always]:
+            raise ValueError(f"control {control} means always {DECISIONS[always].name}, which is "
+                             "not allowed")
+        self.forbidden = ~torch.tensor(allowed, device=routers.w1.device)  # (C,)
         self.num_layers = routers.num_layers
 
     def pool(self, hidden, lengths):
-        """(pooled windows (B, W, D), counts of them in use (B,)) of hidden states (B, T, D)."""
+        """(pooled windows (B, W, D), number of them in use (B,)) of hidden states (B, T, D)."""
         windows = self.routers.windows
         return pool_windows(hidden, lengths, windows), lengths.clamp(max=windows)
 
-    def logits(self, layer, pooled, counts):
-        """(B, 3) of skip, execute and repeat."""
-        logits = self.routers(pooled[:, None], counts, slice(layer, layer + 1))[:, 0]
-        return logits + self.tilt * torch.arange(3, device=logits.device)
+    def logits(self, layer, pooled, num_windows):
+        """(B, C) of one layer's router, with the depth bias."""
+        logits = self.routers(pooled[:, None], num_windows, slice(layer, layer + 1))[:, 0]
+        return logits + self.tilt * PASSES.to(logits.device)
 
     def __call__(self, layer, hidden, lengths):
-        """(B,) decisions from the hidden states (B, T, D) entering a layer, lengths (B,)."""
-        pooled, counts = self.pool(hidden, lengths)
-        logits = self.logits(layer, pooled, counts)
-        if self.control != -0.5:
-            logits = interpolate(logits.softmax(-1), self.control)
-        decisions = logits.masked_fill(self.forbidden, -torch.inf).argmax(-1)
-        if self.guard:
-            decisions = decisions.masked_fill(self.routers.is_strange(layer, pooled, counts), 1)
-        return decisions
+        """(B,) decisions from the hidden states (B, T, D) that enter a layer, lengths (B,)."""
+        pooled, num_windows = self.pool(hidden, lengths)
+        scores = self.logits(layer, pooled, num_windows)  # (B, C)
+        forbidden = self.forbidden
+        if self.guard:  # out of distribution, the router's own decision is to execute
+            ood = self.routers.is_strange(layer, pooled, num_windows)[:, None]  # (B, 1)
+            executes = torch.arange(CLASSES, device=scores.device) == EXECUTE  # (C,)
+            scores = scores.masked_fill(ood & ~executes, -torch.inf)
+            forbidden = forbidden & ~(ood & executes)
+        if self.control != ROUTERS_THEMSELVES:
+            scores = interpolate(scores.softmax(-1), self.control)
+        return scores.masked_fill(forbidden, -torch.inf).argmax(-1)
 
     def key(self):
         """What tells this route from all others, as plain values; None for a subclass, which may

@@ -1,21 +1,21 @@
-"""Which layers to skip and repeat for one question: paths, and a length-aware tree search.
+"""Which layers to skip and repeat for one question: a length-aware tree search over paths.
 
-Paper §3.2 and Algorithm 1. A path is written as *decisions*, one of SKIP, EXECUTE, REPEAT per
-layer. The search starts at the default path (every layer once), grows a tree of edits, and asks
-for the reward of one new path per simulation; it never sees a model. It is a generator: drive it
-alone, in lockstep with a thousand others, or with a table of rewards in a test.
+Paper §3.2 and Algorithm 1. A path is written as *decisions* (paths.py): SKIP, EXECUTE or REPEAT for
+each layer. The search starts at the default path (every layer once), grows a tree of edits, and
+asks for the reward of one new path per simulation. It never sees a model. It is a generator: a
+caller drives it alone, in lockstep with a thousand others, or in a test with a table of rewards.
 
 Departures from the authors' code: the tree branches (theirs always extends its newest leaf) and
-may grow by several edits at once; the visits under the logarithm are the parent's; no path is
-asked twice, an illegal one never.
+a child may add several edits at once; the logarithm is of the parent's visits; no path is asked
+twice, and an illegal one never.
 
     search(12, SearchConfig(), random.Random(0))    # yields decisions, is sent a reward in [0, 1]
 """
 import math
 from dataclasses import dataclass
 
-from paths import (DECISIONS, EXECUTE, REPEAT, SKIP, blocks, decisions_of, edits,  # noqa: F401
-                   is_legal, path_of)
+from paths import (DECISIONS, EXECUTE, REPEAT, SKIP, blocks, decisions_of,  # noqa: F401
+                   default_path, edits, is_legal, path_of)
 
 
 # ---- the tree ----
@@ -23,20 +23,21 @@ from paths import (DECISIONS, EXECUTE, REPEAT, SKIP, blocks, decisions_of, edits
 @dataclass(frozen=True)
 class SearchConfig:
     """Algorithm 1's constants, and three of ours (the last ones)."""
-    simulations: int = 50            # new paths asked after the default
+    simulations: int = 50            # new paths asked after the default (MCTS iterations)
     exploration: float = 1.8         # c
     length_penalty: float = 3.0      # lambda
     random_child: float = 0.1        # probability of descending to a random child
-    stop_when_repaired: bool = True  # where the default is wrong, stop at the first right path
+    stop_when_repaired: bool = True  # if the default is incorrect, stop at the first correct path
     widening: float = 0.5            # a node with v visits has about v ** widening good children
-    stacking: float = 0.3            # chance that a child is one edit further, and again
-    stacking_blind: float = 0.7      # the same while no path was right, and only reach can help
+    stacking: float = 0.3            # probability that a child adds another edit, repeatedly
+    stacking_blind: float = 0.7      # the same until some path has been correct
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """best: the paper's label, None if no path was right. Where the default path is right it is
-    the shortest right path, the earliest of equals; elsewhere the first right path met.
+    """best: the paper's label, None if no path was correct. There are two cases. If the default
+    path is correct, it is the shortest correct path, of equals the first one asked. If the default
+    path is incorrect, it is the first correct path asked.
     rewards: {decisions: reward} of every path asked, in the order of asking."""
     best: tuple | None
     default_reward: float
@@ -44,59 +45,72 @@ class SearchResult:
 
 
 class Node:
-    """A path in the tree and its reward. visits counts its own evaluation and those below it."""
+    """A path in the tree, its reward, and the visits and rewards of itself and all nodes below."""
 
     def __init__(self, decisions, reward, parent):
-        self.decisions, self.reward, self.parent = decisions, reward, parent
-        self.children, self.visits, self.total_reward = [], 0, 0.0
+        self.decisions, self.reward = decisions, reward
+        self.parent, self.children = parent, []
+        self.visits, self.total_reward = 0, 0.0
         self.edits = edits(decisions)
-        self.exhausted = False
+        self.exhausted = False  # True if all paths at or below this node have been asked
 
+
+# ---- the four steps of a simulation: select, expand, evaluate (by the caller), backpropagate ----
 
 def score(child, config):
-    """UCB with a price for length: Q/v + c sqrt(ln V / v) - lambda |path| / L (paper Eq. 2); V are
-    the parent's visits. Q=1, v=2, V=4, |path|=11, L=12: 0.5 + 1.8 * 0.8326 - 2.75 = -0.7514."""
+    """UCB with a cost for length (paper Eq. 2): Q/v + c sqrt(ln V / v) - lambda |path| / L, where Q
+    and v are the child's total reward and visits, and V its parent's visits.
+
+    Q=1, v=2, V=4, |path|=11, L=12 give 0.5 + 1.8 * 0.8326 - 2.75 = -0.7514. With lambda 3 and 12
+    layers every block costs 0.25, and the default path 3, so most scores are negative."""
     mean = child.total_reward / child.visits
     bonus = math.sqrt(math.log(child.parent.visits) / child.visits)
-    length = sum(child.decisions) / len(child.decisions)
+    length = blocks(child.decisions) / len(child.decisions)
     return mean + config.exploration * bonus - config.length_penalty * length
 
 
 def select(root, known, config, rng):
-    """The node to give a new child, or None where every legal path has been asked. From the root
-    down, this is the first with an edit nobody tried and room: a node with v visits may have
-    v ** widening children that do no worse than it (progressive widening). A full node hands on
-    to one of its children."""
+    """The node that gets a new child, or None if all legal paths have been asked. known: the paths
+    asked so far, {decisions: reward}.
+
+    The walk starts at the root and ends at the first node that has an edit nobody asked and that
+    may widen: a node with v visits may have v ** widening children (progressive widening). From a
+    node that may not, it continues at one of the children."""
     node = root
     while not root.exhausted:
-        live = [child for child in node.children if not child.exhausted]
-        good = sum(child.reward >= node.reward for child in node.children)
-        may_widen = good < max(1, node.visits ** config.widening) or not live
+        open_children = [child for child in node.children if not child.exhausted]
+        # a child with less reward than its parent takes no room from others: it does not count
+        good_children = sum(child.reward >= node.reward for child in node.children)
+        limit = max(1, node.visits ** config.widening)
+        may_widen = good_children < limit or not open_children
         if may_widen and any(path not in known for path in node.edits):
             return node
-        if not live:  # used up: begin again without it
-            node.exhausted, node = True, root
+        if not open_children:  # nothing is left at or below this node: start again without it
+            node.exhausted = True
+            node = root
         elif rng.random() < config.random_child:
-            node = rng.choice(live)
+            node = rng.choice(open_children)
         else:
-            node = max(live, key=lambda child: score(child, config))
+            node = max(open_children, key=lambda child: score(child, config))
     return None
 
 
 def grow(parent, known, config, rng):
-    """The decisions of a new child, not asked yet: one edit further than the parent, or several."""
+    """Expansion: the decisions of a new child. They add one edit to the parent's, or several, and
+    have not been asked before."""
     path = rng.choice([edit for edit in parent.edits if edit not in known])
-    stacking = config.stacking if any(known.values()) else config.stacking_blind
-    while rng.random() < stacking:
-        further = [edit for edit in edits(path) if edit not in known]
-        if not further:
+    any_correct = any(known.values())
+    another_edit = config.stacking if any_correct else config.stacking_blind
+    while rng.random() < another_edit:
+        longer_edits = [edit for edit in edits(path) if edit not in known]
+        if not longer_edits:
             break
-        path = rng.choice(further)
+        path = rng.choice(longer_edits)
     return path
 
 
 def backpropagate(node):
-    """Adds a new node's visit and reward to itself and everything above it."""
+    """Adds a new node's visit and reward to itself and to every node above it."""
     reward = node.reward
     while node is not None:
         node.visits += 1
@@ -104,10 +118,13 @@ def backpropagate(node):
         node = node.parent
 
 
+# ---- the search ----
+
 def search(num_layers, config, rng, select=select):
     """Generator of one question's search: yields decisions, is sent their reward in [0, 1] (above
-    0: right), returns a SearchResult. rng: a random.Random. select: which node grows."""
-    default = (EXECUTE,) * num_layers
+    0: correct), returns a SearchResult. rng: a random.Random. select: chooses the node that gets
+    a new child."""
+    default = default_path(num_layers)
     rewards = {default: (yield default)}
     root = Node(default, rewards[default], None)
     backpropagate(root)
@@ -120,8 +137,12 @@ def search(num_layers, config, rng, select=select):
         child = Node(path, rewards[path], parent)
         parent.children.append(child)
         backpropagate(child)
+        # a correct default leaves layers to save, so only an incorrect one ends the search early
         if config.stop_when_repaired and not rewards[default] and rewards[path]:
             break
-    right = [path for path, reward in rewards.items() if reward > 0]
-    best = min(right, key=sum) if rewards[default] else next(iter(right), None)
+    correct = [path for path, reward in rewards.items() if reward > 0]  # in the order of asking
+    if rewards[default]:
+        best = min(correct, key=blocks)
+    else:
+        best = correct[0] if correct else None
     return SearchResult(best, rewards[default], rewards)

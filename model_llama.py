@@ -1,12 +1,13 @@
 """A Llama / Qwen2.5 / Qwen3 decoder whose layers each run 0, 1 or 2 times, row by row.
 
-One loop, many routes (`run_blocks`): a *route* is asked, layer by layer, how often every row of
-the batch runs that layer, given the prompt's hidden states entering it (paper §3.1). It is asked
-on the prompt only; decoding replays its decisions. The plain model, a searched path, the trained
-routers and every baseline are routes through this loop, and nothing else runs a block.
+One loop, many routes (`run_blocks`): at every layer, a *route* decides for each row of the batch
+whether the layer is skipped, executed or repeated, from the prompt's hidden states that enter it
+(paper §3.1). The route decides once, on the prompt; decoding replays its decisions. The base
+model, a searched path, the trained routers and every baseline are routes through this loop, and
+nothing else runs a block.
 
-Departures from the authors' code: a slot of keys and values per (layer, pass), so that a second
-pass attends to second-pass keys; a path per row; lengths that no skipped layer can shift.
+Departures from the authors' code: a KV-cache entry per (layer, pass), so that a second pass
+attends to second-pass keys; a path per row; lengths that no skipped layer can shift.
 
     model = load_model("demo/model"); model(torch.tensor([[1, 2, 3]])).shape
 """
@@ -22,11 +23,14 @@ from cli import check_device
 from checkpoint.config import read_config
 from checkpoint.tokenizer import load_tokenizer  # noqa: F401 - for importers
 from checkpoint.weights import read_weights
+from paths import DECISIONS, EXECUTE, PASSES, blocks, default_path
 
-# B batch rows   T tokens in this call   S tokens visible (cache + T)   D hidden size
-# H query heads  K key/value heads       E head size   F MLP width   V vocabulary   L layers
+# B batch rows   N of them, those that run a layer   T tokens in this call
+# S tokens visible (cache + T)   D hidden size   H query heads   K key/value heads
+# E head size   V vocabulary   L layers
 
-Route = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden (B,T,D), lengths (B,)) -> (B,)
+# (layer, hidden states (B, T, D) of the prompts, their lengths (B,)) -> decisions (B,)
+Route = Callable[[int, Tensor, Tensor], Tensor]
 
 
 # ---- positions, keys and values ----
@@ -38,43 +42,45 @@ def inverse_frequencies(config):
     rope = config.rope_scaling
     if rope is None:
         return frequencies
-    # llama3: wavelengths beyond the original context are slowed, a ramp joins the two regimes
+    # Llama 3 slows the channels that turn rarely within the original context by `factor`, leaves
+    # those that turn often as they are, and interpolates between the two
     turns = rope.original_max_position_embeddings * frequencies / (2 * torch.pi)
     low, high = rope.low_freq_factor, rope.high_freq_factor
-    ramp = ((turns - low) / (high - low)).clamp(0, 1)
+    ramp = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed, 1: unchanged
     return (1 - ramp) * frequencies / rope.factor + ramp * frequencies
 
 
 def rotate(heads, cos, sin):
-    """Heads (B, H, T, E) turned by their position's angles; the pairs are (i, i + E/2)."""
+    """Heads (B, H, T, E), each pair of channels (i, i + E/2) turned by its position's angle."""
     first, second = heads.chunk(2, dim=-1)
     return torch.addcmul(heads * cos, torch.cat((-second, first), dim=-1), sin)
 
 
 @dataclass
 class Span:
-    """Where T new tokens per row stand and what each sees; made once per call, for all layers.
+    """Positions and mask of T new tokens per row; made once per call and used by all layers.
 
-    All rows store them in the same columns of the cache. Behind a shorter prompt this leaves a gap,
-    which the mask hides and positions do not count."""
+    All rows store their new tokens in the same columns of the cache. A row with a shorter prompt
+    therefore has a gap of unused columns: the mask hides it and positions do not count it."""
     start: int                  # column of the first new token
-    cos: Tensor                 # (T, E), or (B, 1, T, E) where rows differ
+    cos: Tensor                 # (T, E), or (B, 1, T, E) if the rows' positions differ
     sin: Tensor                 # the same
-    mask: Tensor | None = None  # (B, 1, T, S), True where visible; None: see attention()
+    mask: Tensor | None = None  # (B, 1, T, S), True if visible; None: see attention()
 
     def take(self, rows):
-        """The span of some rows; they differ only where there is a mask."""
-        if self.mask is None:
+        """The positions and mask of these rows."""
+        if self.mask is None:  # then all rows have the same positions
             return self
         return Span(self.start, self.cos[rows], self.sin[rows], self.mask[rows])
 
 
 class Slot:
-    """Keys and values (N, K, capacity, E) of one (layer, pass), for exactly the rows that run it:
-    (N,) row numbers, or None for every row. A capacity of 0 keeps nothing."""
+    """The KV-cache entry of one (layer, pass): keys and values (N, K, capacity, E) of the rows that
+    run it. rows: their numbers (N,), or None for every row. A capacity of 0 stores nothing."""
 
     def __init__(self, rows, capacity=0):
-        self.rows, self.capacity, self.keys, self.values = rows, capacity, None, None
+        self.rows, self.capacity = rows, capacity
+        self.keys = self.values = None
 
     def write(self, keys, values, span):
         """Stores the new keys and values (N, K, T, E); returns all so far, (N, K, S, E)."""
@@ -83,51 +89,63 @@ class Slot:
         N, K, T, E = keys.shape
         if self.keys is None:
             self.keys, self.values = keys.new_empty(2, N, K, self.capacity, E)
-        end = span.start + T
+        end = span.start + T  # the first columns are the prompt's, the padding included
         self.keys[:, :, span.start:end] = keys
         self.values[:, :, span.start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
-    """What a batch remembers: its decisions, one Slot per (layer, pass), and the tokens per row,
-    before decoding (prompts) and now (lengths). capacity: tokens per row that fit, prompt included;
-    0 keeps no keys. angles: (cos, sin) of every position, each (positions, E)."""
+    """What a batch remembers between calls: its decisions (B, L), a Slot per (layer, pass), and the
+    tokens in each row, of the prompt (prompt_lengths) and of all so far (lengths). capacity:
+    tokens per row that fit, prompt included; 0 stores no keys. angles: (cos, sin) of every
+    position, each (positions, E).
+
+    The cache itself counts the tokens. A length read off some layer's keys would be wrong as soon
+    as that layer is skipped."""
 
     def __init__(self, lengths, num_layers, capacity=0, angles=None):
-        self.prompts = self.lengths = list(lengths)
+        self.prompt_lengths, self.lengths = list(lengths), list(lengths)
         self.capacity, self.angles = capacity, angles
         self.slots = [[] for _ in range(num_layers)]
-        self.decisions = torch.ones(len(self.lengths), num_layers, dtype=torch.long)
+        self.decisions = torch.full((len(self.lengths), num_layers), EXECUTE)
 
-    def admit(self, layer, counts):
-        """Opens the slots of a layer, a pass each, for rows that run it counts (B,) times."""
-        if counts.shape != (len(self.lengths),) or counts.min() < 0 or counts.max() > 2:
-            raise ValueError(f"layer {layer}: a route must give {len(self.lengths)} counts in "
-                             f"0..2, got {counts.tolist()}")
-        self.decisions[:, layer] = counts
-        for visit in range(int(counts.max())):
-            rows = (counts > visit).nonzero().flatten()
-            everyone = len(rows) == len(counts)
+    def admit(self, layer, decisions):
+        """Opens a slot for each pass of a layer, given the decisions (B,) of the rows."""
+        B, last = len(self.lengths), len(DECISIONS) - 1
+        if decisions.shape != (B,) or decisions.min() < 0 or decisions.max() > last:
+            raise ValueError(f"layer {layer}: a route must give {B} decisions in 0..{last}, got "
+                             f"{decisions.tolist()}")
+        self.decisions[:, layer] = decisions
+        passes = PASSES.to(decisions.device)[decisions]  # (B,)
+        for earlier in range(int(passes.max())):
+            rows = (passes > earlier).nonzero().flatten()  # (N,)
+            everyone = len(rows) == B
             self.slots[layer].append(Slot(None if everyone else rows, self.capacity))
 
 
-# ---- the network; parameters carry the checkpoint's own names ----
+# ---- nn.Linear, made faster on a CPU; you can read nn.Linear wherever Linear is written ----
 
-ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # private: may be absent
+# oneDNN's product of float32 matrices, which PyTorch has but offers for no public call. MKL, which
+# nn.Linear uses, takes twice as long on AMD processors. The name is private and may disappear.
+ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+LARGE_WEIGHT = 2 ** 18   # from this many weights, or
+LARGE_PRODUCT = 2 ** 20  # from this many inputs times outputs, oneDNN's extra cost per call pays
 
 
 class Linear(nn.Linear):
-    """nn.Linear, for speed alone by oneDNN where a float32 product on a CPU is large and frozen:
-    torch's own choice, MKL, takes twice as long on AMD processors."""
+    """nn.Linear; large float32 products without gradients run on oneDNN if x is on a CPU."""
 
     def forward(self, x):
-        large = self.weight.numel() >= 2 ** 18 or x.numel() * self.out_features >= 2 ** 20
+        large = (self.weight.numel() >= LARGE_WEIGHT
+                 or x.numel() * self.out_features >= LARGE_PRODUCT)
         frozen = not (x.requires_grad or self.weight.requires_grad)
         if ONEDNN_LINEAR and x.is_cpu and large and frozen and x.dtype == torch.float32:
             return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
+
+# ---- the network; its parameters have the names of the checkpoint ----
 
 class RMSNorm(nn.Module):
     """x / root mean square of x, times a weight per channel."""
@@ -142,10 +160,10 @@ class RMSNorm(nn.Module):
 
 
 def attention(queries, keys, values, mask):
-    """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E). No mask means
-    causal from an empty cache, or a single token that sees everything."""
+    """Grouped-query attention: (N, H, T, E) with (N, K, S, E) gives (N, H, T, E). Without a mask it
+    is causal (an empty cache, S = T), or a single token that sees everything."""
     (N, H, T, E), K = queries.shape, keys.shape[1]
-    if T == 1:  # the H/K queries that share a key head become rows of one product
+    if T == 1:  # decoding: the H/K queries that share a key head become rows of one product
         queries = queries.reshape(N, K, H // K, E)
         return F.scaled_dot_product_attention(queries, keys, values, mask).reshape(N, H, 1, E)
     return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None,
@@ -153,29 +171,36 @@ def attention(queries, keys, values, mask):
 
 
 class Attention(nn.Module):
-    """Self-attention over what a slot has stored. Qwen3 norms each head's queries and keys."""
+    """Self-attention over the tokens that a slot stores."""
 
     def __init__(self, config):
         super().__init__()
-        D, E, H, K = config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+        D, E = config.hidden_size, config.head_dim
+        H, K = config.num_heads, config.num_kv_heads
         self.head_dim = E
         self.q_proj = Linear(D, H * E, bias=config.qkv_bias)
         self.k_proj = Linear(D, K * E, bias=config.qkv_bias)
         self.v_proj = Linear(D, K * E, bias=config.qkv_bias)
         self.o_proj = Linear(H * E, D, bias=config.o_bias)
+        # Qwen3 normalises the queries and keys of each head
         self.q_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(E, config.rms_norm_eps) if config.qk_norm else None
 
+    def heads(self, projected):
+        """Projections (N, T, heads * E) as (N, heads, T, E)."""
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
     def forward(self, x, span, slot):
-        """(N, T, D) of normed hidden states (N, T, D); keys and values are kept in slot."""
-        queries, keys, values = (  # (N, H, T, E), twice (N, K, T, E)
-            product(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for product in (self.q_proj, self.k_proj, self.v_proj))
+        """(N, T, D) of normed hidden states (N, T, D); stores their keys and values in the slot."""
+        queries = self.heads(self.q_proj(x))  # (N, H, T, E)
+        keys = self.heads(self.k_proj(x))     # (N, K, T, E)
+        values = self.heads(self.v_proj(x))   # (N, K, T, E)
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotate(queries, span.cos, span.sin), rotate(keys, span.cos, span.sin)
+        queries = rotate(queries, span.cos, span.sin)
+        keys = rotate(keys, span.cos, span.sin)
         keys, values = slot.write(keys, values, span)  # (N, K, S, E)
-        mixed = attention(queries, keys, values, span.mask)
+        mixed = attention(queries, keys, values, span.mask)  # (N, H, T, E)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -204,7 +229,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, hidden, span, slot):
-        """hidden (N, T, D) after this block; its keys and values are kept in slot."""
+        """Hidden states (N, T, D) after this block, which stores keys and values in the slot."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), span, slot)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -231,79 +256,112 @@ class Llama(nn.Module):
         return self.lm_head(self.norm(hidden))
 
     def span(self, cache, start, T):
-        """The Span of T new tokens per row, kept from column `start` on: 0 for the prompt, then
+        """The Span of T new tokens per row, stored from column `start` on: 0 for the prompt, then
         the longest row's length."""
         cos, sin = cache.angles
-        if start == 0 or (T == 1 and min(cache.lengths) == start):  # causal, and no gap
+        causal_from_empty = start == 0
+        one_token_sees_all = T == 1 and min(cache.lengths) == start
+        if causal_from_empty or one_token_sees_all:  # the two cases that need no mask
             return Span(start, cos[start:start + T], sin[start:start + T])
-        lengths, prompts = torch.tensor([cache.lengths, cache.prompts], device=cos.device)
-        new, column = (torch.arange(size, device=cos.device) for size in (T, start + T))
+        lengths = torch.tensor(cache.lengths, device=cos.device)
+        prompts = torch.tensor(cache.prompt_lengths, device=cos.device)
+        new = torch.arange(T, device=cos.device)
+        column = torch.arange(start + T, device=cos.device)
         positions = lengths[:, None] + new  # (B, T)
-        gap = (prompts[:, None] <= column) & (column < max(cache.prompts))  # (B, S)
+        # the columns between a row's own prompt and the longest one hold padding
+        gap = (prompts[:, None] <= column) & (column < prompts.max())  # (B, S)
         mask = (column <= start + new[:, None]) & ~gap[:, None, None]  # (B, 1, T, S)
         return Span(start, cos[positions][:, None], sin[positions][:, None], mask)
 
     def named_weights(self):
         """{name in a checkpoint: parameter}; a tied lm_head is not named twice."""
-        return {name if name == "lm_head.weight" else f"model.{name}": parameter.data
-                for name, parameter in self.named_parameters()}
+        weights = {}
+        for name, parameter in self.named_parameters():
+            if name != "lm_head.weight":
+                name = f"model.{name}"
+            weights[name] = parameter.data
+        return weights
 
     def fingerprint(self):
-        """16 hex digits that name these weights: a hash over a sample of every tensor."""
+        """16 hex digits that name these weights: a hash over a sample of every tensor, in bfloat16,
+        so that a model has the same fingerprint whatever dtype it is loaded in."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.named_weights().items()):
             flat = weight.reshape(-1)
-            sample = flat[::max(1, len(flat) // 1000)].to("cpu", torch.bfloat16).float()
+            stride = max(1, len(flat) // 1000)
+            sample = flat[::stride].to("cpu", torch.bfloat16).float()
             digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def empty_cache(self, lengths, T, capacity=0):
         """A KVCache for prompts of these lengths, T tokens wide with their padding."""
-        angles = torch.arange(max(T, capacity))[:, None] * inverse_frequencies(self.config)
-        cos_sin = [turn.repeat(1, 2).to(self.norm.weight) for turn in (angles.cos(), angles.sin())]
+        positions = torch.arange(max(T, capacity))
+        angles = positions[:, None] * inverse_frequencies(self.config)  # (positions, E/2)
+        angles = angles.repeat(1, 2)  # both channels of a pair turn by the same angle
+        cos_sin = [angles.cos().to(self.norm.weight), angles.sin().to(self.norm.weight)]
         return KVCache(lengths, self.config.num_layers, capacity, cos_sin)
 
 
 # ---- the one loop, and its two regimes ----
 
 def run_blocks(model, hidden, span, cache, route=None):
-    """hidden (B, T, D) after every layer ran 0, 1 or 2 times per row. With a route this is the
-    prompt: the route is asked at every layer. Without, the cache's decisions are replayed."""
+    """Hidden states (B, T, D) after all layers, each skipped, executed or repeated per row.
+
+    With a route, the tokens are the prompt, and the route decides at every layer. Without one, they
+    are new tokens, and the decisions in the cache are replayed."""
     lengths = None if route is None else torch.tensor(cache.lengths, device=hidden.device)
     for layer, block in enumerate(model.layers):
         if route is not None:
             cache.admit(layer, route(layer, hidden, lengths))
+        # one slot per pass: none if every row skips the layer, two if any row repeats it
         for slot in cache.slots[layer]:
             rows = slot.rows
             if rows is None:
                 hidden = block(hidden, span, slot)
-            else:
+            else:  # only the rows that run this pass; the others keep their hidden states
                 hidden = hidden.index_copy(0, rows, block(hidden[rows], span.take(rows), slot))
     return hidden
 
 
 def prefill(model, tokens, route=None, lengths=None, capacity=0, span=None):
-    """(hidden (B, T, D), cache) of prompts (B, T), right-padded where lengths say so; what follows
-    a prompt in its row is never shown to the route, which decides here, once per row. capacity:
-    tokens per row the cache has room for. span: positions and mask, if not a plain text's."""
+    """(hidden states (B, T, D), cache) of prompts (B, T), right-padded if lengths (B,) are given.
+    The route decides here, once per row and layer. capacity: tokens per row that the cache can
+    hold. span: positions and mask, if they are not those of plain text."""
     B, T = tokens.shape
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:
-        raise ValueError(f"lengths must lie in 1..{T}, got {lengths}")
+        raise ValueError(f"lengths must be in 1..{T}, got {lengths}")
     if 0 < capacity < T:
         raise ValueError(f"{T} prompt tokens; the cache has room for {capacity}")
     layers = model.config.num_layers
-    route = fixed((1,) * layers) if route is None else route
+    if route is None:
+        route = fixed(default_path(layers))
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
     cache = model.empty_cache(lengths, T, capacity)
-    hidden, span = model.embed_tokens(tokens), span or model.span(cache, 0, T)
-    decide = lambda layer, hidden, lengths: route(layer, hidden[:, :max(cache.lengths)], lengths)
-    return run_blocks(model, hidden, span, cache, decide), cache
+    if span is None:
+        span = model.span(cache, 0, T)
+    hidden = model.embed_tokens(tokens)
+    return run_blocks(model, hidden, span, cache, prompts_only(route, hidden, lengths)), cache
+
+
+def prompts_only(route, hidden, lengths):
+    """The route, which sees only prompts: hidden states (B, longest prompt, D), zero after the end
+    of each row's own prompt. What follows there in the row (the gold answer, options, padding) must
+    not take part in a decision, since it is unknown when a question is asked."""
+    longest = max(lengths)
+    if isinstance(route, fixed):  # looks at nothing
+        return route
+    if min(lengths) == longest:
+        return lambda layer, hidden, lengths: route(layer, hidden[:, :longest], lengths)
+    position = torch.arange(longest, device=hidden.device)
+    is_prompt = position < torch.tensor(lengths, device=hidden.device)[:, None]  # (B, longest)
+    factor = is_prompt[..., None].to(hidden.dtype)  # a product takes a ninth of masked_fill's time
+    return lambda layer, hidden, lengths: route(layer, hidden[:, :longest] * factor, lengths)
 
 
 def decode(model, tokens, cache):
-    """hidden (B, T, D) of the next T tokens (B, T) of every row, after those in the cache."""
+    """Hidden states (B, T, D) of the next T tokens (B, T) of every row in the cache."""
     start, T = max(cache.lengths), tokens.shape[1]
     if start + T > cache.capacity:
         raise ValueError(f"{start} tokens and {T} new; the cache has room for {cache.capacity}")
@@ -320,8 +378,10 @@ class fixed:  # noqa: N801 - used like a function
         self.num_layers = self.decisions.shape[-1]
 
     def __call__(self, layer, hidden, lengths):
-        counts = self.decisions[..., layer]
-        return (counts.expand(len(hidden)) if counts.dim() == 0 else counts).to(hidden.device)
+        decisions = self.decisions[..., layer]
+        if decisions.dim() == 0:  # one path for all rows
+            decisions = decisions.expand(len(hidden))
+        return decisions.to(hidden.device)
 
     def key(self):
         """What tells this route from all others, as plain values; None for a subclass, which may
@@ -333,10 +393,10 @@ class fixed:  # noqa: N801 - used like a function
 
 @dataclass
 class Generation:
-    """What generate() answers for B prompts."""
+    """What generate() returns for B prompts."""
     tokens: list             # B id lists, stop id excluded
     decisions: Tensor        # (B, L)
-    layers_executed: Tensor  # (B,) summed over the passes: the prompt once, each decoded token once
+    layers_executed: Tensor  # (B,) blocks run, over all passes: the prompt, each decoded token
     passes: Tensor           # (B,) forward passes
     logprobs: Tensor         # (B,) ln of the probability of the tokens, stop id included
 
@@ -344,36 +404,41 @@ class Generation:
 def pad(prompts, device=None):
     """(tokens (B, T), lengths) of id lists, right-padded with 0, which no real token sees."""
     rows = [torch.tensor(prompt) for prompt in prompts]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), [len(row) for row in rows]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    return tokens, [len(row) for row in rows]
 
 
 @torch.inference_mode()
 def generate(model, prompts, route=None, max_new_tokens=32, stop_ids=()):
-    """Greedy continuations of B prompts (token-id lists of any lengths) as a Generation. An answer
-    ends with a stop id, after max_new_tokens, or with the model's context; its row runs on,
-    unheard, until the last row has ended."""
+    """The Generation of B prompts (token-id lists of any lengths), greedily decoded. An answer ends
+    with a stop id, after max_new_tokens, or with the model's context. A row that has ended stays in
+    the batch, and its further tokens are ignored, until the last row has ended."""
     tokens, lengths = pad(prompts, model.embed_tokens.weight.device)
     (B, T), context = tokens.shape, model.config.max_positions
     if T >= context:
         raise ValueError(f"a prompt of {T} tokens; the model's context is {context}")
-    room = [min(max_new_tokens, context - length) for length in lengths]
-    hidden, cache = prefill(model, tokens, route, lengths, T + max(room))
+    tokens_left = [min(max_new_tokens, context - length) for length in lengths]
+    hidden, cache = prefill(model, tokens, route, lengths, T + max(tokens_left))
     hidden = hidden[torch.arange(B), torch.tensor(lengths) - 1]  # (B, D), of the last tokens
+
     answers = [[] for _ in prompts]
-    passes, logprobs = torch.zeros(B, dtype=torch.long), torch.zeros(B)
-    going = [row for row in range(B) if room[row] > 0]
-    while going:
-        best, chosen = model.head(hidden).float().log_softmax(-1).max(-1)  # (B,)
-        passes[going] += 1
-        logprobs[going] += best.cpu()[going]
-        said = chosen.tolist()
-        going = [row for row in going if said[row] not in stop_ids]
-        for row in going:
-            answers[row].append(said[row])
-        going = [row for row in going if len(answers[row]) < room[row]]
-        if going:
-            hidden = decode(model, chosen[:, None], cache)[:, 0]
-    return Generation(answers, cache.decisions, passes * cache.decisions.sum(1), passes, logprobs)
+    passes = torch.zeros(B, dtype=torch.long)
+    logprobs = torch.zeros(B)
+    active_rows = [row for row in range(B) if tokens_left[row] > 0]
+    while active_rows:
+        best, next_tokens = model.head(hidden).float().log_softmax(-1).max(-1)  # (B,)
+        passes[active_rows] += 1
+        logprobs[active_rows] += best.cpu()[active_rows]
+        next_ids = next_tokens.tolist()
+        active_rows = [row for row in active_rows if next_ids[row] not in stop_ids]
+        for row in active_rows:
+            answers[row].append(next_ids[row])
+            tokens_left[row] -= 1
+        active_rows = [row for row in active_rows if tokens_left[row] > 0]
+        if active_rows:  # all rows run, so that the cache keeps one length per row
+            hidden = decode(model, next_tokens[:, None], cache)[:, 0]
+    layers_executed = passes * blocks(cache.decisions)
+    return Generation(answers, cache.decisions, layers_executed, passes, logprobs)
 
 
 # ---- loading ----
@@ -383,7 +448,9 @@ def load_model(folder, device="cpu", dtype=None):
     InputError names a tensor that is missing, unexpected, mis-shaped or not finite."""
     check_device(device)
     config = read_config(folder)
-    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else config.dtype)
+    if dtype is None:
+        on_cpu = torch.device(device).type == "cpu"
+        dtype = torch.float32 if on_cpu else config.dtype
     with torch.device("meta"):  # shapes only: nothing is allocated before the files agree
         model = Llama(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

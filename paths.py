@@ -1,10 +1,10 @@
 """What a path through the layers is: one decision per layer.
 
-Everything else speaks of paths in these words: the decoder runs them, the search edits them, the
-routers predict them. `DECISIONS` is the one place that says what a decision does; a decision's
-code (0, 1, 2) is its place in that table, its class in the routers, and its digit in files.
+All other files speak of paths in these words: the decoder runs them, the search edits them, the
+routers predict them. `DECISIONS` is the only place that defines what a decision does; a decision's
+code (0, 1, 2) is its index in that table, its class in the routers, and its digit in files.
 
-    path_of((EXECUTE, SKIP, REPEAT))    # (0, 2, 2)
+    path_of((EXECUTE, SKIP, REPEAT))    # (0, 2, 2): layer 0 once, layer 2 twice
 """
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class Decision:
-    """What is decided about one layer. passes: how many times its block runs. edit: whether the
-    search tries it in the place of the default. mark: one character for terminals."""
+    """What happens to one layer. passes: how often its block runs. edit: whether the search tries
+    it instead of executing the layer. mark: one character for terminals."""
     name: str
     passes: int
     edit: bool
@@ -25,17 +25,18 @@ DECISIONS = (Decision("skip", passes=0, edit=True, mark="·"),
              Decision("execute", passes=1, edit=False, mark="│"),
              Decision("repeat", passes=2, edit=True, mark="║"))
 SKIP, EXECUTE, REPEAT = range(len(DECISIONS))
-PASSES = torch.tensor([decision.passes for decision in DECISIONS])
+PASSES = torch.tensor([decision.passes for decision in DECISIONS])  # indexed by a decision's code
 EDITS = tuple(code for code, decision in enumerate(DECISIONS) if decision.edit)
 
 
 def default_path(num_layers):
-    """Every layer once: the decisions of the base model."""
+    """The decisions of the base model: every layer is executed once."""
     return (EXECUTE,) * num_layers
 
 
 def blocks(decisions):
-    """How many blocks a forward pass runs: an int for a path, (...) for a tensor (..., L)."""
+    """How many blocks one forward pass runs, |path| in the paper: an int for the decisions of one
+    path, a tensor (...) for a tensor (..., L) of decisions."""
     if isinstance(decisions, torch.Tensor):
         return PASSES.to(decisions.device)[decisions].sum(-1)
     return sum(DECISIONS[code].passes for code in decisions)
@@ -48,7 +49,7 @@ def path_of(decisions):
 
 
 def decisions_of(path, num_layers):
-    """The decisions of a path; ValueError unless it is in order with at most two of each."""
+    """The decisions of a path; ValueError unless it is in order with at most two passes a layer."""
     path = tuple(path)
     if list(path) != sorted(path) or not {*path} <= {*range(num_layers)}:
         raise ValueError(f"path {path} is not an ordered walk through layers 0..{num_layers - 1}")
@@ -69,9 +70,10 @@ def is_legal(decisions):
 
 
 def edits(decisions):
-    """Every legal path with one edit more: of the layers still executed once, one is skipped or
-    repeated."""
+    """Every legal path with one more edit: a layer that is executed once is skipped or repeated."""
+    # Edits are never undone or changed: a search only moves away from the default path, so every
+    # path has finitely many paths below it.
     edited = [decisions[:layer] + (code,) + decisions[layer + 1:]
-              for layer, now in enumerate(decisions) if now == EXECUTE
+              for layer, current in enumerate(decisions) if current == EXECUTE
               for code in EDITS]
     return [path for path in edited if is_legal(path)]

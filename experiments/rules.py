@@ -32,8 +32,7 @@ from storage.files import InputError, write_json
 from storage.answer_cache import Kept, source_hash
 from cli import progress_bar
 from questions.loading import disjoint, load_all
-from answers import through_layers
-from answers import batches, prepare, what_answers_depend_on
+from answers import batches, final_states, prepare, what_answers_depend_on
 from train import TrainConfig, features, learn
 
 # N questions   K edits, the first of them none   S numbers that describe a question
@@ -84,7 +83,7 @@ def asked(model, prompts, edits):
             shared = [{p: h for p, h in one.items() if len(p) <= layer} for one in known]
         model.layers[layer] = Damped(block) if what == "damped" else block
         try:
-            hidden, _ = through_layers(
+            hidden, _ = final_states(
                 model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], fixed(paths),
                 known if what == "execute" else shared)
         finally:

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss, interpolate,
                    pool_windows, window_matrix)
 from model_llama import Slot, fixed, generate, pad, prefill
+from paths import blocks
 from storage.files import InputError
 from tiny import WORDS, tiny_model
 
 D = 16  # hidden size of the tiny model
+MODEL = tiny_model()
 
 seeds = st.integers(0, 10**6)
 ragged = st.lists(st.integers(1, 40), min_size=1, max_size=4)  # lengths of a batch of prompts
@@ -39,7 +41,7 @@ def random_routers(seed, num_layers=3, width=8, windows=4):
 
 
 def constant_routers(logits):
-    """One router that says the same of every prompt."""
+    """One router that gives the same logits to every prompt."""
     routers = random_routers(0, num_layers=1)
     routers.w2.zero_()
     routers.b2.copy_(torch.tensor(logits))
@@ -398,9 +400,53 @@ def test_guarded_layers_execute_for_strange_prompts_and_only_for_those(scale, le
         assert not RouterRoute(routers, guard=False)(layer, hidden, LENGTHS).any()
 
 
-# ---- in the model ----
+def blocks_at(model, prompts, routers, **settings):
+    """(B,) blocks that one forward pass runs with these settings of the route."""
+    route = RouterRoute(routers, **settings)
+    return blocks(generate(model, prompts, route, max_new_tokens=1).decisions).tolist()
 
-MODEL = tiny_model()
+
+def routers_that_know_nothing(seed):
+    """Random routers for which every prompt is out of distribution, in every layer."""
+    routers = random_routers(seed)
+    routers.set_guard(torch.eye(D), torch.full((3, 3, D), 1e6), torch.zeros(3))
+    return routers
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=4), seeds, st.booleans())
+def test_the_ends_of_p_skip_and_repeat_every_layer_whatever_the_guard_says(lengths, seed, guard):
+    """Catches a guard after the interpolation: ends that run 9.98 and 18.80 of 12 layers. In the
+    middle, the guard's decision is moved as a router's would be: away from execute at the ends."""
+    prompts = prompts_of(lengths, seed)
+    run = lambda p: blocks_at(MODEL, prompts, routers_that_know_nothing(seed), control=p,
+                              guard=guard)
+    assert run(-1) == [0] * len(prompts) and run(1) == [6] * len(prompts)
+    assert run(0.5) == [3] * len(prompts)
+    if guard:
+        shares = {-0.8: 0, -0.7: 3, -0.5: 3, 0: 3, 0.7: 3, 0.8: 6}
+        assert {p: run(p) for p in shares} == {p: [n] * len(prompts) for p, n in shares.items()}
+
+
+@pytest.mark.parametrize("allowed, expected", [
+    ((True, True, False), [0, 1, 1, 1]), ((False, True, True), [1, 1, 1, 2]),
+    ((True, False, True), [0, 1, 1, 2])])
+def test_a_guarded_layer_may_always_execute_and_is_otherwise_allowed_as_others(allowed, expected):
+    """Catches a guard that skips for want of anything allowed, and one that repeats in spite of it.
+    Controls -0.9, -0.5, 0.5 and 0.9."""
+    hidden, lengths = torch.zeros(2, 5, D), torch.tensor([5, 2])
+    for control, decision in zip((-0.9, -0.5, 0.5, 0.9), expected):
+        route = RouterRoute(routers_that_know_nothing(1), control=control, allowed=allowed)
+        assert route(1, hidden, lengths).tolist() == [decision] * 2
+
+
+@pytest.mark.parametrize("control, allowed", [(-1, (False, True, True)), (1, (True, True, False))])
+def test_an_end_of_p_that_is_not_allowed_is_refused(control, allowed):
+    """Catches a tie of decisions of probability 0: p = 1 without repeats skipped everything."""
+    with pytest.raises(ValueError, match="not allowed"):
+        RouterRoute(random_routers(0), control=control, allowed=allowed)
+
+
+# ---- in the model ----
 
 
 def prompts_of(lengths, seed):
@@ -411,7 +457,7 @@ def prompts_of(lengths, seed):
 
 @torch.inference_mode()
 def decisions_by_hand(model, routers, prompt):
-    """Layer by layer, one prompt: ask the router, run the block so often, go on."""
+    """Layer by layer, one prompt: ask the router, run the block so often, continue."""
     hidden = model.embed_tokens(torch.tensor([prompt]))
     span, decisions = model.span(model.empty_cache([len(prompt)], len(prompt)), 0, len(prompt)), []
     for layer, block in enumerate(model.layers):
@@ -529,7 +575,7 @@ def saved(file, **notes):
 
 
 def write_with(file, notes, change=lambda tensor: tensor):
-    """A router file whose metadata and tensors are as told, sensible or not."""
+    """A router file whose metadata and tensors are as given, sensible or not."""
     tensors = {name: change(t).contiguous() for name, t in random_routers(3).state_dict().items()}
     notes = {"model": MODEL.fingerprint(), **SIZES} | notes if isinstance(notes, dict) else notes
     text = notes if isinstance(notes, str) else json.dumps(notes)
@@ -557,7 +603,7 @@ def test_load_gives_back_what_was_saved(tmp_path):
 
 
 def test_load_gives_back_the_guard(tmp_path):
-    """A guard that is saved but not used again: strange prompts would meet untrained routers."""
+    """A guard that is saved but not used again: routers would decide out of distribution."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     routers.save(file)
@@ -570,7 +616,7 @@ def test_load_gives_back_the_guard(tmp_path):
 
 @pytest.mark.parametrize("name", GUARD)
 def test_load_refuses_half_a_guard_and_one_of_another_size(tmp_path, name):
-    """A guard without its limits has no say, and one of another model has the wrong one."""
+    """A guard without its limits has no say, and one of another model has another."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
     routers.notes = {"model": MODEL.fingerprint()}
     whole = getattr(routers, name)

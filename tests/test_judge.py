@@ -2,7 +2,7 @@
 
 Tiny random models speak PIECES, decoded byte by byte as by a real tokenizer, so that an answer has
 many spellings, may break off inside a character, and often is a letter, a box or a stop. What a
-model says along some path is taken for gold, so that right and wrong answers are both common.
+model says along some path is taken for gold, so that correct and incorrect answers are common.
 """
 import itertools
 import random
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import answers
+from answers import (Prompt, answer, answer_beginning, final_states, grade_if_settled, judge,
+                     prepare, stop_ids)
 from model_llama import fixed, generate, load_tokenizer, pad, prefill
-from answers import through_layers
+from paths import blocks
 from questions.loading import OPENED, Question
-from answers import Prompt, answer, judge, prepare, said_first, settled_grade, stop_ids
-from questions.reward import extract_answer, grade
 from questions.prompts import gold_ids
+from questions.reward import extract_answer, grade
 from tiny import FAMILIES, WORDS, edit_json, save_tiny, tiny_model
 
 PIECES = [OPENED, "Answer:", *"ABCD().\n#{}0123456/-", "5}", "12", "5}\n", "3#", "2 ", " ", "the",
@@ -113,14 +114,14 @@ def whole_answer(kind, seed, tokenizer):
 @settings(max_examples=400)
 def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
     """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
-    character taken for a wrong one, and words in common that are yet to be said."""
+    character taken for an incorrect one, and words in common that are yet to be said."""
     tokenizer = tokenizers[chat]
     ids, prompt = whole_answer(kind, seed, tokenizer)
     text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
     right = grade(text, prompt.question)
     for said in range(1, len(ids)):
-        assert settled_grade(ids[:said], prompt, tokenizer) in (None, right), ids[:said]
-    assert settled_grade(ids, prompt, tokenizer) == right
+        assert grade_if_settled(ids[:said], prompt, tokenizer) in (None, right), ids[:said]
+    assert grade_if_settled(ids, prompt, tokenizer) == right
 
 
 VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)
@@ -150,7 +151,7 @@ def test_what_settles_a_grade_by_hand(tokenizers, question, said, settled):
     tokenizer = tokenizers[False]
     ids = [tokenizer.fast.token_to_id(piece.replace(" ", "\u0120")) for piece in said]
     prompt = Prompt(question, (2,), (), stop_ids(question.stop, tokenizer))
-    assert settled_grade(ids, prompt, tokenizer) == settled
+    assert grade_if_settled(ids, prompt, tokenizer) == settled
 
 
 @given(st.integers(1, 5), st.integers(0, 6), seeds)
@@ -164,7 +165,7 @@ def test_said_first_by_a_loop(budget, gold, seed):
     while len(said) < budget and 1 not in said and said == list(gold[:len(said)]) and \
             len(said) < len(ids):
         said.append(ids[len(said)])
-    assert said_first(ids, prompt) == said
+    assert answer_beginning(ids, prompt) == said
 
 
 # ---- the judge ----
@@ -252,7 +253,7 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
         ids = made.tokens[0] + [prompt.stop_ids[0]] * (made.passes[0] > len(made.tokens[0]))
         agreed = next((k for k, pair in enumerate(zip(ids, prompt.gold)) if len(set(pair)) > 1),
                       len(prompt.gold))
-        if settled_grade(ids[:agreed + 1], prompt, tokenizer) is None:
+        if grade_if_settled(ids[:agreed + 1], prompt, tokenizer) is None:
             wanted.append((prompt.ids, tuple(path.tolist())))
     asked = []
     monkeypatch.setattr(answers, "generate", lambda model, ids, route, *rest: asked.extend(
@@ -265,7 +266,7 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
             if (row[0].ids, tuple(row[1])) not in asked]
     entered.clear()
     judge(model, tokenizer, [prompts[n] for n in rest], paths[rest])
-    assert sum(rows for rows, _ in entered) == int(paths[rest].sum())
+    assert sum(rows for rows, _ in entered) == int(blocks(paths[rest]).sum())
     assert all(T > 1 for _, T in entered)
 
 
@@ -305,7 +306,7 @@ class Counted:
 
 
 def asked_often(seed, L, number=6):
-    """Calls of through_layers: (rows of sequences, each with its id lists and its path)."""
+    """Calls of final_states: (rows of sequences, each with its id lists and its path)."""
     rng = random.Random(seed)
     sequences = [rng.choices(range(2, len(WORDS)), k=rng.randint(1, 9)) for _ in range(3)]
     calls = []
@@ -326,7 +327,7 @@ def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(fa
     for call in asked_often(seed, L):
         rows, sequences, paths = (list(part) for part in zip(*call))
         lengths = [max(1, len(ids) - 2) for ids in sequences]
-        found, decisions = through_layers(model, sequences, lengths, fixed(paths),
+        found, decisions = final_states(model, sequences, lengths, fixed(paths),
                                           [known[row] for row in rows])
         assert decisions.tolist() == [*map(list, paths)]
         tokens, ends = pad(sequences)
@@ -346,19 +347,19 @@ def test_a_beginning_of_any_length_is_computed_once_by_hand():
     """Four layers. (1,1,1,1) computes 4; (1,1,2,1) shares two layers and computes 3; the default
     again computes its last; (0,1,1,1) shares nothing and computes 3; (1,1,2,0) has all it needs."""
     model, known = tiny_model(num_layers=4), [{}]
-    counted, blocks = Counted(model), []
+    counted, run = Counted(model), []
     for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
         before = sum(counted.rows)
-        through_layers(model, [[3, 4, 5]], [2], fixed([path]), known)
-        blocks.append(sum(counted.rows) - before)
-    assert blocks == [4, 3, 1, 3, 0]
+        final_states(model, [[3, 4, 5]], [2], fixed([path]), known)
+        run.append(sum(counted.rows) - before)
+    assert run == [4, 3, 1, 3, 0]
 
 
 def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):
     """Catches states looked up by the path alone, in one store for all rows."""
     model = tiny_model(1)
     known, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
-    through_layers(model, [[3, 4], [5, 6, 7]], [2, 3], fixed(paths), known)
+    final_states(model, [[3, 4], [5, 6, 7]], [2, 3], fixed(paths), known)
     assert [set(states) for states in known] == [{(1,), (1, 2)}] * 2
     assert [states[1, 2].shape for states in known] == [(2, 16), (3, 16)]
     assert not torch.equal(known[0][1,], known[1][1,][:2])

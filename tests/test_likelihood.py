@@ -8,16 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import answers as likelihood
 import evaluate
 import label
 import train
+from answers import Prompt, answer, answers_by_likelihood, final_states, judge, prepare
 from model_llama import fixed, load_tokenizer
-import answers as likelihood
-from storage.files import InputError
-from answers import likeliest
-from answers import through_layers
-from answers import Prompt, answer, judge, prepare
+from paths import blocks
 from questions.loading import Question, load_all
+from storage.files import InputError
 from tiny import WORDS, save_tiny, tiny_model
 
 MODEL = tiny_model(num_layers=4)
@@ -37,7 +36,7 @@ def prompts(draw):
 
 
 def option_by_option(prompt, path):
-    """[(log-probability, is likeliest)] the plain way: each option in a sequence of its own."""
+    """[(log-probability, is likeliest)] the plain way: each option in its own sequence."""
     found = []
     for option, scored in zip(prompt.options, prompt.scored):
         ids = torch.tensor([prompt.ids + option])
@@ -54,15 +53,15 @@ def test_one_pass_scores_options_as_a_pass_per_option(some, paths):
     """Catches options that see each other, positions that run on from option to option, scores
     that begin a token late, shared states of another path."""
     lengths, known = [len(p.ids) for p in some], [{} for _ in some]
-    for turn in (0, 3):  # the second turn goes on from what the first left
+    for turn in (0, 3):  # the second turn continues from what the first left
         here = [paths[turn + row] for row in range(len(some))]
         for shared in (None, known):
-            hidden, decisions = through_layers(
+            hidden, decisions = final_states(
                 MODEL, [p.sequence for p in some], lengths, fixed(here), shared,
-                likelihood.span_of(MODEL, some))
+                likelihood.option_positions(MODEL, some))
             assert decisions.tolist() == here
             for row, (prompt, path) in enumerate(zip(some, here)):
-                got = likelihood.scores_of(MODEL, hidden[row], prompt)
+                got = likelihood.score_options(MODEL, hidden[row], prompt)
                 wanted = option_by_option(prompt, path)
                 assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
                 assert [s for s, _ in got] == pytest.approx([s for s, _ in wanted], abs=1e-4)
@@ -76,8 +75,9 @@ def test_the_route_sees_the_prompt_alone(some):
     def route(layer, hidden, lengths):
         assert hidden.shape[1] == max(len(prompt.ids) for prompt in some)
         seen.append([hidden[row, :n].clone() for row, n in enumerate(lengths.tolist())])
+        assert not any(hidden[row, n:].any() for row, n in enumerate(lengths.tolist()))
         return torch.ones(len(hidden), dtype=torch.long)
-    likeliest(MODEL, some, route)
+    answers_by_likelihood(MODEL, some, route)
     for row, prompt in enumerate(some):
         alone = MODEL.embed_tokens(torch.tensor(prompt.ids))
         assert len(seen[0][row]) == len(prompt.ids) and torch.equal(seen[0][row], alone)
@@ -86,14 +86,15 @@ def test_the_route_sees_the_prompt_alone(some):
 def test_the_metric_decides_what_is_compared():
     """Catches a division by tokens, or none; bytes are those of the option's own text."""
     scores = [(-6.0, False), (-4.0, False), (-7.0, True)]
-    assert likelihood.pick(QUESTION, scores)[0] == 1
+    assert likelihood.likeliest_option(QUESTION, scores)[0] == 1
     per_byte = replace(QUESTION, metric="likelihood-per-byte")  # -2, -4, -1.4
-    assert likelihood.pick(per_byte, scores)[0] == 2
+    assert likelihood.likeliest_option(per_byte, scores)[0] == 2
     wide = replace(per_byte, choices=("é" * 4, "e", "f"))  # -0.75, -4, -7
-    assert likelihood.pick(wide, scores)[0] == 0
+    assert likelihood.likeliest_option(wide, scores)[0] == 0
     same = replace(per_byte, continuation=" and so on")
-    assert likelihood.pick(same, scores)[0] == 1
-    assert likelihood.pick(QUESTION, [(0.0, True), (0.0, True)])[1] == pytest.approx(0.5)
+    assert likelihood.likeliest_option(same, scores)[0] == 1
+    equal = [(0.0, True), (0.0, True)]
+    assert likelihood.likeliest_option(QUESTION, equal)[1] == pytest.approx(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_texts_are_encoded_as_the_harness_does(folder):
 
 def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
     """The text alone ends in 1 2; with an option, 2 and its first token become 9. Catches a prompt
-    that ends before the token that the harness gives all options to go on from."""
+    that ends before the token that the harness gives all options to continue."""
     ids = {"q:": [0, 1, 2], "q: a": [0, 1, 9, 4], "q: b": [0, 1, 9, 5, 6]}
     question = replace(QUESTION, question="q:", unfinished=True, choices=("a", "b"))
     tokenizer = SimpleNamespace(encode=ids.__getitem__, folder="folder")
@@ -138,7 +139,7 @@ def questions_file(folder, rows):
 
 
 def rows_of_letters(number=40):
-    """Questions whose right option the tiny model finds likeliest about every third time."""
+    """Questions whose correct option the tiny model finds likeliest about every third time."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [{"id": f"n{n}", "question": f"{letters[n % 26]} {letters[n * 7 % 26]} {n % 10}",
              "choices": [letters[(n * k + k) % 26] + f" {k}" for k in (3, 5, 11)],
@@ -156,12 +157,12 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     right, confidence = judge(MODEL, tokenizer, some, paths, batch_size=16)
     assert torch.equal(made.right, right) and 0 < right.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
-    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, paths.sum(1))
+    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}
 
 
 def test_files_that_cannot_be_scored_so(tmp_path):
-    """Catches options that cannot be told apart, and questions without any."""
+    """Catches options that are equal, and questions without any."""
     row = {"id": "x", "question": "a", "choices": ["b", "c", "b"], "answer": "B"}
     with pytest.raises(InputError, match="q.jsonl: question x has 3 choices, 2 of them different"):
         load_all([questions_file(tmp_path, [row])], score="likelihood")

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -96,8 +97,15 @@ class CountedRandom(random.Random):
         return super().random()
 
 
-def grow(num_layers, config, seed, reward):
-    """One search driven to its end: (result, paths in the order asked, nodes of its tree)."""
+class Run(NamedTuple):
+    """A finished search: its result, the paths in the order asked, the nodes of its tree."""
+    result: mcts.SearchResult
+    asked: list
+    nodes: list
+
+
+def run_search(num_layers, config, seed, reward):
+    """The Run of one search, driven to its end."""
     nodes, asked = [], []
 
     class RecordedNode(Node):
@@ -113,7 +121,7 @@ def grow(num_layers, config, seed, reward):
             try:
                 asked.append(steps.send(reward(asked[-1])))
             except StopIteration as end:
-                return end.value, asked, nodes
+                return Run(end.value, asked, nodes)
 
 
 # ---- paths ----
@@ -250,7 +258,7 @@ def test_every_legal_path_is_reached_from_the_default_by_edits(decisions):
 @given(st.integers(1, 7), configs(), seeds)
 def test_search_asks_the_default_first_and_only_legal_paths_each_once(num_layers, config, seed):
     """Spending simulations on a path already known, or on one the paper forbids."""
-    _, asked, _ = grow(num_layers, config, seed, reward_table(seed))
+    asked = run_search(num_layers, config, seed, reward_table(seed)).asked
     assert asked[0] == (EXECUTE,) * num_layers
     assert len(asked) == len(set(asked))
     assert set(asked) <= all_legal(num_layers)
@@ -259,15 +267,15 @@ def test_search_asks_the_default_first_and_only_legal_paths_each_once(num_layers
 @given(st.integers(1, 7), configs(stop_when_repaired=False), seeds)
 def test_search_asks_one_new_path_per_simulation_while_there_are_any(num_layers, config, seed):
     """The default counted as a simulation; a search that ends with its tree half explored."""
-    _, asked, _ = grow(num_layers, config, seed, reward_table(seed))
+    asked = run_search(num_layers, config, seed, reward_table(seed)).asked
     assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
 
 
 @given(st.integers(1, 6), configs(), seeds)
 def test_result_repeats_what_was_asked_and_answered(num_layers, config, seed):
-    """Rewards filed under the wrong path, or the last answer lost when the search ends."""
+    """Rewards filed under another path, or the last answer lost when the search ends."""
     reward = reward_table(seed)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     assert list(result.rewards.items()) == [(path, reward(path)) for path in asked]
     assert result.default_reward == reward(asked[0])
 
@@ -276,7 +284,7 @@ def test_result_repeats_what_was_asked_and_answered(num_layers, config, seed):
 def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, seed):
     """A corner of the tree that is never entered, or a search that spins when all is known."""
     reward = reward_table(seed, chance=0.1, default=1.0)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     assert sorted(asked) == sorted(all_legal(num_layers))
     assert sum(result.best) == min(sum(path) for path in all_legal(num_layers) if reward(path) > 0)
 
@@ -287,7 +295,7 @@ def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, see
 def test_every_node_visits_equal_own_evaluation_plus_children(num_layers, config, seed):
     """Backpropagation that stops below the root, or that counts the new node twice."""
     reward = reward_table(seed)
-    _, asked, nodes = grow(num_layers, config, seed, reward)
+    _, asked, nodes = run_search(num_layers, config, seed, reward)
     assert [node.decisions for node in nodes] == asked
     for node in nodes:
         below = node.children
@@ -298,7 +306,7 @@ def test_every_node_visits_equal_own_evaluation_plus_children(num_layers, config
 @given(st.integers(1, 7), configs(), seeds)
 def test_every_child_keeps_its_parents_edits_and_adds_some(num_layers, config, seed):
     """A node hung under the wrong parent: its reward would praise a path it does not contain."""
-    _, _, nodes = grow(num_layers, config, seed, reward_table(seed))
+    nodes = run_search(num_layers, config, seed, reward_table(seed)).nodes
     assert nodes[0].parent is None
     for node in nodes[1:]:
         assert node in node.parent.children
@@ -311,7 +319,7 @@ def test_every_child_keeps_its_parents_edits_and_adds_some(num_layers, config, s
 def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed):
     """Catches one of the two settings used for the other."""
     config = SearchConfig(8, stacking=0.9 * (1 - default), stacking_blind=0.9 * default)
-    _, _, nodes = grow(num_layers, config, seed, reward_table(seed, 0.0, default))
+    nodes = run_search(num_layers, config, seed, reward_table(seed, 0.0, default)).nodes
     for node in nodes[1:]:
         assert node.decisions in edits(node.parent.decisions)
 
@@ -319,7 +327,7 @@ def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed
 def test_edits_stack_by_chance():
     """The mean number of edits a first child of twelve layers adds is about 1 / (1 - 0.5)."""
     config = SearchConfig(1, stacking_blind=0.5)
-    edited = [sum(n != EXECUTE for n in grow(12, config, seed, lambda path: 0.0)[1][1])
+    edited = [sum(n != EXECUTE for n in run_search(12, config, seed, lambda path: 0.0).asked[1])
               for seed in range(400)]
     assert 1.85 < sum(edited) / 400 < 2.15
 
@@ -327,13 +335,13 @@ def test_edits_stack_by_chance():
 @given(st.integers(6, 10), seeds, st.sampled_from((0.0, 0.3, 1.0)))
 def test_tree_branches(num_layers, seed, chance):
     """The authors' search extends its newest leaf only: a chain from the default downwards. At its
-    second visit a node has room for another child. Below a wrong default at most eight children
-    share 50 visits, so one of them has its second; below a right one they need not."""
+    second visit a node has room for another child. Below an incorrect default at most eight
+    children share 50 visits, so one of them has its second; below a correct one they need not."""
     config = SearchConfig(stop_when_repaired=False)
-    _, _, (root, *_) = grow(num_layers, config, seed, reward_table(seed, chance))
+    root = run_search(num_layers, config, seed, reward_table(seed, chance)).nodes[0]
     assert len(root.children) >= 2
     config = replace(config, **ONE_EDIT)
-    _, _, (root, *_) = grow(num_layers, config, seed, reward_table(seed, chance, default=0.0))
+    root = run_search(num_layers, config, seed, reward_table(seed, chance, default=0.0)).nodes[0]
     assert any(len(child.children) >= 2 for child in root.children)
 
 
@@ -343,7 +351,7 @@ def test_tree_goes_deep(num_layers, seed, reward):
     paths are alike, one of the root's eight children has 7 visits, one of that child's three has
     2, and the second of them added a third edit."""
     config = SearchConfig(stop_when_repaired=False, **ONE_EDIT)
-    _, asked, _ = grow(num_layers, config, seed, lambda path: reward)
+    asked = run_search(num_layers, config, seed, lambda path: reward).asked
     assert max(sum(count != EXECUTE for count in path) for path in asked) >= 3
 
 
@@ -351,15 +359,15 @@ def test_tree_goes_deep(num_layers, seed, reward):
 def test_children_of_the_root_grow_as_a_power_of_its_visits(simulations, widening, seed):
     """Widening ignored, inverted or rounded down: 0 goes straight deep, 1 straight wide."""
     config = SearchConfig(simulations, widening=widening, stop_when_repaired=False, **ONE_EDIT)
-    _, _, nodes = grow(8, config, seed, reward_table(seed, default=0.0))
+    nodes = run_search(8, config, seed, reward_table(seed, default=0.0)).nodes
     assert len(nodes[0].children) == max(1, math.ceil(simulations ** widening))
 
 
 @given(st.integers(1, 16), st.floats(0, 1), seeds)
 def test_children_worse_than_their_parent_take_no_room(simulations, widening, seed):
-    """Catches a tree that goes on below what a wrong edit has spoilt."""
+    """Catches a tree that grows below an edit that broke the answer."""
     config = SearchConfig(simulations, widening=widening, **ONE_EDIT)
-    _, _, nodes = grow(8, config, seed, reward_table(seed, 0.0, default=1.0))
+    nodes = run_search(8, config, seed, reward_table(seed, 0.0, default=1.0)).nodes
     assert len(nodes[0].children) == simulations
 
 
@@ -414,8 +422,9 @@ def test_random_child_one_ignores_the_score_and_zero_never_does(root):
 def test_same_seed_same_tree(num_layers, config, seed):
     """A draw from the global random state, or an order that depends on a set."""
     def tree():
-        result, _, nodes = grow(num_layers, config, seed, reward_table(seed))
-        return result, [(node.decisions, node.parent and node.parent.decisions) for node in nodes]
+        run = run_search(num_layers, config, seed, reward_table(seed))
+        return run.result, [(node.decisions, node.parent and node.parent.decisions)
+                            for node in run.nodes]
 
     first = tree()
     random.seed(seed)
@@ -425,14 +434,14 @@ def test_same_seed_same_tree(num_layers, config, seed):
 def test_every_edit_may_come_first():
     """Edits tried in a fixed order: early layers always, late ones never. Odds: 6 (5/6)^300."""
     config = SearchConfig(1, **ONE_EDIT)
-    first = {grow(3, config, seed, reward_table(0))[1][1] for seed in range(300)}
+    first = {run_search(3, config, seed, reward_table(0)).asked[1] for seed in range(300)}
     assert first == set(edits((1, 1, 1)))
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), configs(), seeds), min_size=2, max_size=6))
 def test_searches_in_lockstep_equal_searches_one_at_a_time(questions):
     """Anything shared between searches: a default argument, a table on the module."""
-    alone = [grow(*question, reward_table(question[2]))[0] for question in questions]
+    alone = [run_search(*question, reward_table(question[2])).result for question in questions]
     together = [None] * len(questions)
     running = {number: search(num_layers, config, CountedRandom(seed))
                for number, (num_layers, config, seed) in enumerate(questions)}
@@ -453,7 +462,7 @@ def test_searches_in_lockstep_equal_searches_one_at_a_time(questions):
 def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, config, seed):
     """The longest, the last met, or the one of the highest reward."""
     reward = reward_table(seed, default=1.0)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     right = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
     assert result.best == asked[right[0][1]]
 
@@ -462,7 +471,7 @@ def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, 
 def test_best_of_a_wrong_default_is_the_first_right_path(num_layers, config, seed):
     """The shortest, which is the label of a right default only, when the search went on."""
     reward = reward_table(seed, default=0.0)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     assert result.best == next((path for path in asked if reward(path) > 0), None)
 
 
@@ -470,28 +479,28 @@ def test_best_of_a_wrong_default_is_the_first_right_path(num_layers, config, see
 def test_wrong_default_stops_at_the_first_right_path_and_that_is_best(num_layers, config, seed):
     """Searching on after the repair, or returning the default in its place."""
     reward = reward_table(seed, default=0.0)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     assert not any(reward(path) for path in asked[:-1])
-    repaired = reward(asked[-1]) > 0
-    assert result.best == (asked[-1] if repaired else None)
-    assert repaired or len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
+    corrected = reward(asked[-1]) > 0
+    assert result.best == (asked[-1] if corrected else None)
+    assert corrected or len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
 
 
 @given(st.integers(1, 6), configs(stop_when_repaired=True), seeds)
 def test_right_default_never_stops_early(num_layers, config, seed):
-    """A question answered at once still has layers to save: the search must go on."""
+    """A question answered at once still has layers to save: the search must continue."""
     reward = reward_table(seed, default=1.0)
-    result, asked, _ = grow(num_layers, config, seed, reward)
+    result, asked, _ = run_search(num_layers, config, seed, reward)
     assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
     assert sum(result.best) <= num_layers
 
 
 @given(st.integers(2, 6), configs(stop_when_repaired=False), seeds)
 def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
-    """A stop rule that cannot be switched off; both searches agree until the first right path."""
+    """A stop rule that cannot be switched off; both searches agree until the first correct path."""
     reward = reward_table(seed, default=0.0)
-    _, asked, _ = grow(num_layers, config, seed, reward)
-    _, stopped, _ = grow(num_layers, replace(config, stop_when_repaired=True), seed, reward)
+    asked = run_search(num_layers, config, seed, reward).asked
+    stopped = run_search(num_layers, replace(config, stop_when_repaired=True), seed, reward).asked
     assert stopped == asked[:len(stopped)]
     assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
 
@@ -499,12 +508,12 @@ def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
 @given(st.integers(1, 6), configs(), seeds)
 def test_no_right_path_gives_no_best(num_layers, config, seed):
     """The default handed out as a label though its answer was wrong."""
-    result, _, _ = grow(num_layers, config, seed, lambda path: 0.0)
+    result = run_search(num_layers, config, seed, lambda path: 0.0).result
     assert result.best is None and result.default_reward == 0
 
 
 def test_one_layer_has_three_paths():
     """The smallest model: nothing to select between, and a search that must end by itself."""
-    result, asked, _ = grow(1, SearchConfig(), 0, lambda path: 1.0)
+    result, asked, _ = run_search(1, SearchConfig(), 0, lambda path: 1.0)
     assert sorted(asked) == [(0,), (1,), (2,)]
     assert result.best == (0,)

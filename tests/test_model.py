@@ -21,6 +21,7 @@ import model_llama
 from checkpoint.config import Llama3Rope
 from model_llama import (Linear, Llama, Span, decode, fixed, generate, load_model, prefill,
                          run_blocks)
+from paths import DECISIONS, Decision, blocks
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model
 
 HERE = Path(__file__).resolve().parent
@@ -73,10 +74,10 @@ def cases(draw, min_rows=1, max_rows=4, max_length=7):
 
 def rebuilt(model, decisions):
     """A plain Llama that holds the blocks of a path in order, each as often as it runs."""
-    blocks = [block for block, n in zip(model.layers, decisions) for _ in range(n)]
+    in_order = [block for block, n in zip(model.layers, decisions) for _ in range(n)]
     stack = Llama(replace(model.config, num_layers=0))
-    stack.config = replace(model.config, num_layers=len(blocks))
-    stack.layers = ModuleList(blocks)
+    stack.config = replace(model.config, num_layers=len(in_order))
+    stack.layers = ModuleList(in_order)
     stack.embed_tokens, stack.norm = model.embed_tokens, model.norm
     stack.lm_head = model.lm_head
     return stack
@@ -298,14 +299,14 @@ def test_layers_executed_counts_every_pass(case, new, picks):
     for row, path in enumerate(case.paths):
         entered.clear()
         got = generate(model, case.prompts[row:row + 1], fixed(path), new, stop_ids)
-        assert got.layers_executed.item() == sum(entered) == sum(path) * got.passes.item()
+        assert got.layers_executed.item() == sum(entered) == blocks(path) * got.passes.item()
     entered.clear()
     prefill(model, *padded(case.prompts)[:1], fixed(case.paths))
     assert sum(entered) == sum(map(sum, case.paths))
 
 
-def test_rows_that_have_ended_run_on_unheard_until_the_last_has(monkeypatch):
-    """Catches a batch that ends with its first row, one that goes on after its last, and words said
+def test_rows_that_have_ended_run_on_ignored_until_the_last_has(monkeypatch):
+    """Catches a batch that ends with its first row, one that runs on after its last, and words said
     after a stop id. Here rows finish one by one."""
     steps = []
     monkeypatch.setattr(model_llama, "decode", lambda *a: steps.append(1) or decode(*a))
@@ -372,7 +373,28 @@ def test_a_route_is_asked_once_per_layer_and_on_the_prompt_only(case, new):
             close(hidden[row, :len(prompt)], wanted)
 
 
-# ---- a span made by hand ----
+@given(cases(min_rows=2), st.integers(0, 3))
+def test_a_route_sees_zeros_after_each_rows_own_prompt(case, behind):
+    """Catches a route that sees the answer, the options or another row's length. Every prompt is
+    followed by real tokens; the route looks at all it is given, as a route by mean would."""
+    prompts, seen = case.prompts, []
+    width = max(case.lengths) + behind
+    tokens = torch.tensor([p + words(width - len(p), case.seed + 9) for p in prompts])
+
+    def by_everything(layer, hidden, lengths):
+        seen.append(hidden)
+        return (hidden.abs().sum((1, 2)) * 1000).round().long() % 3
+
+    _, cache = prefill(case.model, tokens, by_everything, case.lengths)
+    for layer, hidden in enumerate(seen):
+        assert hidden.shape[1] == max(case.lengths)
+        for row, prompt in enumerate(prompts):
+            before = rebuilt(case.model, cache.decisions[row, :layer].tolist())
+            close(hidden[row, :len(prompt)], prefill(before, torch.tensor([prompt]))[0][0])
+            assert not hidden[row, len(prompt):].any()
+
+
+# ---- positions and mask made by hand ----
 
 @given(cases(min_rows=2))
 def test_options_that_share_a_prompt_in_one_row_do_not_see_each_other(case):
@@ -402,7 +424,7 @@ def test_options_that_share_a_prompt_in_one_row_do_not_see_each_other(case):
 
 def bytes_of(case, paths, capacity):
     """Keys and values: float64, (kv heads, capacity, head size) per row and pass."""
-    return 2 * 8 * case.kv_heads * capacity * case.head_dim * sum(map(sum, paths))
+    return 2 * 8 * case.kv_heads * capacity * case.head_dim * sum(map(blocks, paths))
 
 
 def bytes_in(cache):
@@ -462,12 +484,23 @@ TestKVCache.settings = settings(stateful_step_count=KVCacheMachine.STEPS)
 
 @pytest.mark.parametrize("decisions, numbers", [
     ((1, 1), ("2", "3")), ((1,) * 7, ("7", "3")), ((1, 3, 1), ("0..2", "3")),
-    ((0, -1, 1), ("0..2", "-1")), (((1, 1, 1), (1, 1, 1)), ("1 counts", "[1, 1]"))])
+    ((0, -1, 1), ("0..2", "-1")), (((1, 1, 1), (1, 1, 1)), ("1 decisions", "[1, 1]"))])
 def test_a_path_that_does_not_fit_is_refused(decisions, numbers):
-    """Catches a short path that silently runs fewer layers, and counts that mean nothing."""
+    """Catches a short path that silently runs fewer layers, and decisions that nothing defines."""
     with pytest.raises(ValueError) as error:
         tiny_model()(torch.tensor([[1, 2]]), fixed(decisions))
     assert all(number in str(error.value) for number in numbers)
+
+
+def test_a_decision_means_what_the_table_says_and_no_other_is_run(monkeypatch):
+    """Catches a code taken for a number of passes: without a word, 3 ran a layer three times."""
+    model, tokens = tiny_model(), torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match=r"decisions in 0\.\.2, got \[3\]"):
+        model(tokens, lambda layer, hidden, lengths: torch.tensor([3]))
+    once_more = Decision("execute otherwise", passes=1, edit=False, mark="?")
+    monkeypatch.setattr(model_llama, "DECISIONS", (*DECISIONS, once_more))
+    monkeypatch.setattr(model_llama, "PASSES", torch.tensor([0, 1, 2, 1]))
+    close(model(tokens, fixed((3, 3, 3))), model(tokens))
 
 
 @pytest.mark.parametrize("lengths", [[0, 2], [2, 4], [-1, 3]])
@@ -505,7 +538,7 @@ def test_a_prompt_beyond_the_capacity_is_refused():
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_fingerprint_names_the_weights_and_nothing_else(family, tmp_path):
-    """Catches a fingerprint that depends on dtype or on the way through a file, or that leaves
+    """Catches a fingerprint that depends on dtype or on a trip through a file, or that leaves
     a tensor out: routers trained for one model would then be run on another."""
     model = tiny_model(0, family, torch.bfloat16)
     folder = save_tiny(tmp_path, model)

@@ -17,7 +17,6 @@ what a rule picks for the label questions; a question is then one of the nearest
 import itertools
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -35,7 +34,7 @@ from cli import progress_bar
 from questions.loading import disjoint, load_all
 from answers import through_layers
 from answers import batches, prepare
-from train import TrainConfig, features, learn
+from train import TrainConfig, features, train_routers
 
 # N questions   K edits, the first of them none   S numbers that describe a question
 
@@ -217,8 +216,8 @@ def compared(right, logprob, fresh, edits, known, new, seed):
 def routed(args, model, tokenizer, label, labels, test, kept):
     """Trains routers on a rule's labels, a path per question, and reports what they do to test
     questions beside the plain model and their own decisions shuffled."""
-    run = SimpleNamespace(args=args, model=model, out=args.out, config=TrainConfig())
-    routes = [routers.route for routers in learn(run, label, labels, range(args.seeds))]
+    routes = [routers.route for routers in train_routers(
+        model, label, labels, TrainConfig(), range(args.seeds), args.device, args.out)]
     known = {prompt.question.task for prompt in label}
     table = compare(model, tokenizer, test, known, {"dr.llm": (f"Dr.LLM, {args.train}", routes)},
                     [], ("vanilla", "dr.llm", "shuffled"), args.batch_size, kept=kept)

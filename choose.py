@@ -48,7 +48,7 @@ def shortest(records):
 
 
 def confident(records, price=CONFIDENT_COST):
-    """argmax over a question's correct paths of P(answer) - price * |path|; None if it has none."""
+    """argmax over the correct paths of P(answer) - price * |path|, None if there is none."""
     def worth(path_and_probability):
         path, probability = path_and_probability
         return probability - price * blocks(path)
@@ -167,7 +167,8 @@ def menu(model, tokenizer, prompts, records, space, clusters, **how):
     paths = list(dict.fromkeys(paths))
 
     with progress_bar(total=len(paths) * N, desc="candidate paths", unit="answer") as bar:
-        confidence = along_each(model, tokenizer, prompts, paths, **how, progress=bar.update)
+        how["progress"] = bar.update
+        confidence = along_each(model, tokenizer, prompts, paths, **how)
     return paths, confidence > 0
 
 
@@ -324,7 +325,8 @@ def label_by_confidence(evidence):
 
 def label_by_consensus(evidence):
     paths, right = evidence.candidates
-    labels, price = consensus_of_neighbours(evidence.space, right, paths, evidence.price)
+    price = evidence.price
+    labels, price = consensus_of_neighbours(evidence.space, right, paths, price)
     print(f"{len(paths)} candidate paths asked of every question; cost per layer: {price}")
     return labels
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import cli
-from choose import (CHOICES, PAPERS_CHOICE, SMALLEST_GROUP, consensus_of_neighbours, frontier,
-                    menu, similarity_space)
+from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
+                    consensus_of_neighbours, frontier, menu, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
 from label import content_hash, digest, header, label, margin, plain_model, summary
@@ -164,33 +164,41 @@ class Run:
 
 def load_data(args):
     """(training questions, test questions): from files of their own, or a split of --data."""
-    load = lambda files: load_all(files, args.skip_bad_rows, args.score)
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
-    to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
-    to_label = disjoint(args.test or args.data, test, "--data", to_label)
-    if not to_label or not test:  # rather now than after hours of labelling
-        raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
-                         f"{len(test)} to test; both need one at least")
+    to_label = load_all(args.data, args.skip_bad_rows, args.score)
+    if args.test:
+        test_files = args.test
+        test = load_all(args.test, args.skip_bad_rows, args.score)
+    else:
+        test_files = args.data
+        to_label, test = split(to_label)
+    to_label = disjoint(test_files, test, "--data", to_label)
+    if not to_label or not test:  # rather now than after hours of searching
+        raise InputError(f"{test_files[0]}: {len(to_label)} training questions and {len(test)} "
+                         "test questions; both need one at least")
     return to_label, test
 
 
 # ---- labels ----
 
 class Evidence:
-    """What a choice of label may look at (choose.Choice): the training questions as prompts, the
-    records of their searches, and what is computed from these when it is first asked for."""
+    """What a choice of label may look at (choose.Choice): the training questions' prompts and the
+    records of their searches; what is expensive is computed when it is first asked for."""
 
     def __init__(self, run, prompts, records):
-        self.run, self.prompts, self.records = run, prompts, records
+        self.run, self.prompts = run, prompts
+        self.records = records  # None without searches
         self.model, self.tokenizer = run.model, run.tokenizer
-        self.num_layers, self.price = run.model.config.num_layers, run.args.price
+        self.num_layers = run.model.config.num_layers
+        self.price = run.args.price  # None: not given
 
     @cached_property
     def space(self):
         """(N, S): similar questions are near each other."""
         default = torch.tensor([default_path(self.num_layers)] * len(self.prompts))
-        return similarity_space(*features(self.model, self.prompts, default, folder=self.run.out))
+        pooled, num_windows = features(self.model, self.prompts, default, folder=self.run.out)
+        return similarity_space(pooled, num_windows)
 
     @cached_property
     def candidates(self):
@@ -201,9 +209,9 @@ class Evidence:
                "questions": digest(*map(content_hash, self.prompts))}
         stored = read_json(file) if file.exists() else {}
         if stored.get("key") != key:
-            paths, right = menu(run.model, run.tokenizer, self.prompts, self.records, self.space,
-                                run.args.clusters, batch_size=run.args.batch_size,
-                                ask=run.kept.judge)
+            paths, right = menu(
+                self.model, self.tokenizer, self.prompts, self.records, self.space,
+                run.args.clusters, batch_size=run.args.batch_size, ask=run.kept.judge)
             lines = ["".join(map(str, row)) for row in right.int().tolist()]
             stored = {"key": key, "paths": paths, "right": lines,
                       "frontier": frontier(paths, right)}
@@ -233,7 +241,7 @@ def labels_of(choice, evidence):
 
 FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
 TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
-WORTHWHILE_DEPTH = 0.97  # of all layers: a smaller saving is not worth routers of its own
+WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
 
 
 def routing_pays(gains, layers, num_layers):
@@ -252,7 +260,8 @@ def cross_validate(evidence):
 
     The candidate paths were chosen on all questions, so the gains are a little too high.
     """
-    run, prompts, space = evidence.run, evidence.prompts, evidence.space
+    run, prompts = evidence.run, evidence.prompts
+    space = evidence.space
     paths, right = evidence.candidates
 
     def answered_by_routers(others, held_out, labels):
@@ -308,6 +317,25 @@ def prompts_that_fit(questions, tokenizer, model):
     return prompts, len(too_long)
 
 
+def prepare_questions(run):
+    """(training prompts, test prompts, number of test questions that are too long). Says what the
+    run is about to do; InputError if it would be in vain, or would replace another run."""
+    args, model, tokenizer = run.args, run.model, run.tokenizer
+    to_label = run.to_label[:args.limit]
+    tests, too_long = prompts_that_fit(run.held_out[:args.limit], tokenizer, model)
+    along = ""
+    if CHOICES[args.choose].needs_search:
+        along = f", searched along {args.simulations + 1} paths each"
+    print(f"{args.model}: {len(to_label)} training questions{along}, {len(tests)} test questions, "
+          f"into {run.out}")
+    prompts, _ = prepare(to_label, tokenizer, model)
+    claim(run.out, run.settings, args.overwrite)
+    print_warnings(args, len(tests))
+    plain_model(model, tokenizer, prompts, args, refuse=not args.force)
+    run.kept = Kept(run.out / "kept.jsonl", model, run.settings["train"])
+    return prompts, tests, too_long
+
+
 def print_warnings(args, num_tests):
     """What makes a run slow or its figures uncertain, before it begins."""
     load = os.getloadavg()[0]
@@ -320,13 +348,17 @@ def print_warnings(args, num_tests):
               f"{100 * margin(0.5, num_tests):.0f} points to either side")
 
 
-def require_correct_paths(records, file):
-    """InputError if too few searches found a correct path."""
-    answered = sum(bool(record["correct"]) for record in records)
+def search_questions(run, prompts):
+    """The search record of each training question. InputError if too few have a correct path."""
+    args, file, to_label = run.args, run.out / "labels.jsonl", run.to_label[:run.args.limit]
+    rows = label(run.model, run.tokenizer, to_label, file, run.search, args.seed, args.batch_size)
+    print(f"labels: {len(rows)} questions; {summary(rows)}")
+    answered = sum(bool(row["correct"]) for row in rows)
     if answered < SMALLEST_GROUP:
         raise InputError(f"{file}: {answered} questions with a correct path; routers need "
                          f"{SMALLEST_GROUP}. The others are beyond this model, or it does not "
                          "answer in the form asked for (a letter, or \\boxed{})")
+    return rows
 
 
 def load_or_train(run, choice, prompts, labels, seeds):
@@ -360,80 +392,17 @@ def load_or_train(run, choice, prompts, labels, seeds):
     return [routers_of[seed] for seed in seeds]
 
 
-# ---- the command ----
-
-def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
-    cli.add_model_flags(parser)
-    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
-    parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
-                        help="paths tried per question after the default")
-    parser.add_argument("--test", nargs="+", metavar="FILE",
-                        help="test questions; without it a fifth of --data, by its words")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
-    parser.add_argument("--choose", choices=CHOICES, default="safe",
-                        help="which correct path becomes the label; shortest is the paper's")
-    parser.add_argument("--price", type=cli.number(-1e6, 1e6),
-                        help="cost per layer, in reward; without it 0.001 for confident, and for "
-                             "consensus what keeps half of the gain")
-    parser.add_argument("--clusters", type=cli.count, default=16, help="groups of questions")
-    parser.add_argument("--no-guard", action="store_true",
-                        help="trust the routers on any prompt, as the paper does")
-    parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
-    parser.add_argument("--force", action="store_true", help="go on with a model at chance")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    return parser.parse_args(argv)
+def save_chosen(run, prompts, labels, routers):
+    """Writes what the run is about: its own choice of label, and the first seed's routers."""
+    routers[0].save(run.out / "routers.safetensors")
+    chosen = {}
+    for prompt, path in zip(prompts, labels):
+        if path is not None:
+            chosen[prompt.question.id] = path
+    write_json(run.out / "chosen.json", chosen)
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    cli.use_device(args)
-    began, run = time.time(), Run(args)
-    with locked(args.out):
-        train(run)
-    files = ["config.json", "labels.jsonl", "routers.safetensors", "metrics.json"]
-    made = " ".join(file for file in files if (args.out / file).exists())
-    print(f"\n{args.out}: {made} ({time.time() - began:.0f} s)")
-
-
-def train(run):
-    """Searches, labels, routers and their evaluation, in the run's folder."""
-    args, out = run.args, run.out
-    choice = CHOICES[args.choose]
-    to_label = run.to_label[:args.limit]
-    tests, too_long = prompts_that_fit(run.held_out[:args.limit], run.tokenizer, run.model)
-    along = f" along {args.simulations + 1} paths each" if choice.needs_search else ""
-    print(f"{args.model}: {len(to_label)} questions to label{along}, {len(tests)} to test, "
-          f"into {out}")
-    prompts, _ = prepare(to_label, run.tokenizer, run.model)
-    claim(out, run.settings, args.overwrite)
-    print_warnings(args, len(tests))
-    plain_model(run.model, run.tokenizer, prompts, args, refuse=not args.force)
-    run.kept = Kept(out / "kept.jsonl", run.model, run.settings["train"])
-
-    rows, choices = None, [args.choose]
-    if choice.needs_search:
-        rows = label(run.model, run.tokenizer, to_label, out / "labels.jsonl", run.search,
-                     args.seed, args.batch_size)
-        print(f"labels: {len(rows)} questions; {summary(rows)}")
-        require_correct_paths(rows, out / "labels.jsonl")
-        choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # which the paper's row is made of
-    take(out, run.settings)  # now that no refusal would cost another run its files
-
-    evidence = Evidence(run, prompts, rows)
-    labels, routers = {}, {}
-    for name in choices:
-        labels[name] = labels_of(name, evidence)
-        seeds = range(args.seed, args.seed + args.seeds)
-        routers[name] = load_or_train(run, name, prompts, labels[name], seeds)
-    routers[args.choose][0].save(out / "routers.safetensors")
-    chosen = {prompt.question.id: path for prompt, path in zip(prompts, labels[args.choose])
-              if path is not None}
-    write_json(out / "chosen.json", chosen)
-    evaluate(run, tests, routers, too_long)
-
-
-def evaluate(run, tests, routers, too_long):
+def compare_on_tests(run, tests, routers, too_long):
     """Prints the table of a run and writes its metrics.json. routers: {choice: Routers}."""
     args, out = run.args, run.out
     routes = [one.route for one in routers[args.choose]]
@@ -448,6 +417,56 @@ def evaluate(run, tests, routers, too_long):
                     batch_size=args.batch_size, kept=run.kept)
     report(table, "dr.llm", out, args.seed,
            {"command": " ".join(sys.argv), "too_long": too_long})
+
+
+# ---- the command ----
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
+    parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
+                        help="paths tried per question after the default")
+    parser.add_argument("--test", nargs="+", metavar="FILE",
+                        help="test questions; without it a fifth of --data, by its words")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--choose", choices=CHOICES, default="safe",
+                        help="which correct path becomes the label; shortest is the paper's")
+    parser.add_argument("--price", type=cli.number(-1e6, 1e6),
+                        help=f"cost per layer, in reward; without it {CONFIDENT_COST} for "
+                             "confident, and for consensus what keeps half of the gain")
+    parser.add_argument("--clusters", type=cli.count, default=16, help="groups of questions")
+    parser.add_argument("--no-guard", action="store_true",
+                        help="trust the routers on any prompt, as the paper does")
+    parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
+    parser.add_argument("--force", action="store_true", help="go on with a model at chance")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cli.use_device(args)
+    began, run = time.time(), Run(args)
+    with locked(args.out):
+        prompts, tests, too_long = prepare_questions(run)
+        records, choices = None, [args.choose]
+        if CHOICES[args.choose].needs_search:
+            records = search_questions(run, prompts)
+            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the paper's row is beside ours
+        take(args.out, run.settings)  # only now: the refusals above cost another run nothing
+
+        evidence = Evidence(run, prompts, records)
+        seeds = range(args.seed, args.seed + args.seeds)
+        labels, routers = {}, {}
+        for choice in choices:
+            labels[choice] = labels_of(choice, evidence)
+            routers[choice] = load_or_train(run, choice, prompts, labels[choice], seeds)
+        save_chosen(run, prompts, labels[args.choose], routers[args.choose])
+        compare_on_tests(run, tests, routers, too_long)
+    files = ["config.json", "labels.jsonl", "routers.safetensors", "metrics.json"]
+    made = " ".join(file for file in files if (args.out / file).exists())
+    print(f"\n{args.out}: {made} ({time.time() - began:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def test_routers_learn_what_a_rule_picks(tmp_path, monkeypatch):
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    real = rules.learn
-    monkeypatch.setattr(rules, "learn", lambda run, prompts, labels, seeds: seen.update(
-        prompts=prompts, labels=labels) or real(run, prompts, labels, seeds))
+    real = rules.train_routers
+    monkeypatch.setattr(rules, "train_routers", lambda model, prompts, labels, *more: seen.update(
+        prompts=prompts, labels=labels) or real(model, prompts, labels, *more))
     monkeypatch.setitem(RULES, "all", lambda values, doubt, known, new: seen.update(
         values=values, doubt=doubt) or torch.arange(len(new.kinds)) % values.shape[1])
     rules.main(["--model", str(folder), "--data", str(tmp_path / "label"), "--test",

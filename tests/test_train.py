@@ -274,7 +274,7 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
     labels = json.loads((tmp_path / "out" / "chosen.json").read_text())
     assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
     printed = capsys.readouterr().out
-    assert "49 questions to label, 11 to test" in printed
+    assert "49 training questions, 11 test questions" in printed
     assert "out: config.json routers.safetensors metrics.json (" in printed
 
 

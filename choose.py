@@ -1,186 +1,345 @@
-"""Which of the right paths of a question becomes its label.
+"""Which of a question's correct paths becomes its label.
 
-A search meets some thirty right paths per question, most of them right by luck. Routers learn
-what holds across questions, so the choice decides whether routing pays:
+A search finds about thirty correct paths per question, most of them correct by luck. Routers learn
+what holds for many questions, so the choice of the label decides whether routing pays:
 
-    shortest    the paper's: the shortest right path; where the default was wrong, the first met
-    confident   the right path the model is surest along, less a price per layer
-    consensus   the right path that also works for similar questions, less a price per layer
-    safe        consensus where routing is expected to pay (train.expected), else the default path
+    shortest    the paper's: the shortest correct path; if the default path is incorrect, the first
+                correct path that the search met
+    confident   the correct path with the most probable answer, less a cost per layer
+    consensus   the correct path that also works for similar questions, less a cost per layer
+    safe        consensus if routing is expected to pay (train.routing_pays), else the default path
 
-Consensus needs a *menu*: a few paths, each asked of every question. It groups the questions by
-what the routers see of them. What a group's searches tried says how much each single edit helps
-there; the most helpful edits together make a few paths; the best of these at some depth join the
-menu. Questions that no path of the menu answers get no label.
+Consensus needs to know what the same few paths, the *candidate paths*, do for every question:
+
+    1. group similar questions                         similarity_space, cluster
+    2. estimate the effect of every single edit        edit_effects
+    3. combine good edits into candidate paths         combine_edits, propose_paths, menu
+    4. choose a correct one with the neighbours' help  neighbours, consensus
+
+A question that no candidate path answers gets no label. `CHOICES` lists the choices.
 """
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
-from drllm import mean_state
-from mcts import EXECUTE, REPEAT, SKIP, is_legal
-from cli import progress_bar
 from answers import batches, judge
+from cli import progress_bar
+from drllm import mean_state
+from paths import DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal
 
-CHOICES = ("safe", "consensus", "confident", "shortest")
-PRICES_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer
-SMALLEST_GROUP = 8  # questions
-SUGGESTED_PRICES = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13)  # of a layer, for a group's paths
+# N questions   L layers   K candidate paths   S numbers that describe a question
 
-
-def shortest(rows):
-    """The paper's label of each row, None where no path was right."""
-    return [row["decisions"] if row["correct"] else None for row in rows]
-
-
-def confident(rows, price=0.001):
-    """argmax over the right paths of P(answer) - price * |path|."""
-    return [max(row["correct"], key=lambda met: met[1] - price * sum(met[0]), default=(None,))[0]
-            for row in rows]
+SMALLEST_GROUP = 8  # questions; fewer say too little, and the routers' guard needs as many
+CONFIDENT_COST = 0.001  # per layer: of two paths that are equally sure, the shorter is the label
+COSTS_TRIED = [step / 200 for step in range(1, 21)]  # 0.005 to 0.1 of reward per layer
+GROUP_COSTS = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.13)  # from deep candidate paths to short ones
+MOST_EDITS = 7  # in a candidate path
+SCREENED_ON = 32  # questions of a group that its proposals are tried on
+DEPTHS = (0.7, 1.4)  # of the model's: the shallowest and the deepest candidate path
+DISTANCES_AT_ONCE = 2 ** 26  # 256 MB of float32
 
 
-def half_gain_price(right, share, paths):
-    """The largest price of a layer at which choosing paths by the neighbours alone, a question's
-    own answers unseen, still keeps half of what it can gain over the default path, paths[0].
-    It is measured on the label questions: no test question has a say in it."""
-    lengths = torch.tensor([float(sum(path)) for path in paths])
-    answered = {price: right.gather(1, (share - price * lengths).argmax(1)[:, None]).float().mean()
-                for price in PRICES_TRIED}
-    half = (right[:, 0].float().mean() + max(answered.values())) / 2
-    return max((p for p in PRICES_TRIED if answered[p] >= half), default=PRICES_TRIED[0])
+# ---- one question alone ----
 
+def shortest(records):
+    """The paper's label of each search record, None if no path was correct."""
+    return [record["decisions"] if record["correct"] else None for record in records]
+
+
+def confident(records, price=CONFIDENT_COST):
+    """argmax over the correct paths of P(answer) - price * |path|, None if there is none."""
+    def worth(path_and_probability):
+        path, probability = path_and_probability
+        return probability - price * blocks(path)
+
+    labels = []
+    for record in records:
+        best = max(record["correct"], key=worth, default=None)  # of equals the first met
+        labels.append(None if best is None else best[0])
+    return labels
+
+
+# ---- step 1: similar questions ----
+
+def similarity_space(pooled, num_windows):
+    """A vector per question, (N, 3D): its mean hidden state at three depths of the default path,
+    standardised. pooled (N, L, W, D): see train.features."""
+    L = pooled.shape[1]
+    depths = [0, L // 3, 2 * L // 3]
+    space = mean_state(pooled[:, depths], num_windows[:, None]).flatten(1)
+    spread = space.std(0, correction=0) + 1e-3  # some numbers may be the same for all questions
+    return (space - space.mean(0)) / spread
+
+
+def cluster(space, number, seed=0, rounds=20):
+    """k-means: the group 0..number-1 of every question, (N,)."""
+    rng = torch.Generator().manual_seed(seed)
+    first = torch.randperm(len(space), generator=rng)[:number]
+    centres = space[first].clone()
+    for _ in range(rounds):
+        group_of = torch.cdist(space, centres).argmin(1)
+        for group in range(len(centres)):
+            members = group_of == group
+            if members.any():
+                centres[group] = space[members].mean(0)
+    return group_of
+
+
+# ---- step 2: what single edits do ----
+
+def edit_effects(records, ridge=20.0):
+    """(L, 3): by how much a decision at a layer changes the chance of a correct answer; 0 for
+    executing it. Least squares on all paths that the searches of these records tried. The ridge
+    counts as 20 tries without effect, so that an edit seen seldom promises little."""
+    edits_tried, outcome = [], []
+    for record in records:
+        correct = [path for path, _ in record["correct"]]
+        tried = torch.tensor(correct + record["wrong"])  # (paths, L)
+        right = (torch.arange(len(tried)) < len(correct)).float()
+        edited = torch.cat([tried == code for code in EDITS], dim=1).float()  # (paths, 2L)
+        # without a question's own mean: that it is easy says nothing about its edits
+        edits_tried.append(edited - edited.mean(0))
+        outcome.append(right - right.mean())
+    X = torch.cat(edits_tried)
+    y = torch.cat(outcome)
+    solved = torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1]), X.T @ y)  # (2L,)
+    effects = torch.zeros(len(solved) // len(EDITS), len(DECISIONS))
+    effects[:, EDITS] = solved.view(len(EDITS), -1).T
+    return effects
+
+
+# ---- step 3: candidate paths ----
+
+def combine_edits(effects, price):
+    """Legal paths with the one, two, ... best edits by effect (L, 3) - price * blocks added."""
+    L = len(effects)
+    gains = []
+    for layer in range(L):
+        for code in EDITS:
+            blocks_added = DECISIONS[code].passes - DECISIONS[EXECUTE].passes
+            gains.append((effects[layer, code].item() - price * blocks_added, layer, code))
+    path, paths = default_path(L), []
+    for gain, layer, code in sorted(gains, reverse=True):
+        edited = path[:layer] + (code,) + path[layer + 1:]
+        if gain > 0 and path[layer] == EXECUTE and is_legal(edited):
+            path = edited
+            paths.append(path)
+    return paths[:MOST_EDITS]
+
+
+def propose_paths(model, tokenizer, prompts, records, **how):
+    """The paths that the searches of a group suggest and that do best at their depth.
+
+    Edits are combined at several costs per layer, so that short and deep paths are proposed. The
+    first prompts of the group are asked along each. how: see along_each.
+    """
+    L = model.config.num_layers
+    effects = edit_effects(records)
+    proposed = [default_path(L)]
+    for cost in GROUP_COSTS:
+        proposed += combine_edits(effects, cost)
+    proposed = list(dict.fromkeys(proposed))
+    confidence = along_each(model, tokenizer, prompts[:SCREENED_ON], proposed, **how)
+    shallowest, deepest = DEPTHS[0] * L, DEPTHS[1] * L
+    best = frontier(proposed, confidence)
+    return [path for length, path in best if shallowest <= length <= deepest]
+
+
+def menu(model, tokenizer, prompts, records, space, clusters, **how):
+    """(candidate paths, right (N, K)): the default path, and what all questions together and every
+    group of similar ones propose; each is asked of all questions. records: of their searches.
+    space (N, S): see similarity_space. how: see along_each."""
+    N = len(prompts)
+    everyone = torch.randperm(N, generator=torch.Generator().manual_seed(0)).tolist()
+    group_of = cluster(space, clusters)
+    groups = [everyone]
+    for group in range(clusters):
+        members = [n for n in everyone if group_of[n] == group]
+        if len(members) >= SMALLEST_GROUP:
+            groups.append(members)
+
+    paths = [default_path(model.config.num_layers)]
+    for members in progress_bar(groups, "paths for groups of questions", unit="group"):
+        asked = [prompts[n] for n in members]
+        searched = [records[n] for n in members]
+        paths += propose_paths(model, tokenizer, asked, searched, **how)
+    paths = list(dict.fromkeys(paths))
+
+    with progress_bar(total=len(paths) * N, desc="candidate paths", unit="answer") as bar:
+        how["progress"] = bar.update
+        confidence = along_each(model, tokenizer, prompts, paths, **how)
+    return paths, confidence > 0
+
+
+def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None, ask=judge):
+    """(N, K) probability of the model's answer to question n along path k; 0 if it is incorrect.
+    ask: like judge, e.g. with a cache."""
+    confidence_if_right = torch.zeros(len(prompts), len(paths))
+    # sorted, so that paths which share their first layers follow each other
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    for rows in batches(prompts, batch_size):
+        batch = [prompts[n] for n in rows]
+        shared_states = [{} for _ in rows]  # per prompt, see answers.through_layers
+        for k in order:
+            shared_states = [states_on_path(states, paths[k]) for states in shared_states]
+            decisions = torch.tensor(paths[k]).expand(len(batch), -1)
+            right, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
+                                    shared_states)
+            # a correct answer stays above 0, however improbable it is
+            confidence_if_right[rows, k] = right * confidence.clamp(min=1e-9)
+    return confidence_if_right
+
+
+def states_on_path(states, path):
+    """Those of {first decisions: hidden states} that a path begins with."""
+    return {first: hidden for first, hidden in states.items() if first == path[:len(first)]}
+
+
+# ---- step 4: the path that also works for similar questions ----
 
 def consensus(right, share, paths, price):
-    """argmax over the paths that are right for a question of share - price * |path|.
-    right (N, K) bool: path k answers question n. share (N, K): of its neighbours."""
-    lengths = torch.tensor([float(sum(path)) for path in paths])
+    """argmax over the paths that are correct for a question of share - price * |path|.
+
+    right (N, K) bool: path k is correct for question n. share (N, K): for how many of its
+    neighbours. Three questions, and paths of 3, 2 and 4 blocks, which cost 0.6, 0.4 and 0.8:
+
+    >>> paths = [(1, 1, 1), (1, 0, 1), (1, 2, 1)]
+    >>> right = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    >>> share = torch.tensor([[0.5, 0.4, 1.0], [0.5, 0.1, 0.9], [1.0, 1.0, 1.0]])
+    >>> consensus(right, share, paths, price=0.2)
+    [(1, 0, 1), (1, 2, 1), None]
+    """
+    lengths = block_counts(paths)
     worth = (share - price * lengths).masked_fill(~right, -torch.inf)
     best = worth.argmax(1).tolist()
     return [paths[k] if right[n, k] else None for n, k in enumerate(best)]
 
 
 def consensus_of_neighbours(space, right, paths, price=None):
-    """(labels, price): consensus among neighbours in space (N, S), or at half_gain_price."""
+    """(labels, price) by consensus among neighbours in space (N, S).
+    price None: the cost that keeps half of the gain."""
     share = neighbours(space, right)
-    price = half_gain_price(right, share, paths) if price is None else price
+    if price is None:
+        price = cost_keeping_half_the_gain(right, share, paths)
     return consensus(right, share, paths, price), price
 
 
-# ---- what works across similar questions ----
+def cost_keeping_half_the_gain(right, share, paths):
+    """The largest cost per layer that keeps half of the accuracy gained over the default path.
 
-def similarity_space(pooled, counts):
-    """A vector per question, (N, 3D): its mean state entering the first layer, and a third and two
-    thirds of the way up the default path, standardised. pooled (N, L, W, D)."""
-    L = pooled.shape[1]
-    space = mean_state(pooled[:, [0, L // 3, 2 * L // 3]], counts[:, None]).flatten(1)
-    return (space - space.mean(0)) / (space.std(0, correction=0) + 1e-3)
-
-
-def cluster(space, number, seed=0, rounds=20):
-    """k-means: the group 0..number-1 of every row, (N,)."""
-    rng = torch.Generator().manual_seed(seed)
-    centres = space[torch.randperm(len(space), generator=rng)[:number]].clone()
-    for _ in range(rounds):
-        group = torch.cdist(space, centres).argmin(1)
-        for g in range(len(centres)):
-            if (group == g).any():
-                centres[g] = space[group == g].mean(0)
-    return group
+    Each question takes the path that its neighbours like best at a cost; whether that path is
+    correct for the question itself has no say in it, as for a new question. The gain is the best
+    accuracy at any cost, less that of the default path, paths[0]. Training questions decide alone.
+    """
+    lengths = block_counts(paths)
+    accuracy_at = {}
+    for cost in COSTS_TRIED:
+        chosen = (share - cost * lengths).argmax(1)  # (N,)
+        answered = right.gather(1, chosen[:, None])
+        accuracy_at[cost] = answered.float().mean()
+    default_accuracy = right[:, 0].float().mean()
+    halfway = (default_accuracy + max(accuracy_at.values())) / 2
+    costs = [cost for cost in COSTS_TRIED if accuracy_at[cost] >= halfway]
+    return max(costs, default=COSTS_TRIED[0])
 
 
 def neighbours(space, right, number=32):
-    """(N, K) share of each question's nearest other questions that path k answers."""
-    distance = torch.cdist(space, space).fill_diagonal_(torch.inf)
-    near = distance.topk(min(number, len(space) - 1), largest=False).indices  # (N, number)
-    return torch.stack([right[rows].float().mean(0) for rows in near])
+    """(N, K) share of each question's `number` nearest other questions that path k answers.
+
+    The first question's nearest other is the second, which only the second path answers:
+
+    >>> space = torch.tensor([[0.0], [0.1], [5.0]])
+    >>> right = torch.tensor([[True, False], [False, True], [True, True]])
+    >>> neighbours(space, right, number=1)
+    tensor([[0., 1.],
+            [1., 0.],
+            [0., 1.]])
+    """
+    N = len(space)
+    share = []
+    # all N * N distances of 100,000 questions would need 40 GB
+    for rows in torch.arange(N).split(max(1, DISTANCES_AT_ONCE // N)):
+        distance = torch.cdist(space[rows], space)  # (rows, N)
+        distance[torch.arange(len(rows)), rows] = torch.inf  # a question has no vote on itself
+        nearest = distance.topk(min(number, N - 1), largest=False).indices  # (rows, number)
+        share += [right[others].float().mean(0) for others in nearest]
+    return torch.stack(share)
 
 
-def edit_effects(rows, ridge=20.0):
-    """(L, 3): how much skipping, executing (0) or repeating a layer changes the chance of a right
-    answer, from all that the searches of these rows tried: least squares on the single edits of
-    every path, each question's own mean taken out (its difficulty says nothing about edits); the
-    ridge is worth 20 tries of no effect."""
-    edits_tried, outcome = [], []
-    for row in rows:
-        counts = torch.tensor([path for path, _ in row["correct"]] + row["wrong"])
-        right = (torch.arange(len(counts)) < len(row["correct"])).float()
-        edited = torch.cat([counts == SKIP, counts == REPEAT], dim=1).float()  # (paths, 2L)
-        edits_tried.append(edited - edited.mean(0))
-        outcome.append(right - right.mean())
-    X, y = torch.cat(edits_tried), torch.cat(outcome)
-    skip, repeat = torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1]), X.T @ y).chunk(2)
-    return torch.stack([skip, torch.zeros_like(skip), repeat], dim=1)
+# ---- paths compared by length ----
+
+def block_counts(paths):
+    """(K,) blocks that each path runs, as floats."""
+    return torch.tensor([float(blocks(path)) for path in paths])
 
 
-def strongest(effects, price, most=7):
-    """Legal paths with the one, two, ... most worthwhile edits: effect - price * layers added."""
-    gains = [(effects[layer, count].item() - price * (count - EXECUTE), layer, count)
-             for layer in range(len(effects)) for count in (SKIP, REPEAT)]
-    path, paths = (EXECUTE,) * len(effects), []
-    for gain, layer, count in sorted(gains, reverse=True):
-        edited = path[:layer] + (count,) + path[layer + 1:]
-        if gain > 0 and path[layer] == EXECUTE and is_legal(edited):
-            path = edited
-            paths.append(path)
-    return paths[:most]
-
-
-def frontier(paths, right):
-    """[(length, path)] that no mix of two others beats by the share of questions answered,
-    shortest first. paths: K tuples; right: (N, K) rewards."""
-    points = sorted(zip(map(sum, paths), right.float().mean(0).tolist(), paths))
+def frontier(paths, values):
+    """[(length, path)] that no mix of two other paths beats by its mean value, shortest first.
+    values (N, K): what path k is worth for question n, e.g. 1 if it is correct."""
+    means = values.float().mean(0).tolist()
+    points = sorted(zip(map(blocks, paths), means, paths))
     return [(length, path) for length, _, path in upper_hull(points)]
 
 
 def upper_hull(points):
-    """The points (length, score, ...) that no mix of two others beats, shortest first; of points
-    with the same length and score the first."""
-    slope = lambda a, b: (b[1] - a[1]) / (b[0] - a[0])
+    """The points (length, value, ...) that no mix of two others beats, shortest first; of points
+    with the same length and value the first."""
+    def slope(left, right):
+        return (right[1] - left[1]) / (right[0] - left[0])
+
     hull = []
-    for point in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not hull or point[1] > hull[-1][1]:
-            while len(hull) > 1 and slope(*hull[-2:]) <= slope(hull[-1], point):
-                hull.pop()
-            hull.append(point)
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if hull and point[1] <= hull[-1][1]:  # longer, and not better
+            continue
+        while len(hull) > 1 and slope(hull[-2], hull[-1]) <= slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
     return hull
 
 
-# ---- the menu ----
+# ---- the choices ----
 
-def good_paths(model, tokenizer, prompts, rows, most=32, **how):
-    """What the searches (rows) of a group of questions suggest, asked of its first `most`: the
-    frontier between 0.7 and 1.4 times the depth of the model. how: see along_each."""
-    L, effects = model.config.num_layers, edit_effects(rows)
-    suggested = [path for price in SUGGESTED_PRICES for path in strongest(effects, price)]
-    paths = list(dict.fromkeys([(EXECUTE,) * L, *suggested]))
-    best = frontier(paths, along_each(model, tokenizer, prompts[:most], paths, **how))
-    return [path for length, path in best if 0.7 * L <= length <= 1.4 * L]
+@dataclass(frozen=True)
+class Choice:
+    """One way to choose labels, and what it needs.
 
-
-def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None, ask=judge):
-    """(N, K) probability the model gives its answer to question n along path k; 0 if it is wrong.
-    Paths are asked in an order in which neighbours share their first layers. ask: like judge."""
-    sure = torch.zeros(len(prompts), len(paths))
-    for rows in batches(prompts, batch_size):
-        some, known = [prompts[n] for n in rows], [{} for _ in rows]
-        for k in sorted(range(len(paths)), key=paths.__getitem__):
-            known = [{path: hidden for path, hidden in one.items()
-                      if path == paths[k][:len(path)]} for one in known]
-            every = torch.tensor(paths[k]).expand(len(some), -1)
-            right, confidence = ask(model, tokenizer, some, every, batch_size, progress, known)
-            sure[rows, k] = right * confidence.clamp(min=1e-9)
-    return sure
+    label: a function of train.Evidence, which holds the training questions and what is known of
+    them, that returns a path or None per question. needs_search: it reads the searches' records;
+    if it does not, no search is run. has_fixed_paths: it asks candidate paths of every question;
+    the best of them are fixed paths that routing is compared with.
+    """
+    label: Callable
+    needs_search: bool = True
+    has_fixed_paths: bool = False
 
 
-def menu(model, tokenizer, prompts, rows, space, clusters, **how):
-    """(paths, right (N, K)): the default path, good paths of all questions together and of every
-    group of similar ones, each asked of all questions. space (N, S): see similarity_space."""
-    everyone = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
-    member_of = cluster(space, clusters)
-    groups = [[n for n in everyone if member_of[n] == g] for g in range(clusters)]
-    groups = [everyone, *(group for group in groups if len(group) >= SMALLEST_GROUP)]
-    paths = [(EXECUTE,) * model.config.num_layers]
-    for group in progress_bar(groups, "paths for groups of questions", unit="group"):
-        asked, searched = [prompts[n] for n in group], [rows[n] for n in group]
-        paths += good_paths(model, tokenizer, asked, searched, **how)
-    paths = list(dict.fromkeys(paths))
-    with progress_bar(total=len(paths) * len(prompts), desc="the menu", unit="answer") as bar:
-        return paths, along_each(model, tokenizer, prompts, paths, **how, progress=bar.update) > 0
+def label_as_the_paper(evidence):
+    return shortest(evidence.records)
+
+
+def label_by_confidence(evidence):
+    price = CONFIDENT_COST if evidence.price is None else evidence.price
+    return confident(evidence.records, price)
+
+
+def label_by_consensus(evidence):
+    paths, right = evidence.candidates
+    price = evidence.price
+    labels, price = consensus_of_neighbours(evidence.space, right, paths, price)
+    print(f"{len(paths)} candidate paths asked of every question; cost per layer: {price}")
+    return labels
+
+
+def label_safely(evidence):
+    labels = label_by_consensus(evidence)
+    if evidence.routing_pays():
+        return labels
+    return [default_path(evidence.num_layers)] * len(labels)
+
+
+CHOICES = {"safe": Choice(label_safely, has_fixed_paths=True),
+           "consensus": Choice(label_by_consensus, has_fixed_paths=True),
+           "confident": Choice(label_by_confidence),
+           "shortest": Choice(label_as_the_paper)}
+PAPERS_CHOICE = "shortest"

@@ -1,11 +1,12 @@
-"""The main job: labels, features, routers, and a first evaluation, in one command.
+"""The main job: searches, labels, routers, and a first evaluation, in one command.
 
-Paper §3.3. Labels are searched first if they are not there yet (label.py). Under teacher forcing
+Paper §3.3. The questions are searched first if they were not yet (label.py). Under teacher forcing
 the hidden states along a labelled path do not depend on the routers, so the pooled windows are
 computed once; the 25 epochs are then a small MLP problem over all layers at once.
 
-Ours: which right path becomes the label is a choice (--choose, see choose.py; `shortest` is the
-paper's), and a guard leaves the model alone on prompts unlike the labelled ones (--no-guard).
+Ours: which correct path becomes the label is a choice (--choose, see choose.py; `shortest` is the
+paper's), and an out-of-distribution guard leaves the base model alone on prompts unlike the
+training questions (--no-guard).
 
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --data questions.jsonl --out runs/mine
@@ -16,27 +17,30 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 import cli
-from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
-                    shortest, similarity_space)
+from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
+                    consensus_of_neighbours, frontier, menu, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
 from label import (content_hash, header, label, margin, plain_model, print_too_long,
                    summary)
-from mcts import EXECUTE, SearchConfig
+from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
-from storage.files import InputError, locked, mapped_zeros, whole_lines, write_json
+from paths import DECISIONS, EXECUTE, blocks, default_path
 from storage.answer_cache import Kept, digest, source_hash
+from storage.files import InputError, locked, mapped_zeros, write_json
 from cli import progress_bar
 from questions.loading import disjoint, load_all, split
 from storage.run_folder import claim, read_menu, read_statics, take, write_menu
 from answers import (answer, batches, cached_answers, cached_judge, prepare, tokenizer_key,
                      what_answers_depend_on)
+
+# N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
 
 
 @dataclass(frozen=True)
@@ -51,30 +55,78 @@ class TrainConfig:
     beta: float = 0.999       # of the class weights
     width: int = 128
     windows: int = 8
-    guard: bool = True        # execute on prompts unlike the labelled ones
+    guard: bool = True        # execute on prompts unlike the training questions
 
 
-# ---- features ----
+# ---- features: what the routers see ----
 
 @torch.inference_mode()
 def features(model, prompts, decisions, windows=8, batch_size=256, folder=None):
-    """(pooled (N, L, W, D) float32 on the CPU, window counts (N,)): what routers would see along
+    """(pooled (N, L, W, D) float32 on the CPU, windows in use (N,)): what routers would see along
     decisions (N, L). folder: where they are mapped to a file; None: all is in memory."""
     size = (len(prompts), model.config.num_layers, windows, model.config.hidden_size)
     pooled = mapped_zeros(size, folder) if folder else torch.zeros(size)
     for rows in batches(prompts, batch_size):
-        path = fixed(decisions[rows])
+        labelled_path = fixed(decisions[rows])
 
-        def watched(layer, hidden, lengths):
+        def watch(layer, hidden, lengths):
             seen = pool_windows(hidden, lengths, windows)  # (rows, up to W, D)
             pooled[rows, layer, :seen.shape[1]] = seen.cpu()
-            return path(layer, hidden, lengths)
-        tokens, lengths = pad([prompts[n].ids for n in rows], model.embed_tokens.weight.device)
-        prefill(model, tokens, watched, lengths)
-    return pooled, torch.tensor([min(windows, len(prompt.ids)) for prompt in prompts])
+            return labelled_path(layer, hidden, lengths)
+
+        ids = [prompts[n].ids for n in rows]
+        tokens, lengths = pad(ids, model.embed_tokens.weight.device)
+        prefill(model, tokens, watch, lengths)
+    num_windows = [min(windows, len(prompt.ids)) for prompt in prompts]
+    return pooled, torch.tensor(num_windows)
 
 
 # ---- training ----
+
+def train_routers(model, prompts, labels, config=TrainConfig(), seeds=(0,), device="cpu",
+                  folder=None):
+    """Yields Routers of each seed, with their guard, trained on the prompts that have a label.
+    labels: a path or None per prompt. folder: see features."""
+    labelled = [n for n, path in enumerate(labels) if path is not None]
+    decisions = torch.tensor([labels[n] for n in labelled])
+    prompts = [prompts[n] for n in labelled]
+    pooled, num_windows = features(model, prompts, decisions, config.windows, folder=folder)
+    for seed in seeds:
+        routers = fit_routers(pooled, num_windows, decisions, seed, config, device)
+        if (decisions == EXECUTE).all():
+            execute_always(routers)
+        if config.guard:
+            guard = fit_guard(pooled, num_windows, seed)
+            # as in their file, so that routers answer alike before and after they are loaded
+            routers.set_guard(*(tensor.contiguous() for tensor in guard))
+        routers.notes = {"seed": seed}
+        yield routers
+
+
+def fit_routers(pooled, num_windows, labels, seed=0, config=TrainConfig(), device="cpu",
+                kind=Routers):
+    """Routers fitted to labels (N, L) on windows (N, L, W, D), of which num_windows (N,) count."""
+    N, L, W, D = pooled.shape
+    torch.manual_seed(seed)  # the initial weights
+    routers = kind(L, D, config.width, config.windows).to(device)
+    optimizer = torch.optim.AdamW(routers.parameters(), weight_decay=config.weight_decay,
+                                  fused=True)  # one pass over the weights instead of ten
+    class_counts = labels.flatten().bincount(minlength=len(DECISIONS))
+    weights = class_weights(class_counts, config.beta).to(device)
+
+    rng = torch.Generator().manual_seed(seed)  # the order of the examples
+    steps = []
+    for _ in range(config.epochs):
+        steps += torch.randperm(N, generator=rng).split(config.batch)
+    for step, rows in enumerate(progress_bar(steps, f"routers, seed {seed}", unit="step")):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(steps), config)
+        logits = routers(pooled[rows].to(device), num_windows[rows].to(device))  # (rows, L, 3)
+        loss = focal_loss(logits, labels[rows].to(device), weights, config.gamma)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return routers.requires_grad_(False)
+
 
 def learning_rate(step, steps, config):
     """Linear warm-up, then a cosine to zero."""
@@ -84,41 +136,15 @@ def learning_rate(step, steps, config):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def train_routers(pooled, counts, labels, seed=0, config=TrainConfig(), device="cpu", kind=Routers):
-    """Routers fitted to labels (N, L) on pooled (N, L, W, D) windows, counts (N,) in use."""
-    N, L, W, D = pooled.shape
-    torch.manual_seed(seed)  # the initial weights
-    routers = kind(L, D, config.width, config.windows).to(device)
-    optimizer = torch.optim.AdamW(routers.parameters(), weight_decay=config.weight_decay,
-                                  fused=True)  # one pass over the weights instead of ten
-    weights = class_weights(labels.flatten().bincount(minlength=3), config.beta).to(device)
-    rng = torch.Generator().manual_seed(seed)  # the order of the examples
-    steps = [rows for epoch in range(config.epochs)
-             for rows in torch.randperm(N, generator=rng).split(config.batch)]
-    for step, rows in enumerate(progress_bar(steps, f"routers, seed {seed}", unit="step")):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, len(steps), config)
-        logits = routers(pooled[rows].to(device), counts[rows].to(device))
-        loss = focal_loss(logits, labels[rows].to(device), weights, config.gamma)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return routers.requires_grad_(False)
+def execute_always(routers):
+    """Makes routers execute every layer for any prompt: labels that all execute leave open what
+    happens on other prompts, since the initial weights may fit them without a step."""
+    routers.w2.zero_()
+    routers.b2.zero_()
+    routers.b2[..., EXECUTE] = 1.0
 
 
-# ---- the run ----
-
-def load_data(args):
-    """(questions to label, held-out questions): of files of their own, or a split of --data."""
-    load = lambda files: load_all(files, args.skip_bad_rows, args.score)
-    if args.data == [cli.DEMO_LABEL] and not args.test:
-        args.test = cli.DEMO_TEST
-    to_label, test = (load(args.data), load(args.test)) if args.test else split(load(args.data))
-    to_label = disjoint(args.test or args.data, test, "--data", to_label)
-    if not to_label or not test:  # rather now than after hours of labelling
-        raise InputError(f"{(args.test or args.data)[0]}: {len(to_label)} questions to label and "
-                         f"{len(test)} to test; both need one at least")
-    return to_label, test
-
+# ---- a run ----
 
 class Run:
     """The questions, the model, the folder and the settings of one training run."""
@@ -131,164 +157,271 @@ class Run:
         self.config = TrainConfig(guard=not args.no_guard)
         self.tokenizer = load_tokenizer(args.model)
         self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-        self.settings = json.loads(json.dumps({
-            **vars(args), "search": asdict(self.search), "train": asdict(self.config),
-            "fingerprint": self.model.fingerprint(), "torch": torch.__version__}, default=str))
+        settings = {**vars(args), "search": asdict(self.search), "train": asdict(self.config),
+                    "fingerprint": self.model.fingerprint(), "torch": torch.__version__}
+        # as config.json gives them back, with which they are compared: a Path is text there
+        self.settings = json.loads(json.dumps(settings, default=str))
         self.kept = Kept()  # until the folder is this process's alone
 
 
-# ---- labels and routers ----
+def load_data(args):
+    """(training questions, test questions): from files of their own, or a split of --data."""
+    if args.data == [cli.DEMO_LABEL] and not args.test:
+        args.test = cli.DEMO_TEST
+    to_label = load_all(args.data, args.skip_bad_rows, args.score)
+    if args.test:
+        test_files = args.test
+        test = load_all(args.test, args.skip_bad_rows, args.score)
+    else:
+        test_files = args.data
+        to_label, test = split(to_label)
+    to_label = disjoint(test_files, test, "--data", to_label)
+    if not to_label or not test:  # rather now than after hours of searching
+        raise InputError(f"{test_files[0]}: {len(to_label)} training questions and {len(test)} "
+                         "test questions; both need one at least")
+    return to_label, test
 
-def labels_of(run, choice, rows, prompts):
-    """The label of each question by one choice, None where it gives none."""
-    price, default = run.args.price, [(EXECUTE,) * run.model.config.num_layers] * len(prompts)
-    if choice == "shortest":
-        return shortest(rows)
-    if choice == "confident":
-        return confident(rows, 0.001 if price is None else price)
-    space = similarity_space(*features(run.model, prompts, torch.tensor(default), folder=run.out))
-    paths, right = measured_menu(run, rows, prompts, space)
-    labels, price = consensus_of_neighbours(space, right, paths, price)
-    print(f"{len(paths)} paths tried on every question; price of a layer: {price}")
-    if choice == "safe" and not expected(run, prompts, space, paths, right):
-        return default
-    if (number := sum(map(bool, labels))) < SMALLEST_GROUP:
-        raise InputError(f"{run.out / 'paths.json'}: {number} questions with a right path on the "
-                         f"menu; routers need {SMALLEST_GROUP}. Another --choose may do")
+
+# ---- labels ----
+
+class Evidence:
+    """What a choice of label may look at (choose.Choice): the training questions' prompts and the
+    records of their searches; what is expensive is computed when it is first asked for."""
+
+    def __init__(self, run, prompts, records):
+        self.run, self.prompts = run, prompts
+        self.records = records  # None without searches
+        self.model, self.tokenizer = run.model, run.tokenizer
+        self.num_layers = run.model.config.num_layers
+        self.price = run.args.price  # None: not given
+
+    @cached_property
+    def space(self):
+        """(N, S): similar questions are near each other."""
+        default = torch.tensor([default_path(self.num_layers)] * len(self.prompts))
+        pooled, num_windows = features(self.model, self.prompts, default, folder=self.run.out)
+        return similarity_space(pooled, num_windows)
+
+    @cached_property
+    def candidates(self):
+        """(candidate paths, right (N, K)), see choose.menu. They are stored in paths.json."""
+        run, file = self.run, self.run.out / "paths.json"
+        key = {"labels": header(run.model, run.search, run.args.seed),
+               "clusters": run.args.clusters,
+               "questions": digest(*map(content_hash, self.prompts))}
+        stored = read_menu(file, key, self.num_layers, len(self.prompts))
+        if stored is not None:
+            paths, right = stored
+            return paths, torch.tensor(right)
+        paths, right = menu(
+            self.model, self.tokenizer, self.prompts, self.records, self.space, run.args.clusters,
+            batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
+        write_menu(file, key, paths, right.tolist(), frontier(paths, right))
+        return paths, right
+
+    def routing_pays(self):
+        """Whether routers that learn by consensus are expected to pay; prints why."""
+        gains, layers = cross_validate(self)
+        pays = routing_pays(gains, layers, self.num_layers)
+        print(expectation(gains, layers, self.num_layers, pays))
+        return pays
+
+
+def labels_of(choice, evidence):
+    """A path or None per training question. InputError if too few of them have one."""
+    labels = CHOICES[choice].label(evidence)
+    number = sum(path is not None for path in labels)
+    if number < SMALLEST_GROUP:
+        raise InputError(f"{evidence.run.out}: {number} questions with a label by --choose "
+                         f"{choice}; routers need {SMALLEST_GROUP}. Another --choose may do")
     return labels
 
 
-def measured_menu(run, rows, prompts, space):
-    """(paths, right (N, K)), see choose.menu; kept in paths.json, so it is made once."""
-    file = run.out / "paths.json"
-    key = {"labels": header(run.model, run.search, run.args.seed), "clusters": run.args.clusters,
-           "questions": digest(*map(content_hash, prompts))}
-    stored = read_menu(file, key, run.model.config.num_layers, len(prompts))
-    if stored is not None:
-        paths, right = stored
-        return paths, torch.tensor(right)
-    paths, right = menu(run.model, run.tokenizer, prompts, rows, space, run.args.clusters,
-                        batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
-    write_menu(file, key, paths, right.tolist(), frontier(paths, right))
-    return paths, right
+# ---- is routing expected to pay? ----
+
+FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
+TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
+WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
 
 
-def expected(run, prompts, space, paths, right, folds=4):
-    """Says what routing is expected to gain over the default path, paths[0]. True if it pays: more
-    right answers for sure, or fewer layers and surely not half a point lost.
+def routing_pays(gains, layers, num_layers):
+    """True if more answers are correct, or if layers are saved and accuracy is not lost: both by
+    the lower end of the gain's interval. gains, layers (N,): of each training question."""
+    low, _ = interval(gains)
+    if low > 0:
+        return True
+    saves_layers = bool(layers.mean() < WORTHWHILE_DEPTH * num_layers)
+    return saves_layers and low > -TOLERATED_LOSS
 
-    The questions of each fold are answered by routers that learned from the others. The menu was
-    chosen on all of them, so this errs, a little, on the hopeful side.
+
+def cross_validate(evidence):
+    """(gains over the default path (N,), layers (N,)): each training question is answered by
+    routers that learned from the other folds by consensus.
+
+    The candidate paths were chosen on all questions, so the gains are a little too high.
     """
-    def answered(rest, held, labels):
-        [routers] = learn(run, [prompts[n] for n in rest], labels, [run.args.seed])
-        return answer(run.model, run.tokenizer, [prompts[n] for n in held], routers.route,
+    run, prompts = evidence.run, evidence.prompts
+    space = evidence.space
+    paths, right = evidence.candidates
+
+    def answered_by_routers(others, held_out, labels):
+        [routers] = train_routers(run.model, [prompts[n] for n in others], labels, run.config,
+                                  [run.args.seed], run.args.device, run.out)
+        return answer(run.model, run.tokenizer, [prompts[n] for n in held_out], routers.route,
                       run.args.batch_size)
 
-    N, L = len(prompts), len(paths[0])
-    fold_of = torch.tensor([int(digest(p.question.id, "fold"), 16) % folds for p in prompts])
-    gain, layers = torch.zeros(N), torch.full((N,), float(L))  # of routers that learned nothing
-    for fold in progress_bar(range(folds), "is routing expected to pay?", unit="fold"):
-        rest, held = (fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]
-        if right[rest].any(1).sum() < SMALLEST_GROUP:
+    fold_of = [int(digest(p.question.id, "fold"), 16) % FOLDS for p in prompts]
+    fold_of = torch.tensor(fold_of)
+    # a fold whose routers have too little to learn from stays on the default path
+    gains = torch.zeros(len(prompts))
+    layers = torch.full((len(prompts),), float(evidence.num_layers))
+    for fold in progress_bar(range(FOLDS), "is routing expected to pay?", unit="fold"):
+        others = (fold_of != fold).nonzero()[:, 0]
+        held_out = (fold_of == fold).nonzero()[:, 0]
+        if right[others].any(1).sum() < SMALLEST_GROUP:
             continue
-        labels, _ = consensus_of_neighbours(space[rest], right[rest], paths, run.args.price)
+        labels, _ = consensus_of_neighbours(space[others], right[others], paths, evidence.price)
         # these answers are also those of routers trained here, with these settings
         about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
                  *what_answers_depend_on(run.model), tokenizer_key(run.tokenizer),
                  *(prompt.key() for prompt in prompts)]
-        made = cached_answers(run.kept, about, lambda: answered(rest, held, labels))
-        gain[held] = made.right - right[held, 0].float()
-        layers[held] = made.decisions.sum(1).float()
-    low, high = interval(gain)
-    pays = low > 0 or (low > -0.005 and layers.mean() < 0.97 * L)
-    print(expectation(gain, (low, high), layers, L, pays))
-    return pays
+        make = partial(answered_by_routers, others, held_out, labels)
+        made = cached_answers(run.kept, about, make)
+        gains[held_out] = made.right - right[held_out, 0].float()
+        layers[held_out] = blocks(made.decisions).float()
+    return gains, layers
 
 
-def learn(run, prompts, labels, seeds):
-    """Yields routers of every seed, with their guard, of the questions that have a label."""
-    decisions = torch.tensor([path for path in labels if path])
-    chosen = [prompt for prompt, path in zip(prompts, labels) if path]
-    pooled, counts = features(run.model, chosen, decisions, run.config.windows, folder=run.out)
-    for seed in seeds:
-        routers = train_routers(pooled, counts, decisions, seed, run.config, run.args.device)
-        if (decisions == EXECUTE).all():  # then for any prompt, whatever few examples leave open
-            routers.w2.zero_()
-            routers.b2.copy_(torch.tensor([0.0, 1.0, 0.0]))
-        if run.config.guard:
-            routers.set_guard(*fit_guard(pooled, counts, seed))
-        yield routers
+def expectation(gains, layers, num_layers, pays):
+    """The sentence on what routing is expected to do. gains, layers (N,): see cross_validate."""
+    low, high = interval(gains)
+    figures = (f"{100 * gains.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] at "
+               f"{layers.mean():.2f} of {num_layers} layers")
+    verdict = "routing is expected to pay on this model"
+    if not pays:
+        verdict = ("routing is not expected to pay on this model, so the routers execute every "
+                   "layer (--choose consensus trains others all the same)")
+    return (f"expected on new questions, cross-validated on {len(gains)} training questions: "
+            f"{figures}: {verdict}")
 
 
-def fit(run, choice, prompts, labels, seeds):
-    """Routers per seed for one choice of label; those that the run folder lacks are trained."""
-    chosen = [(content_hash(prompt), path) for prompt, path in zip(prompts, labels) if path]
-    notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
-             "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
-             "score": run.args.score if any(p.question.choices for p in prompts) else None,
-             "labels": len(chosen),
-             "label_hash": digest(*(asked for asked, _ in chosen), [path for _, path in chosen])}
-    file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
-    missing = [seed for seed, file in file_of.items() if not file.exists()
-               or not notes.items() <= Routers.load(file, run.model).notes.items()]
-    for seed, routers in zip(missing, learn(run, prompts, labels, missing)):
-        routers.notes = notes | {"seed": seed}
-        routers.save(file_of[seed])
-    return [Routers.load(file, run.model) for file in file_of.values()]
+# ---- the steps of a run ----
+
+BUSY = 0.75  # load per core, from which on programs wait for each other's threads
+FEW_TESTS = 100  # questions: with fewer, an interval reaches 10 points or more to either side
 
 
-# ---- what a run says before it begins ----
+def prompts_that_fit(questions, tokenizer, model):
+    """(prompts, number of the test questions that exceed the model's context; it is printed)."""
+    prompts, too_long = prepare(questions, tokenizer, model)
+    if too_long:
+        ids = ", ".join(question.id for question in too_long[:5])
+        print(f"{len(too_long)} of {len(questions)} test questions exceed the context "
+              f"({model.config.max_positions} tokens) and are left out: {ids}")
+    return prompts, len(too_long)
 
-MENU, STATICS = 25, 12  # paths that a menu costs, and of it asked in the evaluation: about so many
-PRODUCT = 1e-11  # seconds per multiplication when routers are trained, about
+
+def prepare_questions(run):
+    """(training prompts, test prompts, number of test questions that are too long). Says what the
+    run is about to do; InputError if it would be in vain, or would replace another run."""
+    args, model, tokenizer = run.args, run.model, run.tokenizer
+    to_label = run.to_label[:args.limit]
+    tests, too_long = prompts_that_fit(run.held_out[:args.limit], tokenizer, model)
+    along = ""
+    if CHOICES[args.choose].needs_search:
+        along = f", searched along {args.simulations + 1} paths each"
+    print(f"{args.model}: {len(to_label)} training questions{along}, {len(tests)} test questions, "
+          f"into {run.out}")
+    prompts, training_too_long = prepare(to_label, tokenizer, model)
+    print_too_long(training_too_long, len(to_label), model)
+    claim(run.out, run.settings, args.overwrite)
+    print_warnings(args, len(tests))
+    plain_model(model, tokenizer, prompts, args, refuse=not args.force)
+    run.kept = Kept(run.out / "kept.jsonl")
+    return prompts, tests, too_long
 
 
-def say_before(run, prompts, tests):
-    """Says what the plain model answers of the label questions, beside chance, and about how long
-    all will take. InputError if it answers multiple choice no better than chance, without --force.
-    """
-    args = run.args
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > 0.75 * cores and not args.threads:
+def print_warnings(args, num_tests):
+    """What makes a run slow or its figures uncertain, before it begins."""
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    if load > BUSY * cores and not args.threads:
         print(f"other work keeps {load:.1f} of {cores} cores busy, and every small operation waits "
               "for all threads; --threads 1 may be several times as fast")
-    if len(tests) < 100:
-        print(f"{len(tests)} test questions: a 95% interval will reach about "
-              f"{100 * margin(0.5, len(tests)):.0f} points to either side")
-    each = plain_model(run.model, run.tokenizer, prompts, args, refuse=not args.force)
-    began, few = time.time(), tests[:64]
-    answer(run.model, run.tokenizer, few, None, args.batch_size)
-    written = (time.time() - began) / len(few)
-    paths = args.simulations + 1
-    searched = len(whole_lines(run.out / "labels.jsonl"))
-    asked = (max(0, len(prompts) - searched) * paths
-             + len(prompts) * MENU * (args.choose in ("safe", "consensus")))
-    trained = (2 * args.seeds + 4 * (args.choose == "safe")) * run.config.epochs * len(prompts)
-    sizes = run.model.config.num_layers * run.model.config.hidden_size * run.config.width
-    seconds = (each * asked + written * len(tests) * (2 * args.seeds + STATICS)
-               + PRODUCT * trained * 6 * sizes * run.config.windows)
-    less = "at most " if run.out.exists() else ""  # some of it may be there already
-    print(f"all together this takes {less}about {span(seconds)}; what is found is kept, so that "
-          "the same command goes on where it was stopped")
+    if num_tests < FEW_TESTS:
+        print(f"{num_tests} test questions: a 95% interval will reach about "
+              f"{100 * margin(0.5, num_tests):.0f} points to either side")
 
 
-def expectation(gain, interval, layers, num_layers, pays):
-    """The sentence on what routing is expected to do. gain, layers (N,): of each label question, by
-    routers that learned from others."""
-    low, high = (100 * end for end in interval)
-    return (f"expected on fresh questions, cross-validated on {len(gain)} label questions: "
-            f"{100 * gain.mean():+.1f} points [{low:+.1f}, {high:+.1f}] at {layers.mean():.2f} of "
-            f"{num_layers} layers: routing is {'' if pays else 'not '}expected to pay on this model"
-            + ("" if pays else ", so the routers execute every layer "
-                               "(--choose consensus trains others all the same)"))
+def search_questions(run, prompts):
+    """The search record of each training question. InputError if too few have a correct path."""
+    args, file = run.args, run.out / "labels.jsonl"
+    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size)
+    print(f"labels: {len(rows)} questions; {summary(rows)}")
+    answered = sum(bool(row["correct"]) for row in rows)
+    if answered < SMALLEST_GROUP:
+        raise InputError(f"{file}: {answered} questions with a correct path; routers need "
+                         f"{SMALLEST_GROUP}. The others are beyond this model, or it does not "
+                         "answer in the form asked for (a letter, or \\boxed{})")
+    return rows
 
 
-def span(seconds):
-    """About how long, with one digit that counts: "40 s", "6 min", "3 h"."""
-    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * size or unit == "s":
-            return f"{max(1, round(seconds / size))} {unit}"
+def load_or_train(run, choice, prompts, labels, seeds):
+    """Routers of every seed for the labels of one choice: from the run's folder, or trained now and
+    stored there."""
+    labelled = [(content_hash(prompt), path) for prompt, path in zip(prompts, labels)
+                if path is not None]
+    hashes = [content for content, _ in labelled]
+    paths = [path for _, path in labelled]
+    has_options = any(prompt.question.choices for prompt in prompts)
+    notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
+             "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
+             "score": run.args.score if has_options else None,
+             "labels": len(labelled), "label_hash": digest(*hashes, paths)}
+    file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
+    routers_of = {}
+    for seed, file in file_of.items():
+        if file.exists():
+            stored = Routers.load(file, run.model)
+            if notes.items() <= stored.notes.items():  # trained on these very labels
+                routers_of[seed] = stored
+
+    missing = [seed for seed in seeds if seed not in routers_of]
+    if missing:
+        for routers in train_routers(run.model, prompts, labels, run.config, missing,
+                                     run.args.device, run.out):
+            seed = routers.notes["seed"]
+            routers.notes = notes | routers.notes
+            routers.save(file_of[seed])
+            routers_of[seed] = routers
+    return [routers_of[seed] for seed in seeds]
+
+
+def save_chosen(run, prompts, labels, routers):
+    """Writes what the run is about: its own choice of label, and the first seed's routers."""
+    routers[0].save(run.out / "routers.safetensors")
+    chosen = {}
+    for prompt, path in zip(prompts, labels):
+        if path is not None:
+            chosen[prompt.question.id] = path
+    write_json(run.out / "chosen.json", chosen)
+
+
+def compare_on_tests(run, tests, routers, too_long):
+    """Prints the table of a run and writes its metrics.json. routers: {choice: Routers}."""
+    args, out = run.args, run.out
+    routes = [one.route for one in routers[args.choose]]
+    routed = {"dr.llm": (f"Dr.LLM, {args.choose}", routes)}
+    if PAPERS_CHOICE in routers:
+        paper = [RouterRoute(one, guard=False) for one in routers[PAPERS_CHOICE]]
+        routed["dr.llm shortest"] = ("Dr.LLM, the paper's", paper)
+    statics = []
+    if CHOICES[args.choose].has_fixed_paths:
+        statics = read_statics(out / "paths.json", run.model.config.num_layers)
+    table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
+                    batch_size=args.batch_size, kept=run.kept)
+    report(table, "dr.llm", out, args.seed,
+           {"command": " ".join(sys.argv), "too_long": too_long})
 
 
 # ---- the command ----
@@ -300,13 +433,13 @@ def parse_args(argv=None):
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
     parser.add_argument("--test", nargs="+", metavar="FILE",
-                        help="held-out questions; without it a fifth of --data, by its words")
+                        help="test questions; without it a fifth of --data, by its words")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--choose", choices=CHOICES, default="safe",
-                        help="which right path becomes the label; shortest is the paper's")
+                        help="which correct path becomes the label; shortest is the paper's")
     parser.add_argument("--price", type=cli.number(-1e6, 1e6),
-                        help="of a layer, in reward; without it 0.001 for confident, and for "
-                             "consensus what keeps half of the gain")
+                        help=f"cost per layer, in reward; without it {CONFIDENT_COST} for "
+                             "confident, and for consensus what keeps half of the gain")
     parser.add_argument("--clusters", type=cli.count, default=16, help="groups of questions")
     parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
@@ -321,45 +454,24 @@ def main(argv=None):
     cli.use_device(args)
     began, run = time.time(), Run(args)
     with locked(args.out):
-        train(run)
-    print(f"\n{args.out}: config.json labels.jsonl routers.safetensors metrics.json "
-          f"({time.time() - began:.0f} s)")
+        prompts, tests, too_long = prepare_questions(run)
+        records, choices = None, [args.choose]
+        if CHOICES[args.choose].needs_search:
+            records = search_questions(run, prompts)
+            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the paper's row is beside ours
+        take(args.out, run.settings)  # only now: the refusals above cost another run nothing
 
-
-def train(run):
-    """Labels, routers and their evaluation, in the run's folder."""
-    args, out, to_label = run.args, run.out, run.to_label[:run.args.limit]
-    tests, _ = prepare(run.held_out[:args.limit], run.tokenizer, run.model)
-    print(f"{args.model}: {len(to_label)} questions to label along {args.simulations + 1} paths "
-          f"each, {len(tests)} to test, into {out}")
-    prompts, too_long = prepare(to_label, run.tokenizer, run.model)
-    print_too_long(too_long, len(to_label), run.model)
-    claim(out, run.settings, args.overwrite)
-    say_before(run, prompts, tests)
-    run.kept = Kept(out / "kept.jsonl")
-    rows = label(run.model, run.tokenizer, prompts, out / "labels.jsonl", run.search, args.seed,
-                 args.batch_size)
-    print(f"labels: {len(rows)} questions; {summary(rows)}")
-    if (answered := sum(bool(row["correct"]) for row in rows)) < SMALLEST_GROUP:
-        raise InputError(f"{out / 'labels.jsonl'}: {answered} questions with a right path; routers "
-                         f"need {SMALLEST_GROUP}. The others are beyond this model, or it does not "
-                         "answer in the form asked for (a letter, or \\boxed{})")
-    take(out, run.settings)  # now that labels are there, and enough
-    labels, routers, seeds = {}, {}, range(args.seed, args.seed + args.seeds)
-    for choice in dict.fromkeys((args.choose, "shortest")):
-        labels[choice] = labels_of(run, choice, rows, prompts)
-        routers[choice] = fit(run, choice, prompts, labels[choice], seeds)
-    routers[args.choose][0].save(out / "routers.safetensors")
-    write_json(out / "chosen.json", {prompt.question.id: path for prompt, path
-                                     in zip(prompts, labels[args.choose]) if path})
-    paper = [RouterRoute(one, guard=False) for one in routers["shortest"]]
-    routed = {"dr.llm": (f"Dr.LLM, {args.choose}", [one.route for one in routers[args.choose]]),
-              "dr.llm shortest": ("Dr.LLM, the paper's", paper)}
-    statics = (read_statics(out / "paths.json", run.model.config.num_layers)
-               if args.choose in ("safe", "consensus") else [])
-    table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
-                    batch_size=args.batch_size, kept=run.kept)
-    report(table, "dr.llm", out, args.seed, {"command": " ".join(sys.argv)})
+        evidence = Evidence(run, prompts, records)
+        seeds = range(args.seed, args.seed + args.seeds)
+        labels, routers = {}, {}
+        for choice in choices:
+            labels[choice] = labels_of(choice, evidence)
+            routers[choice] = load_or_train(run, choice, prompts, labels[choice], seeds)
+        save_chosen(run, prompts, labels[args.choose], routers[args.choose])
+        compare_on_tests(run, tests, routers, too_long)
+    files = ["config.json", "labels.jsonl", "routers.safetensors", "metrics.json"]
+    made = " ".join(file for file in files if (args.out / file).exists())
+    print(f"\n{args.out}: {made} ({time.time() - began:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 import train
-from choose import along_each, frontier, similarity_space, upper_hull
+from choose import along_each, frontier, upper_hull
 from drllm import RouterRoute, fit_guard
 from evaluate import Comparison, interval, summarise
 from experiments import methods as baselines
@@ -119,25 +119,23 @@ class Lab:
         """A path or None per label question, by one choice or the run's own."""
         choice = choice or self.choice
         if choice not in self._labels:
-            self._labels[choice] = train.labels_of(self.run, choice, self.label_rows, self.labelled)
+            self._labels[choice] = train.labels_of(choice, self.evidence)
         return self._labels[choice]
 
     @cached_property
-    def space(self):
-        """(N, 3D) where the label questions lie to each other."""
-        default = torch.ones(len(self.labelled), self.L, dtype=torch.long)
-        return similarity_space(*train.features(self.model, self.labelled, default,
-                                                folder=self.run.out))
+    def evidence(self):
+        """The training questions, as choices of label see them."""
+        return train.Evidence(self.run, self.labelled, self.label_rows)
 
     @cached_property
     def menu(self):
         """(paths, right (N, K)): what choosing labels asked of every label question."""
-        return train.measured_menu(self.run, self.label_rows, self.labelled, self.space)
+        return self.evidence.candidates
 
     def routers(self, choice=None):
         """The run's own routers of a choice, a seed each; trained here if the run has fewer."""
         choice = choice or self.choice
-        return train.fit(self.run, choice, self.labelled, self.labels(choice), self.seeds)
+        return train.load_or_train(self.run, choice, self.labelled, self.labels(choice), self.seeds)
 
     def routes(self, choice=None, **how):
         """The run's own routers as routes, a seed each."""
@@ -155,8 +153,8 @@ class Lab:
         on."""
         trained, config = [], config or self.run.config
         for seed in progress_bar(self.seeds, desc="routers", unit="seed"):
-            routers = train.train_routers(pooled, counts, decisions, seed, config,
-                                          self.args.device, **how)
+            routers = train.fit_routers(pooled, counts, decisions, seed, config,
+                                        self.args.device, **how)
             if config.guard and len(pooled) >= train.SMALLEST_GROUP:
                 routers.set_guard(*fit_guard(pooled[:guard_on], counts[:guard_on], seed))
             trained.append(routers)

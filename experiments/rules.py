@@ -17,7 +17,6 @@ what a rule picks for the label questions; a question is then one of the nearest
 import itertools
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -26,14 +25,16 @@ import cli
 from choose import similarity_space
 from cli import aligned, percent
 from evaluate import compare, interval, report
+from label import content_hash
 from mcts import EXECUTE, REPEAT, SKIP
 from model_llama import fixed, load_model, load_tokenizer
 from storage.files import InputError, write_json
-from storage.answer_cache import Kept, source_hash
+from storage.answer_cache import Kept
 from cli import progress_bar
 from questions.loading import disjoint, load_all
-from answers import batches, final_states, prepare, what_answers_depend_on
-from train import TrainConfig, features, learn
+from answers import final_states
+from answers import batches, prepare
+from train import TrainConfig, features, train_routers
 
 # N questions   K edits, the first of them none   S numbers that describe a question
 
@@ -83,7 +84,7 @@ def asked(model, prompts, edits):
             shared = [{p: h for p, h in one.items() if len(p) <= layer} for one in known]
         model.layers[layer] = Damped(block) if what == "damped" else block
         try:
-            hidden, _ = final_states(
+            hidden, _ = through_layers(
                 model, [p.sequence for p in prompts], [len(p.ids) for p in prompts], fixed(paths),
                 known if what == "execute" else shared)
         finally:
@@ -104,9 +105,8 @@ def effects(model, prompts, edits, kept, batch_size=128):
     with progress_bar(total=len(prompts), desc="edits", unit="question") as bar:
         for rows in batches(prompts, batch_size):
             some = [prompts[n] for n in rows]
-            about = ["edits", edits, source_hash("experiments/rules.py"),
-                     *what_answers_depend_on(model), *(prompt.key() for prompt in some)]
-            found[:, rows] = torch.tensor(kept.get(
+            about = ["edits", *edits, *map(content_hash, some)]
+            found[:, rows] = torch.tensor(kept.lists(
                 about, lambda: asked(model, some, edits).tolist()))
             bar.update(len(rows))
     return found
@@ -216,8 +216,8 @@ def compared(right, logprob, fresh, edits, known, new, seed):
 def routed(args, model, tokenizer, label, labels, test, kept):
     """Trains routers on a rule's labels, a path per question, and reports what they do to test
     questions beside the plain model and their own decisions shuffled."""
-    run = SimpleNamespace(args=args, model=model, out=args.out, config=TrainConfig())
-    routes = [routers.route for routers in learn(run, label, labels, range(args.seeds))]
+    routes = [routers.route for routers in train_routers(
+        model, label, labels, TrainConfig(), range(args.seeds), args.device, args.out)]
     known = {prompt.question.task for prompt in label}
     table = compare(model, tokenizer, test, known, {"dr.llm": (f"Dr.LLM, {args.train}", routes)},
                     [], ("vanilla", "dr.llm", "shuffled"), args.batch_size, kept=kept)
@@ -252,7 +252,7 @@ def main(argv=None):
     label = disjoint(args.test, test, "--data",
                      load_all(args.data, args.skip_bad_rows, args.score))
     L, edits = model.config.num_layers, menu(model.config.num_layers)
-    kept = Kept(args.out / "kept.jsonl")
+    kept = Kept(args.out / "kept.jsonl", model)
     label, test = (prepare(some[:args.limit], tokenizer, model)[0] for some in (label, test))
     if missing := [p.question.id for p in label + test if not p.gold]:
         raise InputError(f"question {missing[0]}: its answer is not written, but scored")

@@ -190,7 +190,7 @@ def priced(lab, price):
     @functools.cache
     def trained():
         paths, right = lab.menu
-        labels, _ = consensus_of_neighbours(lab.space, right, paths, price)
+        labels, _ = consensus_of_neighbours(lab.evidence.space, right, paths, price)
         return lab.trained(*lab.examples(labels))
     return [lab.row(f"price {price}, tilt {tilt:+.1f}", lambda: lab.figures(
         [RouterRoute(routers, tilt) for routers in trained()])) for tilt in PRICED_TILTS]

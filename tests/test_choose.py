@@ -1,4 +1,5 @@
 """Which right path becomes the label: each choice on cases small enough to do by hand."""
+import doctest
 import itertools
 import random
 import warnings
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import choose
-from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
-                    half_gain_price, menu, neighbours, shortest, similarity_space, strongest)
+from choose import (CHOICES, along_each, cluster, combine_edits, confident, consensus,
+                    cost_keeping_half_the_gain, edit_effects, frontier, menu, neighbours,
+                    propose_paths, shortest, similarity_space)
 from mcts import is_legal
 from model_llama import fixed, generate
 from questions.reward import grade
@@ -31,6 +33,37 @@ ROWS = [row(True, SHORT, [(DEFAULT, 0.9), (SHORT, 0.5), (LONG, 0.95)]),
 
 def test_shortest_is_the_papers_label_and_an_unanswered_question_has_none():
     assert shortest(ROWS) == [SHORT, LONG, None]
+
+
+def test_examples_in_the_docstrings_print_what_they_say():
+    failed, tried = doctest.testmod(choose)
+    assert tried > 5 and not failed
+
+
+def test_every_choice_gives_labels_from_what_it_says_it_needs():
+    """Catches a choice that asks candidate paths of every question where its entry has none."""
+    class Evidence(SimpleNamespace):
+        used = set()
+
+        @property
+        def candidates(self):
+            self.used.add("candidates")
+            return [DEFAULT, SHORT], torch.tensor([[False, True]] * 3)
+
+        @property
+        def records(self):
+            self.used.add("records")
+            return ROWS
+
+    for name, choice in CHOICES.items():
+        evidence = Evidence(price=0.01, num_layers=3, space=torch.arange(3.0)[:, None])
+        evidence.routing_pays, evidence.used = lambda: False, set()
+        labels = choice.label(evidence)
+        assert len(labels) == 3 and all(path is None or len(path) == 3 for path in labels)
+        assert choice.has_fixed_paths == ("candidates" in evidence.used)
+        assert choice.needs_search  # the candidate paths come from searches too
+        if name == "safe":
+            assert labels == [DEFAULT] * 3
 
 
 @pytest.mark.task("3.2")
@@ -110,19 +143,19 @@ def half_gain_cases(short_right):
     return right, right.float().mean(0).expand(8, 3), paths
 
 
-def test_half_gain_price_by_hand():
+def test_cost_keeping_half_the_gain_by_hand():
     """Half of the gain of 6 is kept with 5 right. Neighbours see 1 - 12p in the long path and
     0.5 - 6p in a short one that answers 4: beyond p = 0.0833 it is chosen, and 4 are too few."""
-    assert half_gain_price(*half_gain_cases(4)) == pytest.approx(0.08)
-    assert half_gain_price(*half_gain_cases(5)) == pytest.approx(0.1)  # enough at any price
+    assert cost_keeping_half_the_gain(*half_gain_cases(4)) == pytest.approx(0.08)
+    assert cost_keeping_half_the_gain(*half_gain_cases(5)) == pytest.approx(0.1)  # at any price
     right, share, paths = half_gain_cases(4)
     # neighbours who praise what never answers: nothing is kept at any price, the lowest is taken
     misled = right & torch.tensor([True, False, False])
-    assert half_gain_price(misled, share, paths) == pytest.approx(0.005)
+    assert cost_keeping_half_the_gain(misled, share, paths) == pytest.approx(0.005)
 
 
 @given(st.sampled_from((4, 8, 16)), st.lists(st.integers(2, 14), min_size=2, max_size=5), seeds)
-def test_half_gain_price_is_the_largest_that_keeps_half(N, lengths, seed):
+def test_cost_keeping_half_the_gain_is_the_largest_that_keeps_half(N, lengths, seed):
     """Always the highest price, the lowest, or one too far: what each price keeps is counted."""
     rng = torch.Generator().manual_seed(seed)
     right = torch.rand(N, len(lengths), generator=rng) < torch.rand(len(lengths), generator=rng)
@@ -135,7 +168,7 @@ def test_half_gain_price_is_the_largest_that_keeps_half(N, lengths, seed):
 
     most = max(map(answered, prices))
     kept = [p for p in prices if 2 * answered(p) >= right[:, 0].sum().item() + most]
-    found = half_gain_price(right, share, [(1,) * length for length in lengths])
+    found = cost_keeping_half_the_gain(right, share, [(1,) * length for length in lengths])
     assert found == pytest.approx(max(kept, default=0.005))
 
 
@@ -145,6 +178,37 @@ def test_neighbours_leave_the_question_itself_out():
     space = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
     right = torch.tensor([[True], [False], [True], [True]])
     assert neighbours(space, right, 1).flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+@given(st.integers(2, 40), st.integers(1, 40), st.integers(1, 100), seeds)
+def test_neighbours_are_the_same_however_many_distances_are_held_at_once(N, number, held, seed):
+    """All distances of 100,000 questions are 40 GB. A block may begin or end anywhere."""
+    rng = torch.Generator().manual_seed(seed)
+    space, right = torch.randn(N, 3, generator=rng), torch.rand(N, 4, generator=rng) < 0.5
+    largest, cdist = 0, torch.cdist
+
+    def counted(*points):
+        nonlocal largest
+        distance = cdist(*points)
+        largest = max(largest, distance.numel())
+        return distance
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "DISTANCES_AT_ONCE", held)
+        patch.setattr(choose.torch, "cdist", counted)
+        in_blocks = neighbours(space, right, number)
+    assert largest <= max(held, N)
+    assert torch.equal(in_blocks, neighbours(space, right, number))
+
+
+def test_the_frontier_takes_rewards_and_probabilities():
+    """Three paths of 2, 3 and 4 blocks: the middle one is on the hull only if it is worth more than
+    half of what the outer ones are together."""
+    for value, middle in ((0.5, False), (0.7, True)):
+        values = torch.tensor([[0.2, value, 0.8]] * 2)
+        lengths = [length for length, _ in frontier([SHORT, DEFAULT, LONG], values)]
+        assert lengths == ([2, 3, 4] if middle else [2, 4])
+    assert frontier([DEFAULT, SHORT], torch.tensor([[True, True]])) == [(2, SHORT)]
 
 
 def test_similarity_ignores_windows_that_are_not_in_use():
@@ -231,7 +295,7 @@ def test_an_edit_that_all_paths_of_a_question_share_says_nothing(layers, questio
 def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
     effects = torch.randn(layers, 3, generator=torch.Generator().manual_seed(seed))
     effects[:, 1] = 0
-    paths = strongest(effects, price)
+    paths = combine_edits(effects, price)
     assert all(is_legal(path) for path in paths) and len(paths) <= 7
     sizes = [sum(n != 1 for n in path) for path in paths]
     assert sizes == list(range(1, len(paths) + 1))
@@ -239,7 +303,8 @@ def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
     assert all(gain(b) > gain(a) for a, b in zip(paths, paths[1:]))
 
 
-def test_the_menu_holds_the_default_and_the_good_paths_of_every_group(tiny_questions, monkeypatch):
+def test_candidate_paths_are_the_default_and_what_every_group_proposes(
+        tiny_questions, monkeypatch):
     """Shares handed to the wrong path or group would still look plausible."""
     model, tokenizer, prompts = tiny_questions
     rng = random.Random(0)
@@ -249,19 +314,19 @@ def test_the_menu_holds_the_default_and_the_good_paths_of_every_group(tiny_quest
         right = along_each(model, tokenizer, [prompt], paths)[0]
         rows.append({"correct": [(p, 1.0) for p, r in zip(paths, right) if r],
                      "wrong": [list(p) for p, r in zip(paths, right) if not r]})
-    found = good_paths(model, tokenizer, prompts, rows)
+    found = propose_paths(model, tokenizer, prompts, rows)
     assert found and all(is_legal(path) for path in found)
     monkeypatch.setattr(choose, "SMALLEST_GROUP", 4)
     space = torch.tensor([[0.0]] * 4 + [[9.0]] * 4)
     paths, right = menu(model, tokenizer, prompts, rows, space, 2)
-    alone = [good_paths(model, tokenizer, prompts[some], rows[some])
+    alone = [propose_paths(model, tokenizer, prompts[some], rows[some])
              for some in (slice(8), slice(4), slice(4, 8))]
     assert paths[0] == (1, 1, 1) and set(paths) == {(1, 1, 1)}.union(*alone)
     assert torch.equal(right, along_each(model, tokenizer, prompts, paths) > 0)
 
 
 def paths_found(monkeypatch, groups, worth):
-    """good_paths of every group, of a model of ten layers that is not there: question n answers
+    """propose_paths of every group, of a model of ten layers that is not there: question n answers
     along a path with probability worth(n, path). groups: the rows of each group."""
     def asked(model, tokenizer, prompts, paths, *args, **how):
         return torch.tensor([[worth(n, path) for path in paths] for n in prompts])
@@ -270,7 +335,7 @@ def paths_found(monkeypatch, groups, worth):
     numbers = iter(range(sum(map(len, groups))))
     model = SimpleNamespace(config=SimpleNamespace(num_layers=10))
     return [path for rows in groups
-            for path in good_paths(model, None, [next(numbers) for _ in rows], rows)]
+            for path in propose_paths(model, None, [next(numbers) for _ in rows], rows)]
 
 
 def but(layer, count):
@@ -278,7 +343,7 @@ def but(layer, count):
     return tuple(count if here == layer else 1 for here in range(10))
 
 
-def test_good_paths_stay_between_seven_tenths_and_fourteen_tenths_of_the_depth(monkeypatch):
+def test_proposed_paths_stay_between_seven_tenths_and_fourteen_tenths_of_the_depth(monkeypatch):
     """The band left out, or without its ends. Skips down to 3 layers and repeats up to 17 are
     suggested; every length is on the frontier, as each further layer is worth less."""
     skips = [tried(but(0, 1), but(0, 1), 1)]  # no effect at all: only a price makes skips pay
@@ -287,7 +352,7 @@ def test_good_paths_stay_between_seven_tenths_and_fourteen_tenths_of_the_depth(m
     assert sorted(map(sum, found)) == [7, 8, 9, 10, 10, 11, 12, 13, 14]  # both have the default
 
 
-def test_good_paths_are_each_groups_own(monkeypatch):
+def test_proposed_paths_are_each_groups_own(monkeypatch):
     """Groups put together, or asked each other's questions. One group is helped by skipping layer
     1, the other by skipping layer 7; every other edit costs 0.2."""
     def worth(n, path):

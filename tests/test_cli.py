@@ -293,3 +293,21 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path):
         os.umask(old)
     for name in ("a", "b.json"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+
+
+# ---- progress ----
+
+def test_where_there_is_no_terminal_a_bar_is_lines_and_short_work_shows_none(monkeypatch, capsys):
+    """Catches a log file of one line with ten thousand carriage returns."""
+    for every, lines in (30, 0), (0, 4):
+        monkeypatch.setattr(cli, "EVERY", every)
+        assert list(cli.progress_bar(range(3), "work", miniters=1)) == [0, 1, 2]
+        said = capsys.readouterr().err
+        assert "\r" not in said and said.count("\n") == said.count("work: ") == lines
+        assert all(line == line.strip() for line in said.splitlines())
+
+
+def test_on_a_terminal_it_is_the_library_s_own_bar(monkeypatch):
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(cli, "tqdm", lambda *args, **options: (args, options))
+    assert cli.progress_bar([1], "x") == (([1], "x"), {"leave": False})

@@ -399,10 +399,10 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
                                      ["10 of 10"]),
     "nothing left to test": ("train", flags("--data", "{at}/one.jsonl", damage=write(
         "one.jsonl", lines([row_of(TO_LABEL[0])]))), "one.jsonl",
-                             ["1 questions to label and 0 to test"]),
+                             ["1 training questions and 0 test"]),
     "nothing left to label": ("train", flags("--data", "{at}/one.jsonl", damage=write(
         "one.jsonl", lines([row_of(TO_TEST[0])]))), "one.jsonl",
-                              ["0 questions to label and 1 to test"]),
+                              ["0 training questions and 1 test"]),
     # labels
     "labels of another model": ("label", other_model, LABELS, ["model"]),
     "labels of another model, to train": ("train", other_model, LABELS, ["model"]),

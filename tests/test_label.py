@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import cli
 import label as labelling
 import answers
-from label import label, read_rows, row_of, search_all
+from label import label, margin, plain_score, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import fixed, generate, load_model, load_tokenizer
 from paths import DECISIONS
@@ -970,3 +970,46 @@ def test_no_prompts_give_no_answers(world):
     """Catches a crash where every question was too long."""
     found = answer(world.model, world.tokenizer, [], None)
     assert len(found.right) == 0 and found.texts == []
+
+
+# ---- what is said of the base model before a search ----
+
+def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
+    right = torch.tensor([1.0] * 30 + [0.0] * 70)
+    said, lucky = plain_score(right, torch.full((100,), 4), 51)
+    assert said == ("the plain model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
+                    "± 8.5; of 51 paths per question luck alone makes 13 right")
+    assert lucky and margin(0.25, 100) == pytest.approx(0.0849, abs=1e-4)
+
+
+@pytest.mark.parametrize("share, options, lucky", [
+    (0.34, 4, False), (0.33, 4, True), (0.10, 4, True), (0.50, 2, True), (0.61, 2, False),
+    (0.0, 0, False)])
+def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_has_none(
+        share, options, lucky):
+    right = (torch.arange(100) < 100 * share).float()
+    assert plain_score(right, torch.full((100,), options), 51)[1] == lucky
+
+
+def of_task(task, options, number):
+    choices = tuple("abcd"[:options])
+    return [SimpleNamespace(question=Question(f"{task}{n}", task, 0, "q", "a", choices))
+            for n in range(number)]
+
+
+def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
+    said, lucky = plain_score(torch.zeros(7), torch.zeros(7), 51)
+    assert said.startswith("the plain model answers 0.0% of 7 open questions. Does it answer in")
+    assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
+
+
+def test_advice_is_not_what_was_done_already(tmp_path):
+    """Catches "use --score likelihood" under --score likelihood, and a sentence said twice."""
+    model, prompts = tiny_model(2), of_task("x", 4, 40)
+    for score in "letter", "likelihood":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(labelling, "judge", lambda *_: (torch.zeros(40), None))
+            args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
+            with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
+                labelling.plain_model(model, None, prompts, args, refuse=True)
+        assert ("--score likelihood" in str(error.value)) == (score == "letter")

@@ -98,7 +98,7 @@ def test_every_experiment_leaves_rows_command_seeds_model_and_versions(everythin
 def test_a_finished_table_is_not_computed_again_and_an_unfinished_one_keeps_its_rows(
         everything, run, monkeypatch, capsys):
     before = (everything / "table6.json").stat().st_mtime_ns
-    monkeypatch.setattr(train, "train_routers", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_routers", lambda *a, **k: pytest.fail("trained again"))
     paper.main(command(run, "table6"))
     assert (everything / "table6.json").stat().st_mtime_ns == before
     assert "embeddings only" in capsys.readouterr().out
@@ -215,7 +215,7 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
     line = command(run, "table3")
     line[line.index("--run") + 1] = str(tmp_path / "run")
     lab = Lab(paper.parse_args(line))
-    monkeypatch.setattr(train, "train_routers", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_routers", lambda *a, **k: pytest.fail("trained again"))
     assert lab.seeds == [1, 2] and len(lab.routers()) == 2
 
 
@@ -304,7 +304,7 @@ def test_other_router_shapes_are_per_prompt_and_learn(kind):
     pooled[..., :3] += torch.nn.functional.one_hot(labels, 3)[:, :, None]
     config = train.TrainConfig(epochs=30, width=16, learning_rate=1e-2)
     counts = torch.full((96,), 8)
-    routers = train.train_routers(pooled, counts, labels, 0, config, kind=kind)
+    routers = train.fit_routers(pooled, counts, labels, 0, config, kind=kind)
     assert (routers(pooled, counts).argmax(-1) == labels).float().mean() > 0.95
     pooled[:, :, 3:] = 0
     half = torch.full((96,), 3)

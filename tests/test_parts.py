@@ -441,9 +441,9 @@ def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layer
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
 def test_confident_label_is_worth_most(met, price):
     """Catches a price with the wrong sign, a shortest path, a question that is left out."""
-    correct = [((length,), sure) for length, sure in met]
+    correct = [((1,) * length, sure) for length, sure in met]
     [label] = confident([{"correct": correct}], price)
-    worth = {path: sure - price * path[0] for path, sure in sorted(correct, key=lambda m: m[1])}
+    worth = {path: sure - price * len(path) for path, sure in sorted(correct, key=lambda m: m[1])}
     assert (label is None) == (not correct)
     assert not correct or worth[label] == max(worth.values())
 

@@ -1,6 +1,6 @@
 """The recipe: how routers are trained, and on which labels.
 
-train_routers is compared with a loop written out below. MISTAKES holds the same loop with one
+fit_routers is compared with a loop written out below. MISTAKES holds the same loop with one
 thing wrong, so that a recipe which has drifted is called by its name.
 """
 import json
@@ -73,7 +73,7 @@ def difference(one, other):
 def test_training_is_the_loop_written_by_hand(N, batch, epochs, seed):
     """Any step left out or added: one epoch, one batch and one example included."""
     data, config = examples(N, seed), replace(CONFIG, batch=batch, epochs=epochs)
-    made = train.train_routers(*data, seed, config)
+    made = train.fit_routers(*data, seed, config)
     assert difference(made, by_hand(*data, seed, config)) < 1e-5
 
 
@@ -107,7 +107,7 @@ MISTAKES = {
 def test_training_does_not_make_the_mistake(mistake):
     """Fails where the routers are those of this one mistake: the test's name says which."""
     data, how = examples(), {"config": CONFIG} | MISTAKES[mistake]
-    made = train.train_routers(*data, 3, CONFIG)
+    made = train.fit_routers(*data, 3, CONFIG)
     assert difference(made, by_hand(*data, 3, **how)) > 1e-3
 
 
@@ -138,7 +138,7 @@ def test_the_rate_climbs_to_its_peak_and_ends_near_zero_in_the_loop_itself():
     """A right schedule that the loop asks for the wrong step, or not at all. 25 steps, 5 of them
     warm-up; the last of the 20 that go down is at sin(pi / 40)^2 = 0.6% of the peak."""
     with watched() as (rates, _):
-        train.train_routers(*examples(40), 0, replace(CONFIG, epochs=5, batch=8, warmup=0.2))
+        train.fit_routers(*examples(40), 0, replace(CONFIG, epochs=5, batch=8, warmup=0.2))
     assert rates[:5] == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01])
     assert rates[15] == pytest.approx(0.005) and rates[5:] == sorted(rates[5:], reverse=True)
     assert len(rates) == 25 and rates[-1] == pytest.approx(0.0062 * 0.01, rel=0.01)
@@ -162,7 +162,7 @@ def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(N, batch, e
     pooled = torch.arange(float(N))[:, None, None, None].expand(N, 1, 1, 2)  # an example's number
     config = replace(CONFIG, batch=batch, epochs=epochs, windows=1)
     with watched() as (_, batches):
-        train.train_routers(pooled, torch.ones(N), torch.ones(N, 1).long(), seed, config)
+        train.fit_routers(pooled, torch.ones(N), torch.ones(N, 1).long(), seed, config)
     seen = [rows[:, 0, 0, 0].long().tolist() for rows in batches]
     assert seen == [rows.tolist() for rows in shuffled_anew(N, seed, config)]
 
@@ -196,14 +196,14 @@ def test_seeds_in_the_metrics_are_those_of_the_routers(folder):
 
 def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch):
     """Clusters that are made and then forgotten: the paths of all questions together would do."""
-    asked, good_paths = [], choose.good_paths
+    asked, propose_paths = [], choose.propose_paths
 
     def note(model, tokenizer, prompts, rows, *args, **how):
         asked.append([prompt.question.id for prompt in prompts])
         assert asked[-1] == [row["id"] for row in rows]
-        return good_paths(model, tokenizer, prompts, rows, *args, **how)
+        return propose_paths(model, tokenizer, prompts, rows, *args, **how)
 
-    monkeypatch.setattr(choose, "good_paths", note)
+    monkeypatch.setattr(choose, "propose_paths", note)
     run(folder, "groups")
     everyone, *groups = asked
     labelled = (folder / "groups" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
@@ -228,13 +228,13 @@ def surest_label(row):
                                               ("confident", surest_label)])
 def test_routers_learn_the_label_the_choice_names(folder, monkeypatch, choice, label_of):
     """Another choice, or another question's label."""
-    seen, train_routers = [], train.train_routers
+    seen, fit_routers = [], train.fit_routers
 
     def note(pooled, counts, labels, *args, **how):
         seen.append([tuple(path) for path in labels.tolist()])
-        return train_routers(pooled, counts, labels, *args, **how)
+        return fit_routers(pooled, counts, labels, *args, **how)
 
-    monkeypatch.setattr(train, "train_routers", note)
+    monkeypatch.setattr(train, "fit_routers", note)
     run(folder, choice, "--choose", choice)
     lines = (folder / choice / "labels.jsonl").read_text(encoding="utf-8").splitlines()
     answered = [row for row in map(json.loads, lines) if row["correct"]]

@@ -84,13 +84,12 @@ def test_the_command_writes_every_rule_and_goes_on(tmp_path, capsys, monkeypatch
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                     encoding="utf-8")
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
                str(tmp_path / "test"), "--out", str(tmp_path / "out")]
     rules.main(command)
     said = capsys.readouterr().out
-    found = json.loads((tmp_path / "out/rules.json").read_text(encoding="utf-8"))["rows"]
+    found = json.loads((tmp_path / "out/rules.json").read_text())["rows"]
     assert len(found) == 2 * 2 * 3 * 4 and "40 label and 40 test questions" in said
     monkeypatch.setattr(rules, "asked", None)  # all of it is kept
     rules.main(command)
@@ -103,11 +102,10 @@ def test_routers_learn_what_a_rule_picks(tmp_path, monkeypatch):
     folder, seen = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32)), {}
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                     encoding="utf-8")
-    real = rules.learn
-    monkeypatch.setattr(rules, "learn", lambda run, prompts, labels, seeds: seen.update(
-        prompts=prompts, labels=labels) or real(run, prompts, labels, seeds))
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    real = rules.train_routers
+    monkeypatch.setattr(rules, "train_routers", lambda model, prompts, labels, *more: seen.update(
+        prompts=prompts, labels=labels) or real(model, prompts, labels, *more))
     monkeypatch.setitem(RULES, "all", lambda values, doubt, known, new: seen.update(
         values=values, doubt=doubt) or torch.arange(len(new.kinds)) % values.shape[1])
     rules.main(["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
@@ -119,5 +117,5 @@ def test_routers_learn_what_a_rule_picks(tmp_path, monkeypatch):
     assert {p.question.id[:5] for p in seen["prompts"]} == {"label"}
     _, logprob = asked(rules.load_model(folder), seen["prompts"], edits)
     torch.testing.assert_close(seen["values"], (logprob - logprob[:, :1]).clamp(-5, 5))
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["routes"]["dr.llm"]["n"] == 40 and len(metrics["seeds"]) == 2

@@ -13,7 +13,7 @@ import evaluate
 import train
 from storage import files
 from questions.loading import load_questions, split
-from choose import CHOICES
+from choose import CHOICES, Choice
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import fixed, generate, load_model, load_tokenizer
@@ -86,22 +86,70 @@ def separable(number=96, layers=2, width=6):
 def test_routers_learn_a_separable_problem_and_the_seed_decides_everything():
     pooled, counts, labels = separable()
     config = train.TrainConfig(epochs=30, width=16, learning_rate=1e-2)
-    first, again = (train.train_routers(pooled, counts, labels, 3, config) for _ in range(2))
-    other = train.train_routers(pooled, counts, labels, 4, config)
+    first, again = (train.fit_routers(pooled, counts, labels, 3, config) for _ in range(2))
+    other = train.fit_routers(pooled, counts, labels, 4, config)
     assert (first(pooled, counts).argmax(-1) == labels).float().mean() > 0.98
     assert torch.equal(first.w1, again.w1) and not torch.equal(first.w1, other.w1)
 
 
-def test_labels_that_execute_every_layer_train_routers_that_do_so_for_any_prompt(tmp_path):
+def test_labels_that_execute_every_layer_train_routers_that_do_so_for_any_prompt():
     """Catches logits that are equal, of which the first, skip, is taken: where the first weights
     execute for sure on all examples, no gradient is left that moves the biases from zero."""
     model = tiny_model(dtype=torch.float32)
     prompts = [Prompt(Question(str(n), "t", 0, "q", "a"), (2 + n, 3, 4)) for n in range(9)]
-    run = SimpleNamespace(model=model, out=tmp_path, args=SimpleNamespace(device="cpu"),
-                          config=train.TrainConfig(epochs=0))
-    [routers] = train.learn(run, prompts, [(1, 1, 1)] * 9, [0])
+    [routers] = train.train_routers(model, prompts, [(1, 1, 1)] * 9, train.TrainConfig(epochs=0))
     logits = routers(1e3 * torch.randn(5, 3, 8, 16), torch.full((5,), 8))
     assert (logits.argmax(-1) == 1).all() and routers.guard_points is not None
+
+
+def test_routers_answer_alike_before_and_after_they_are_loaded(tmp_path):
+    """Catches a guard whose numbers lie otherwise in memory: products of a few rows then differ in
+    their last digits. Prompts without a label are left out, and seeds tell their routers."""
+    model = tiny_model(dtype=torch.float32)
+    rng = random.Random(0)
+    prompts = [Prompt(Question(str(n), "t", 0, "q", "a"),
+                      tuple(rng.randrange(2, 38) for _ in range(3 + n))) for n in range(20)]
+    labels = [tuple(rng.randrange(3) for _ in range(3)) for _ in prompts]
+    gaps = [path if n % 2 else None for n, path in enumerate(labels)]
+    config = train.TrainConfig(epochs=2, width=4, windows=2)
+    some = list(train.train_routers(model, prompts, gaps, config, [3, 5]))
+    alone = list(train.train_routers(model, prompts[1::2], labels[1::2], config, [3, 5]))
+    assert [routers.notes["seed"] for routers in some] == [3, 5]
+    for routers, same in zip(some, alone):
+        routers.notes["model"] = model.fingerprint()
+        routers.save(tmp_path / "routers.safetensors")
+        loaded = Routers.load(tmp_path / "routers.safetensors", model)
+        for name, tensor in routers.state_dict().items():
+            for other in (loaded, same):
+                assert torch.equal(tensor, other.state_dict()[name])
+                assert tensor.stride() == other.state_dict()[name].stride()
+
+
+@pytest.mark.parametrize("gains, layers, pays", [
+    ([1.0] * 20, [5.0] * 20, True),                  # more correct answers, whatever they cost
+    ([0.0] * 20, [3.8] * 20, True),                  # nothing lost, and layers are saved
+    ([0.0] * 20, [3.9] * 20, False),                 # fewer than 3% of four layers are
+    ([0.0] * 20, [4.0] * 20, False),
+    ([-0.004] * 20, [3.0] * 20, True),               # less than half a point is lost
+    ([-0.006] * 20, [3.0] * 20, False),
+    ([1.0, -1.0] * 10, [3.0] * 20, False)])          # nobody knows
+def test_routing_pays_by_accuracy_or_by_layers(gains, layers, pays):
+    assert train.routing_pays(torch.tensor(gains), torch.tensor(layers), 4) is pays
+    sentence = train.expectation(torch.tensor(gains), torch.tensor(layers), 4, pays)
+    assert ("is not expected to pay" in sentence) == (not pays)
+    assert f"at {layers[0]:.2f} of 4 layers" in sentence and "on 20 training questions" in sentence
+
+
+def test_a_busy_machine_is_said_once_and_only_if_threads_were_not_chosen(monkeypatch, capsys):
+    """Two processes of two threads on two cores run many times slower, and nobody knew why."""
+    def printed(load, threads):
+        monkeypatch.setattr(train.os, "getloadavg", lambda: (load, 0, 0))
+        train.print_warnings(SimpleNamespace(threads=threads), 100)
+        return capsys.readouterr().out.splitlines()
+
+    busy, = printed(99, None)
+    assert "--threads 1" in busy
+    assert not printed(0.0, None) and not printed(99, 1)
 
 
 def test_split_depends_on_the_words_alone_and_shares_nothing():
@@ -189,6 +237,79 @@ def test_other_settings_on_the_same_folder_are_refused_before_anything_is_writte
     assert (folder / "out" / "config.json").read_bytes() == config
 
 
+def test_routers_just_trained_are_handed_on_and_found_ones_are_not_trained_again(
+        folder, tmp_path, monkeypatch):
+    """Catches files that are written and read back, and features that are computed for nothing."""
+    out, load = ["--out", str(tmp_path / "out")], Routers.load
+    with monkeypatch.context() as patch:
+        patch.setattr(Routers, "load", lambda *_: pytest.fail("read back"))
+        run(folder, *out)
+    loaded, trained = [], []
+    monkeypatch.setattr(Routers, "load", lambda file, model: loaded.append(file.stem) or load(
+        file, model))
+    train_routers = train.train_routers
+    monkeypatch.setattr(train, "train_routers", lambda model, prompts, labels, config, seeds, *more:
+                        trained.append(list(seeds)) or train_routers(
+                            model, prompts, labels, config, seeds, *more))
+    run(folder, *out)
+    assert loaded == ["safe-0", "safe-1", "shortest-0", "shortest-1"] and not trained
+    (tmp_path / "out" / "routers" / "safe-0.safetensors").unlink()
+    run(folder, *out)
+    assert trained == [[0]]
+
+
+def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, capsys):
+    """Catches hours of search whose result nobody reads. The paper's labels come from searches, so
+    its row is missing too."""
+    def last_layer_twice(evidence):
+        assert evidence.records is None and evidence.space.shape[0] == len(evidence.prompts)
+        return [(1, 1, 2)] * (len(evidence.prompts) - 1) + [None]
+
+    monkeypatch.setitem(CHOICES, "deep", Choice(last_layer_twice, needs_search=False))
+    monkeypatch.setattr(train, "label", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(train, "menu", lambda *_, **__: pytest.fail("looked for paths"))
+    run(folder, "--choose", "deep", "--no-guard", "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "labels.jsonl").exists()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["routes"]["dr.llm"]["layers"] > 3.9
+    assert "dr.llm shortest" not in metrics["routes"] and metrics["static"] == []
+    labels = json.loads((tmp_path / "out" / "chosen.json").read_text())
+    assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
+    printed = capsys.readouterr().out
+    assert "49 training questions, 11 test questions" in printed
+    assert "out: config.json routers.safetensors metrics.json (" in printed
+
+
+def test_test_questions_beyond_the_context_are_named_and_counted(folder, tmp_path, capsys):
+    """Catches a table over fewer questions than were given, without a word."""
+    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text().splitlines()]
+    rows = [row | {"id": f"test-{row['id']}"} for row in rows]
+    for n, row in enumerate(rows[10:15]):
+        row["prompt"] = " ".join(WORDS[2:38] * 2)[2 * n:]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
+    run(folder, "--out", str(tmp_path / "out"), "--choose", "shortest", "--test",
+        str(tmp_path / "test.jsonl"))
+    printed = capsys.readouterr().out
+    assert "5 of 20 test questions exceed the context (64 tokens)" in printed
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["too_long"] == 5 and metrics["routes"]["vanilla"]["n"] == 15
+
+
+def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path):
+    """Catches hours of search for paths that are correct by luck."""
+    model = save_tiny(tmp_path / "model", tiny_model(2, dtype=torch.float32))
+    rows = [{"id": str(n), "question": f"{n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]}
+            for n in range(40)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--model", str(model), "--data", str(tmp_path / "q.jsonl"), "--out",
+               str(tmp_path / "run"), "--simulations", "2", "--seeds", "1"]
+    with pytest.raises(InputError, match="chance 50.0% ± .* --force goes on"):
+        train.main(command)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="0 questions with a correct path"):
+        train.main([*command, "--force"])  # a tiny model writes no letter
+
+
 def test_training_questions_never_appear_in_the_test(folder, monkeypatch):
     seen = {}
     monkeypatch.setattr(train, "compare", lambda m, t, prompts, *a, **k: seen.update(
@@ -208,12 +329,12 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
                                          encoding="utf-8")
     command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
                "--out", str(tmp_path / "o"), *ARGS]
-    with pytest.raises(InputError, match="jsonl: 0 questions with a right path; routers need 8"):
+    with pytest.raises(InputError, match="jsonl: 0 questions with a correct path; routers need 8"):
         train.main(command + ["--test", str(folder / "q.jsonl")])
     finished = tmp_path / "o" / "metrics.json"  # of another run, which a refusal must not cost
     write_json(finished, {})
     write_json(tmp_path / "o" / "config.json", {"seed": 7})
-    with pytest.raises(InputError, match="0 questions with a right path"):
+    with pytest.raises(InputError, match="0 questions with a correct path"):
         train.main(command + ["--test", str(folder / "q.jsonl"), "--overwrite"])
     assert finished.exists()
 
@@ -222,7 +343,7 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
         folder, tmp_path, capsys):
     """Catches routers, and an expected gain, that come from nothing but a few questions' luck."""
     file = own_questions(folder, tmp_path / "mine.jsonl")
-    with pytest.raises(InputError, match="jsonl: 7 questions with a right path; routers need 8"):
+    with pytest.raises(InputError, match="jsonl: 7 questions with a correct path; routers need 8"):
         train_on(folder, tmp_path / "out", file, "safe", 7)
     assert "7 test questions: a 95% interval will reach about 37 points" in capsys.readouterr().out
     train_on(folder, tmp_path / "out", file, "safe", 8)
@@ -302,7 +423,7 @@ def test_questions_that_no_usual_path_answers_train_routers_all_the_same(
 
 def test_consensus_that_labels_no_question_says_so(folder, far, tmp_path):
     """Catches a traceback from training on nothing."""
-    with pytest.raises(InputError, match=r"paths.json: 0 questions .* routers need 8.* --choose"):
+    with pytest.raises(InputError, match="out: 0 questions with a label .* need 8.* --choose"):
         train_on(folder, tmp_path / "out", far, "consensus", 12)
 
 

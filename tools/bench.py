@@ -35,7 +35,7 @@ from storage.files import mapped_zeros, write_json
 from cli import progress_bar
 from questions.loading import Question, load_all
 from answers import Prompt, answer, judge, prepare
-from train import TrainConfig, train_routers
+from train import TrainConfig, fit_routers
 
 try:
     import transformers
@@ -448,7 +448,7 @@ def training(bench):
         marks = torch.randint(0, 3, (examples, layers), generator=rng)
         short = replace(config, epochs=max(1, STEPS * config.batch // examples))
         steps = short.epochs * -(-examples // config.batch)
-        run = partial(train_routers, pooled, counts, marks, 0, short, bench.device)
+        run = partial(fit_routers, pooled, counts, marks, 0, short, bench.device)
         peak = peak_memory(run, bench.device)  # the warm-up
         took, full = seconds(run, bench.device) / steps, config.epochs * EXAMPLES / config.batch
         rows.append({"what": f"{examples} examples, {layers} layers{where}", "steps": steps,

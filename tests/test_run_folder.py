@@ -1,0 +1,154 @@
+"""The folder of a run: what a finished run keeps, and which other runs it refuses."""
+from pathlib import Path
+
+import pytest
+
+from storage.files import InputError, write_json
+from storage.run_folder import (CARD, claim, folder_of, make_folder, read_chosen, read_config,
+                                read_metrics, read_result, take)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder with the files of a finished run of seed 1."""
+    for name in ("metrics.json", "chosen.json", "labels.jsonl", "paths.json",
+                 "routers.safetensors"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"---\n{CARD}\n---\n", encoding="utf-8")
+    (tmp_path / "routers").mkdir()
+    (tmp_path / "routers" / "safe-1.safetensors").write_text("", encoding="utf-8")
+    write_json(tmp_path / "config.json", {"seed": 1, "threads": 2})
+    return tmp_path
+
+
+def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(InputError, match="config.json: a finished run with seed 1; .* seed 2.*"):
+        claim(finished, {"seed": 2, "threads": 2}, overwrite=False)
+    with pytest.raises(InputError, match="with choose None; this run has choose safe"):
+        claim(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
+    assert sorted(finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_same_settings_go_on_and_remove_nothing(finished, overwrite):
+    """The number of threads, the batch size and the device make no other run."""
+    before = sorted(finished.rglob("*"))
+    claim(finished, {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}, overwrite)
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
+    before = sorted(finished.rglob("*"))
+    claim(finished, {"seed": 2}, overwrite=True)
+    assert sorted(finished.rglob("*")) == before  # what follows may still refuse the run
+    take(finished, {"seed": 2})
+    assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
+                                                          "paths.json"}
+    (finished / "metrics.json").unlink(missing_ok=True)
+    claim(finished, {"seed": 3}, overwrite=False)  # not finished any more
+
+
+def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
+    (finished / "README.md").write_text("my notes", encoding="utf-8")
+    take(finished, {"seed": 2})
+    assert (finished / "README.md").read_text(encoding="utf-8") == "my notes"
+
+
+def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
+    write_json(tmp_path / "metrics.json", {})
+    with pytest.raises(InputError, match="metrics.json: of an evaluation"):
+        claim(tmp_path, {"seed": 2}, overwrite=False)
+    claim(tmp_path, {"seed": 2}, overwrite=True)
+
+
+def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
+    """Catches a run that is itself named routers, and a path without folders."""
+    run = tmp_path / "routers"
+    (run / "routers").mkdir(parents=True)
+    (run / "labels.jsonl").touch()
+    assert folder_of([]) is None
+    for name in "routers.safetensors", "routers/safe-1.safetensors":
+        (run / name).touch()
+        assert folder_of([run / name]).resolve() == run
+    assert folder_of([run]) == run
+    monkeypatch.chdir(run / "routers")
+    assert folder_of([Path("safe-1.safetensors")]) == run
+
+
+@pytest.mark.parametrize("file", ["config.json", "labels.jsonl"])
+def test_a_run_is_not_overwritten_by_an_evaluation(tmp_path, file):
+    """Catches a run that made its labels without a search, and lost its metrics."""
+    (tmp_path / file).touch()
+    with pytest.raises(InputError, match="a folder of train.py or label.py"):
+        make_folder(tmp_path)
+    (tmp_path / file).unlink()
+    make_folder(tmp_path)
+
+
+def test_a_run_without_searches_is_the_folder_of_its_routers(tmp_path):
+    """Catches paths.json looked for above a run that is itself named routers."""
+    run = tmp_path / "routers"
+    run.mkdir()
+    (run / "config.json").touch()
+    (run / "routers.safetensors").touch()
+    assert folder_of([run / "routers.safetensors"]) == run
+
+
+def test_a_readme_in_another_encoding_is_kept(finished):
+    """Catches a traceback, after labels are made, at a person's own notes."""
+    (finished / "README.md").write_bytes("Übung".encode("latin-1"))
+    take(finished, {"seed": 2})
+    assert (finished / "README.md").exists() and not (finished / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "{", '{"a": 3}', '{"a": [1, 1]}',
+                                   '{"a": [1, 1, 3]}', '{"a": null}', '{"a": "111"}'])
+def test_damaged_labels_of_a_run_are_refused_by_name(tmp_path, value):
+    assert read_chosen(tmp_path, 3) == {}
+    write_json(tmp_path / "chosen.json", {"a": [1, 0, 2]})
+    assert read_chosen(tmp_path, 3) == {"a": (1, 0, 2)}
+    (tmp_path / "chosen.json").write_text(value, encoding="utf-8")
+    with pytest.raises(InputError, match=r"chosen\.json: "):
+        read_chosen(tmp_path, 3)
+
+
+@pytest.mark.parametrize("change", [{"seed": "1"}, {"data": "q"}, {"train": None}, {"limit": 2.5},
+                                    {"skip_bad_rows": None}, {"search": [1]}, {"seed": True}])
+def test_damaged_settings_of_a_run_are_refused_by_name(tmp_path, change):
+    settings = {"seed": 1, "data": ["q"], "train": {}, "limit": None, "search": {}}
+    write_json(tmp_path / "config.json", settings)
+    assert read_config(tmp_path) == settings
+    write_json(tmp_path / "config.json", settings | change)
+    with pytest.raises(InputError, match=rf"config\.json: .* {next(iter(change))} is "):
+        read_config(tmp_path)
+
+
+def test_damaged_metrics_of_a_run_are_refused_by_name(tmp_path):
+    figures = {"accuracy": 0.5, "gain": 0.0, "layers": 3.0, "n": 4, "interval": [-0.1, 0.1]}
+    routes = {"vanilla": figures}
+    metrics = {"routes": routes, "tasks": {"a": {"domain": "in", "routes": routes}}}
+    write_json(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path) == metrics
+    task = metrics["tasks"]["a"]
+    for damaged in [{}, {"routes": []}, {"routes": None}, {"tasks": None}, {"tasks": {"a": 3}},
+                    {"tasks": {"a": task | {"domain": "near"}}}, {"seeds": 3},
+                    {"routes": {"vanilla": figures | {"gain": None}}},
+                    {"routes": {"vanilla": figures | {"gain": float("nan")}}},
+                    {"routes": {"vanilla": figures | {"interval": [1]}}}]:
+        write_json(tmp_path / "metrics.json", metrics | damaged if damaged else {})
+        with pytest.raises(InputError, match=r"metrics\.json: not what a run wrote"):
+            read_metrics(tmp_path)
+
+
+def test_a_result_is_that_of_its_key_or_none(tmp_path):
+    """Catches a traceback at a stored result whose fields were renamed."""
+    file = tmp_path / "result.json"
+    assert read_result(file, {"a": 1}, "row") is None
+    write_json(file, {"key": {"a": 1}, "row": {"x": 2}})
+    assert read_result(file, {"a": 1}, "row") == {"x": 2}
+    assert read_result(file, {"a": 2}, "row") is None
+    for damaged in {"key": {"a": 1}}, {"row": {}}, {}:
+        write_json(file, damaged)
+        with pytest.raises(InputError, match=r"result\.json: "):
+            read_result(file, {"a": 1}, "row")

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import statistics
-from experiments.statistics import class_report, midranks, share_of_actions, wilcoxon
+from experiments.statistics import (between, class_report, corrected, layers_saved, midranks,
+                                    share_of_actions, split_by_default, wilcoxon, with_interval)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
@@ -82,3 +83,19 @@ def test_perfect_decisions_score_one_and_shares_add_up(rows, layers, seed):
 def test_share_of_actions_by_hand():
     found = share_of_actions(torch.tensor([[0, 1], [2, 1], [2, 1], [1, 1]]))
     assert found.tolist() == [[0.25, 0.25, 0.5], [0.0, 1.0, 0.0]]
+
+
+def test_gains_and_intervals_are_written_in_one_way():
+    assert with_interval(0.012, (0.003, -0.0211)) == "+1.2 [+0.3, -2.1]"
+    assert between((0.25, 1), sign=False) == "[25.0, 100.0]"
+
+
+def test_what_searches_changed_by_hand():
+    """One correct by default and shortened by two, one corrected, one beyond the model."""
+    shortened = {"default_correct": True, "correct": [1], "decisions": (1,) * 4, "length": 2}
+    mended = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
+    beyond = {"default_correct": False, "correct": [], "decisions": (1,) * 4, "length": 4}
+    records = [beyond, shortened, mended]
+    assert split_by_default(records) == ([shortened], [beyond, mended])
+    assert corrected(records) == [mended]
+    assert [layers_saved(record) for record in records] == [0, 2, -1]

@@ -85,10 +85,9 @@ def split_by_default(records):
             [record for record in records if not record["default_correct"]])
 
 
-def corrected(records):
-    """Records of questions whose default path is incorrect and that have a correct path."""
-    _, incorrect = split_by_default(records)
-    return [record for record in incorrect if record["correct"]]
+def is_corrected(record):
+    """Whether the default path is incorrect and the search met a correct path."""
+    return bool(record["correct"]) and not record["default_correct"]
 
 
 def layers_saved(record):

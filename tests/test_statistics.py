@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import statistics
-from experiments.statistics import (between, class_report, corrected, layers_saved, midranks,
+from experiments.statistics import (between, class_report, is_corrected, layers_saved, midranks,
                                     share_of_actions, split_by_default, wilcoxon, with_interval)
 
 
@@ -97,5 +97,5 @@ def test_what_searches_changed_by_hand():
     beyond = {"default_correct": False, "correct": [], "decisions": (1,) * 4, "length": 4}
     records = [beyond, shortened, mended]
     assert split_by_default(records) == ([shortened], [beyond, mended])
-    assert corrected(records) == [mended]
+    assert [is_corrected(record) for record in records] == [False, False, True]
     assert [layers_saved(record) for record in records] == [0, 2, -1]

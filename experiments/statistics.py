@@ -1,5 +1,5 @@
-"""Numbers about finished answers: is a difference more than chance, what would fixed paths have
-done at the same depth, how many answers does a route correct, and how good are decisions?
+"""Numbers about finished answers: is a difference more than chance, what would static paths have
+done at the same depth, and what did searches change?
 
     wilcoxon([0, 1, 1, 0, 1])
     with_interval(0.012, (0.003, 0.021))    # "+1.2 [+0.3, +2.1]"
@@ -95,28 +95,9 @@ def layers_saved(record):
     return len(record["decisions"]) - record["length"]
 
 
-# ---- decisions against labels ----
+# ---- decisions ----
 
 def share_of_actions(decisions):
     """(..., L, 3) share of skip, execute, repeat per layer, over prompts: decisions (N, L)."""
     return torch.stack([(decisions == code).float().mean(0) for code in range(len(DECISIONS))],
                        dim=-1)
-
-
-def class_report(decided, labels):
-    """Precision, recall, F1 and support per action, macro F1 and accuracy per layer of decisions
-    (N, L) against labels (N, L). A class neither decided nor labelled has no F1 and is left out of
-    the macro mean."""
-    report, scores = {}, []
-    for code, decision in enumerate(DECISIONS):
-        chosen, true = decided == code, labels == code
-        hits, either = (chosen & true).sum().item(), (chosen.sum() + true.sum()).item()
-        report[decision.name] = {"precision": hits / max(1, chosen.sum().item()),
-                                 "recall": hits / max(1, true.sum().item()),
-                                 "f1": 2 * hits / max(1, either), "support": true.sum().item()}
-        if either:
-            scores.append(report[decision.name]["f1"])
-    agrees = (decided == labels).float()
-    return report | {"macro_f1": sum(scores) / len(scores), "accuracy": agrees.mean().item(),
-                     "always_execute": (labels == 1).float().mean().item(),
-                     "per_layer": agrees.mean(0).tolist()}

@@ -1,86 +1,22 @@
-"""Three studies the paper leaves open: how good the decisions are, what happens out of domain, and
-whether routing beats static paths at every depth. Functions of a Lab, as in experiments/tables.py.
+"""Two studies the paper leaves open: what happens out of domain, and whether routing beats static
+paths at every depth. Functions of a Lab, as in experiments/tables.py.
 
-    python -m experiments.paper router ood frontier --run runs/demo
+    python -m experiments.paper ood frontier --run runs/demo
 """
 import functools
 
 import numpy as np
-import torch
-
-from answers import answer
-from choose import along_each, confident, consensus_of_neighbours, shortest, similarity_space
+from choose import consensus_of_neighbours
 from drllm import RouterRoute
 from evaluate import interval
 from experiments.methods import BASELINES
-from experiments.statistics import class_report, share_of_actions
-from label import row_of, search_all
 from model_llama import fixed
-from paths import DECISIONS
-from train import features
 
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
 TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # interpolation p; below -0.5 everything is skipped
 PRICES = (0.0, 0.01, 0.03, 0.08)  # cost per layer, in reward
 PRICED_TILTS = (-0.5, 0.0, 1.0, 3.0)
-SEARCHED = 250  # test questions of a domain, about, that are searched for comparison
-
-
-# ---- how good are the decisions? ----
-
-def held_out_labels(lab, prompts):
-    """{choice: label or None per prompt}: test questions searched and labelled like the others, by
-    the run's choice (that of consensus, if it is safe) and by the paper's."""
-    record_of = {p.question.id: row_of(p, result, confidence) for p, result, confidence in
-                 search_all(lab.model, lab.tokenizer, prompts, lab.run.search, lab.run.args.seed,
-                            lab.args.batch_size)}
-    records, price = [record_of[p.question.id] for p in prompts], lab.run.args.price
-    labels = {"shortest": shortest(records)}
-    if lab.choice == "confident":
-        labels["confident"] = confident(records, 0.001 if price is None else price)
-    elif lab.choice != "shortest":
-        paths = lab.menu[0]
-        correct = along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size) > 0
-        default = torch.ones(len(prompts), lab.L, dtype=torch.long)
-        space = similarity_space(*features(lab.model, prompts, default))
-        labels[lab.choice], _ = consensus_of_neighbours(space, correct, paths, price)
-    return labels
-
-
-def decision_quality(lab, where, choice, prompts, labels):
-    """The row of one domain and choice: per class, and agreement beside always executing."""
-    pairs = [pair for pair in zip(prompts, labels) if pair[1] is not None]
-    prompts, wanted = [prompt for prompt, _ in pairs], torch.tensor([path for _, path in pairs])
-    seeds = [answer(lab.model, lab.tokenizer, prompts, route, lab.args.batch_size).decisions
-             for route in lab.routes(choice, guard=choice != "shortest")]
-    reports = [class_report(decided, wanted) for decided in seeds]
-    row = {"name": f"{where}, {choice}", "n": len(prompts)}
-    for decision in DECISIONS:
-        for key in ("precision", "recall", "f1"):
-            row[f"{decision.name} {key[:4]}"] = float(np.mean(
-                [report[decision.name][key] for report in reports]))
-    mean = lambda key: float(np.mean([report[key] for report in reports]))
-    return row | {"macro f1": mean("macro_f1"), "agree %": 100 * mean("accuracy"),
-                  "executing %": 100 * mean("always_execute"),
-                  "per_layer": np.mean([report["per_layer"] for report in reports], 0).tolist(),
-                  "actions": torch.stack([share_of_actions(d) for d in seeds]).mean(0).tolist()}
-
-
-def router(lab):
-    """Decisions against searched labels of questions nobody trained on."""
-    rows = []
-    outside = lab.outside[::max(1, len(lab.outside) // SEARCHED)]
-    for where, prompts in (("in", lab.inside[:SEARCHED]), ("out", outside)):
-        if prompts:
-            labels = lab.row(f"labels {where}", lambda: held_out_labels(lab, prompts))
-            rows += [lab.row(f"quality {where} {choice}", lambda: decision_quality(
-                lab, where, choice, prompts, labels[choice]))
-                for choice in dict.fromkeys((lab.choice, "shortest"))]
-    bars = {row["name"]: np.transpose(row["actions"]).tolist() for row in rows}
-    return {"title": "decisions against searched labels", "rows": rows, "bars": bars,
-            "notes": ["agree %: decisions equal to the label's; executing %: what a router that "
-                      "always executes would reach"]}
 
 
 # ---- out of domain ----

@@ -20,7 +20,7 @@ from experiments import methods
 from experiments.pictures import BOX
 from experiments.statistics import (is_corrected, layers_saved, share_of_actions,
                                     split_by_default)
-from experiments.studies import frontier, ood, point, router
+from experiments.studies import frontier, ood, point
 
 FORCED = ("executed-only", "no-skip", "no-repeat")
 CONTROLS = ("random", "swapped")
@@ -269,15 +269,16 @@ def figure1(lab):
     matched to a depth at three of them."""
     lines, own = frontier(lab), lab.own(lab.table).layers.mean().item()
     depths = (*(share * lab.L for share in SHALLOWER), own)
-    methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
-    methods |= {methods.BASELINES[name].title: [lab.method(name, depth) for depth in depths]
-                for name in AT_DEPTH}
-    methods |= {row["name"]: [row] for row in as_they_are(lab)}
+    others = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
+    for name in AT_DEPTH:
+        others[methods.BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
+    others |= {row["name"]: [row] for row in as_they_are(lab)}
     curves = {kind: points for kind, points in lines["curves"].items() if kind != "price"}
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
-               for title, rows in methods.items()}
+               for title, rows in others.items()}
+    points = [point(row) for rows in others.values() for row in rows]
     return {"title": "accuracy against layers", "curves": curves, "notes": lines["notes"],
-            "rows": lines["rows"] + [point(row) for rows in methods.values() for row in rows]}
+            "rows": lines["rows"] + points}
 
 
 def figure4(lab):
@@ -311,5 +312,5 @@ def figure6(lab, steps=9):
 
 EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,
                "table5": table5, "table6": table6, "figure4": figure4, "figure5": figure5,
-               "figure6": figure6, "figure7": figure7, "router": router, "ood": ood,
-               "frontier": frontier, "figure1": figure1}
+               "figure6": figure6, "figure7": figure7, "ood": ood, "frontier": frontier,
+               "figure1": figure1}

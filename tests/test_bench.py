@@ -5,25 +5,23 @@ import pytest
 import torch
 
 from answers import answer
+from conftest import own_answers
+from tiny import save_tiny, tiny_model
 from tools import bench
-from tiny import tiny_config
 
 SMALL = "--prompt 6 --new-tokens 3 --questions 4 --repeats 1".split()
 
 
-@pytest.fixture
-def tiny_shape(monkeypatch):
-    """The 3b shape replaced by a tiny one, less to do, and no transformers."""
-    monkeypatch.setitem(bench.SHAPES, "3b", tiny_config(num_layers=8))
-    monkeypatch.setattr(bench, "transformers", None)
-    for name, value in (("SLOW_PATHS", 3), ("QUESTION_TOKENS", 5)):
-        monkeypatch.setattr(bench, name, value)
-
-
 @pytest.mark.parametrize("section", bench.SECTIONS)
-def test_every_section_writes_rows(section, tiny_shape, tmp_path, capsys):
-    out = tmp_path / "bench.json"
-    bench.main([section, "--shape", "3b", "--out", str(out), *SMALL])
+def test_every_section_writes_rows(section, tmp_path, capsys, monkeypatch):
+    """Without transformers."""
+    monkeypatch.setattr(bench, "transformers", None)
+    monkeypatch.setattr(bench, "SLOW_PATHS", 3)
+    folder = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
+    questions, out = tmp_path / "q.jsonl", tmp_path / "bench.json"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in own_answers(folder, 4)))
+    bench.main([section, "--model", str(folder), "--data", str(questions), "--out", str(out),
+                *SMALL])
     result = json.loads(out.read_text())
     assert list(result["sections"]) == [section] and result["sections"][section]
     assert result["command"].startswith(f"python -m tools.bench {section}")

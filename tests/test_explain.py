@@ -242,13 +242,6 @@ def test_an_answer_is_told_whole(words):
     assert "0.500" in lines[at] and max(map(len, lines)) <= 80
 
 
-def test_colour_adds_nothing_but_colour():
-    row = record(1)
-    coloured = explained(row, colour=True)
-    assert any("\x1b[" in line for line in coloured)
-    assert [re.sub(r"\x1b\[\d*m", "", line) for line in coloured] == explained(row)
-
-
 def test_a_layer_by_hand():
     """40, 50 and 10 percent of 30 characters; the guard kept the router from skipping."""
     row = record(decisions="1111", routers="0112", guarded="1101", percents=[[40, 50, 10]] * 4)

@@ -6,7 +6,7 @@ installed, with the very same weights; it is never needed.
 
     python -m tools.bench decoder
     python -m tools.bench labels --model runs/real/SmolLM2-135M --data runs/real/label.jsonl
-    python -m tools.bench all --shape 3b --device cuda --dtype bfloat16 --out bench.json
+    python -m tools.bench all --device cuda --dtype bfloat16 --out runs/bench.json
 """
 import datetime
 import platform
@@ -20,13 +20,12 @@ from statistics import median
 import torch
 
 import cli
-from answers import Prompt, prepare
-from checkpoint.config import Config, Llama3Rope
+from answers import prepare
 from cli import aligned, progress_bar
 from label import search_all
 from mcts import SearchConfig
-from model_llama import Llama, fixed, generate, load_model, load_tokenizer
-from questions.loading import Question, load_all
+from model_llama import fixed, generate, load_model, load_tokenizer
+from questions.loading import load_all
 from storage.files import write_json
 
 try:
@@ -34,14 +33,7 @@ try:
 except ImportError:
     transformers = None
 
-SHAPES = {  # of Qwen2.5-0.5B and Llama-3.2-3B
-    "0.5b": Config("qwen2", 151936, 896, 4864, 24, 14, 2, 64, 32768, rope_theta=1e6,
-                   qkv_bias=True, tie_embeddings=True),
-    "3b": Config("llama", 128256, 3072, 8192, 28, 24, 8, 128, 131072, rope_theta=5e5,
-                 tie_embeddings=True, rope_scaling=Llama3Rope(32.0, 1.0, 4.0, 8192)),
-}
-SLOW_PATHS = 64      # paths that are timed one at a time, which takes long
-QUESTION_TOKENS = 64  # of a random question
+SLOW_PATHS = 64  # paths that are timed one at a time, which takes long
 
 
 # ---- measuring ----
@@ -71,23 +63,7 @@ def paired(above, below):
     return f"{median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
 
 
-# ---- random models and prompts ----
-
-def random_model(config, device, dtype):
-    """A Llama of random weights, frozen."""
-    with torch.device("meta"):
-        model = Llama(config).to(dtype)
-    model.to_empty(device=device)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            parameter.data.fill_(1.0)
-        else:
-            parameter.data.normal_(0.0, 0.02)
-    return model.eval().requires_grad_(False)
-
+# ---- the decoder beside transformers ----
 
 def transformers_model(model):
     """The same weights, not a copy of them, as the transformers library runs them."""
@@ -114,77 +90,56 @@ def random_prompts(config, number, length):
     return [[rng.randrange(2, config.vocab_size) for _ in range(length)] for _ in range(number)]
 
 
-# ---- the decoder beside transformers ----
-
 def same_beginning(ours, theirs):
     """How many leading tokens are the same."""
     differs = [a != b for a, b in zip(ours, theirs)]
     return differs.index(True) if True in differs else len(differs)
 
 
+def generators(model):
+    """{side: generate(prompts, number of tokens) -> token lists}: ours, and theirs if any."""
+    def ours(prompts, number):
+        return generate(model, prompts, max_new_tokens=number).tokens
+
+    def theirs(prompts, number):
+        tokens = torch.tensor(prompts, device=model.embed_tokens.weight.device)
+        made = rival.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
+                              max_new_tokens=number, min_new_tokens=number)
+        return made[:, tokens.shape[1]:].tolist()
+
+    if not transformers:
+        return {"ours": ours}
+    rival = transformers_model(model)
+    return {"ours": ours, "theirs": theirs}
+
+
 def decoder(args, model):
     """Prefill and decode, by batch size; a decoded token is the time of all tokens less that of
     one."""
-    T, new, rows = args.prompt, args.new_tokens, []
-    theirs = transformers_model(model) if transformers else None
-    device = model.embed_tokens.weight.device
-
-    def ours_generate(prompts, number):
-        return generate(model, prompts, max_new_tokens=number).tokens
-
-    def theirs_generate(prompts, number):
-        tokens = torch.tensor(prompts, device=device)
-        made = theirs.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False,
-                               max_new_tokens=number, min_new_tokens=number)
-        return made[:, T:].tolist()
-
-    askers = {"ours": ours_generate} | ({"theirs": theirs_generate} if theirs else {})
+    rng, new, rows, sides = random.Random(0), args.new_tokens, [], generators(model)
     for batch in args.batches:
-        prompts = random_prompts(model.config, batch, T)
-        sides = {(side, number): partial(ask, prompts, number)
-                 for side, ask in askers.items() for number in (1, new)}
-        times = interleaved(sides, args.repeats, device, f"decoder, batch {batch}")
-        prefills = {side: times[side, 1] for side in askers}
-        steps = {side: [(all_tokens - first) / (new - 1) for all_tokens, first
-                        in zip(times[side, new], times[side, 1])] for side in askers}
-        for what, took in ((f"prefill, {T}", prefills), ("decode, 1", steps)):
+        prompts = [rng.choices(range(2, model.config.vocab_size), k=args.prompt)
+                   for _ in range(batch)]
+        runs = {(side, number): partial(ask, prompts, number)
+                for side, ask in sides.items() for number in (1, new)}
+        times = interleaved(runs, args.repeats, model.embed_tokens.weight.device,
+                            f"decoder, batch {batch}")
+        prefills = {side: times[side, 1] for side in sides}
+        steps = {side: [(whole - first) / (new - 1) for whole, first
+                        in zip(times[side, new], times[side, 1])] for side in sides}
+        for what, took in ((f"prefill, {args.prompt}", prefills), ("decode, 1", steps)):
             row = {"what": f"{what} x {batch} tokens", "ours ms": 1e3 * median(took["ours"])}
-            if theirs:
+            if "theirs" in sides:
                 row["transformers ms"] = 1e3 * median(took["theirs"])
                 row["times as fast"] = paired(took["theirs"], took["ours"])
             rows.append(row)
-        if theirs:
-            same = same_beginning(ours_generate(prompts, new)[0], theirs_generate(prompts, new)[0])
-            rows[-1]["same tokens"] = f"{same}/{new}"
+        if "theirs" in sides:
+            ours, theirs = (ask(prompts, new)[0] for ask in sides.values())
+            rows[-1]["same tokens"] = f"{same_beginning(ours, theirs)}/{new}"
     return rows
 
 
 # ---- whole searches ----
-
-class Numbers:
-    """Stands in for a tokenizer if the weights are random: token ids as words."""
-    stop_ids = ()
-
-    def decode(self, ids):
-        return " ".join(f"t{i}" for i in ids)
-
-
-def searched_questions(args, model):
-    """(tokenizer, prompts): those of --data, or random ones with four tokens to answer if the
-    weights are random. The default path answers every other random one."""
-    if not args.shape:
-        tokenizer = load_tokenizer(args.model)
-        questions = load_all(args.data)[:args.questions]
-        return tokenizer, prepare(questions, tokenizer, model)[0]
-    tokenizer = Numbers()
-    ids = random_prompts(model.config, args.questions, QUESTION_TOKENS)
-    answers, prompts = generate(model, ids, None, 4).tokens, []
-    for n, tokens in enumerate(answers):
-        gold = tokens if n % 2 else tokens[::-1]
-        question = Question(f"q{n}", "random", 0, "", tokenizer.decode(gold), (), "?", 4)
-        prompts.append(Prompt(question, tuple(ids[n]), tuple(gold)))
-    return tokenizer, prompts
-
 
 @torch.inference_mode()
 def answer_without_cache(model, prompt, path, stop_ids=()):
@@ -209,7 +164,8 @@ def answer_by_transformers(theirs, prompts):
 def labels(args, model):
     """Paths tried per second by whole searches: in lockstep, with and without the hidden states
     that paths share, and the same paths one at a time."""
-    tokenizer, prompts = searched_questions(args, model)
+    tokenizer = load_tokenizer(args.model)
+    prompts, _ = prepare(load_all(args.data)[:args.questions], tokenizer, model)
     config = SearchConfig(stop_when_repaired=False)
 
     def search_together(size, share):
@@ -241,8 +197,8 @@ SECTIONS = {"decoder": decoder, "labels": labels}
 
 def machine(device):
     """Where the figures were measured."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
-    return {"device": name or platform.machine(), "threads": torch.get_num_threads(),
+    name = platform.machine() if device == "cpu" else torch.cuda.get_device_name(device)
+    return {"device": name, "threads": torch.get_num_threads(),
             "torch": torch.__version__, "date": datetime.date.today().isoformat(),
             "transformers": getattr(transformers, "__version__", None)}
 
@@ -260,7 +216,6 @@ def parse_args(argv=None):
     flag("sections", nargs="*", metavar="SECTION", default=["all"],
          help=f"all, or some of: {', '.join(SECTIONS)}")
     flag("--model", type=Path, metavar="DIR", default=cli.DEMO_MODEL, help="a model's folder")
-    flag("--shape", choices=SHAPES, help="random weights of this shape, instead of --model")
     flag("--data", nargs="+", default=[cli.DEMO_LABEL], metavar="FILE",
          help="questions that are searched")
     flag("--device", default="cpu", help="torch device, e.g. cpu or cuda")
@@ -283,13 +238,9 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device, dtype = torch.device(args.device), cli.DTYPES[args.dtype]
-    if args.shape:
-        model = random_model(SHAPES[args.shape], device, dtype)
-    else:
-        model = load_model(args.model, device, dtype)
+    model = load_model(args.model, args.device, cli.DTYPES[args.dtype])
     result = {"command": " ".join(["python -m tools.bench", *(argv or sys.argv[1:])]),
-              **machine(device), "dtype": args.dtype, "sections": {}}
+              **machine(args.device), "dtype": args.dtype, "sections": {}}
     print(" ".join(f"{key}={value}" for key, value in result.items() if key != "sections"))
     for name, section in SECTIONS.items():
         if name in args.sections or "all" in args.sections:

@@ -1,12 +1,12 @@
 """README.md for a run's routers, in the form that a model hub expects, written beside them.
 
-All of it comes from the run's config.json, metrics.json and the metadata of routers.safetensors.
-Names of tasks and files are escaped, so that they stay text; folders are not named at all.
+All of it comes from the run's metrics.json and the metadata of routers.safetensors. Names of tasks
+are escaped, so that they stay text; files and folders are not named at all.
 
     python -m tools.card runs/demo
     python -m tools.card runs/mine --license apache-2.0 --base-model OWNER/NAME
 """
-import argparse
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from storage.files import InputError, open_tensors, parse_json, read_json, write
 from tools.explain import printable
 
 CARD = """---
-license: "{license}"
+license: {license}
 {base}tags: [dr-llm, layer-routing, dynamic-depth]
 library_name: dr-llm-from-scratch
 ---
@@ -78,13 +78,13 @@ def verdict(figures):
 
 
 def card(run, license="other", base_model=None):
-    """The text of a finished run's README.md. InputError names the file that is missing, belongs to
-    another model or is none of train.py's."""
+    """The text of a finished run's README.md. InputError names the file that is missing, or the
+    run if it is none of train.py's."""
     file = run / "routers.safetensors"
-    for needed in (run / "config.json", file, run / "metrics.json"):  # in the order of their making
+    for needed in (file, run / "metrics.json"):  # in the order of their making
         if not needed.exists():
             raise InputError(f"{needed}: no such file, so {run} is no finished run of train.py")
-    config, metrics = read_json(run / "config.json"), read_json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json")
     with open_tensors(file) as stored:
         notes = parse_json((stored.metadata() or {}).get("drllm", "{}"), file)
     try:
@@ -98,29 +98,18 @@ def card(run, license="other", base_model=None):
         parts["by_task"] = table([({"task": escaped(name), "domain": escaped(task["domain"])},
                                    task["routes"]["dr.llm"])
                                   for name, task in metrics["tasks"].items()])
-        models = config["fingerprint"], notes["model"]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run}: not the files of a finished run: {error!r}") from error
-    if models[0] != models[1]:
-        raise InputError(f"{file}: routers of model {models[1]}; {run / 'config.json'} is of "
-                         f"{models[0]}")
-    base = f'base_model: "{base_model}"\n' if base_model else ""
-    return CARD.format(license=license, base=base, **parts)
-
-
-def hub_name(text):
-    """The type of a flag that goes into the front matter: NAME or OWNER/NAME."""
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name that a hub knows")
-    return text
+    base = f"base_model: {json.dumps(base_model)}\n" if base_model else ""  # JSON is YAML too
+    return CARD.format(license=json.dumps(license), base=base, **parts)
 
 
 def main(argv=None):
     parser = cli.Parser(__doc__, prog="python -m tools.card")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished train.py")
-    parser.add_argument("--license", type=hub_name, default="other", metavar="NAME",
+    parser.add_argument("--license", default="other", metavar="NAME",
                         help="the hub's name of a licence, e.g. apache-2.0")
-    parser.add_argument("--base-model", type=hub_name, metavar="OWNER/NAME",
+    parser.add_argument("--base-model", metavar="OWNER/NAME",
                         help="the hub's name of the language model")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md")
     args = parser.parse_args(argv)

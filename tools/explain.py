@@ -42,7 +42,6 @@ from storage.run_folder import folder_of
 
 MARKS = ("·", "▪", "▪▪")               # a square per pass
 FILLS = ("░", "▒", "█")                # of the bars, told apart without colour
-COLOURS = ("2", "34", "33")            # dim, blue, yellow: ANSI codes
 BAR = 30                               # characters
 SHORT = 26                             # characters of an answer beside its figures
 LONGEST = 1000                         # characters of a question or answer that the page shows
@@ -238,28 +237,22 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def painter(colour):
-    """paint(text, ANSI code) -> text, coloured or not."""
-    return lambda text, code: f"\x1b[{code}m{text}\x1b[0m" if colour else text
-
-
 def bar_widths(shares, width=BAR):
     """Characters per share of 100, summing to width: [50, 25, 25] of 8 are [4, 2, 2]."""
     ends = [round(width * sum(shares[:n + 1]) / 100) for n in range(len(shares))]
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
-def layer_line(layer, record, paint):
+def layer_line(layer, record):
     """`7  repeat  ▪▪  ░░▒▒▒▒██████  10  30  60`, and what the guard did."""
-    shares = record["percents"][layer]
+    skip, execute, repeat = record["percents"][layer]
     decision, router = int(record["decisions"][layer]), int(record["routers"][layer])
-    bar = "".join(paint(fill * width, colour)
-                  for fill, colour, width in zip(FILLS, COLOURS, bar_widths(shares)))
-    word = paint(f"{DECISIONS[decision].name:<7} {MARKS[decision]:<2}", COLOURS[decision])
+    bar = "".join(fill * width for fill, width in zip(FILLS, bar_widths([skip, execute, repeat])))
     guard = ""
     if record["guarded"][layer] == "1":
         guard = " guard" if router == decision else f" guard, no {DECISIONS[router].name}"
-    return f"{layer:>5}  {word}  {bar}  {shares[0]:>3} {shares[1]:>4} {shares[2]:>3}{guard}"
+    return (f"{layer:>5}  {DECISIONS[decision].name:<7} {MARKS[decision]:<2}  {bar}  "
+            f"{skip:>3} {execute:>4} {repeat:>3}{guard}")
 
 
 def wrapped(text, name=""):
@@ -268,34 +261,30 @@ def wrapped(text, name=""):
     return [f"  {name:<12} {line}" for name, line in zip([name, *[""] * len(lines)], lines)]
 
 
-def answer_lines(name, told, paint):
+def answer_lines(name, told):
     """`Dr.LLM  4 }  correct  0.970  11 x 3`: the answer, and the layers and passes it took. An
     answer that is too long for the line follows below it, whole."""
-    text = printable(told["answer"])
-    mark, colour = ("", "") if told["right"] is None else (
-        ("correct", "32") if told["right"] else ("incorrect", "31"))
-    layers = f"{told['layers']} x {told['passes']}"
-    figures = f"{told['confidence']:>10.3f} {layers:>16}"
-    is_short = len(text) <= SHORT
-    line = f"  {name:<12} {text if is_short else '(below)':<{SHORT}} {paint(f'{mark:<9}', colour)} "
-    return [line + figures] if is_short else [line + figures, *wrapped(told["answer"])]
+    text, mark = printable(told["answer"]), ""
+    if told["right"] is not None:
+        mark = "correct" if told["right"] else "incorrect"
+    is_short, layers = len(text) <= SHORT, f"{told['layers']} x {told['passes']}"
+    line = (f"  {name:<12} {text if is_short else '(below)':<{SHORT}} {mark:<9} "
+            f"{told['confidence']:>10.3f} {layers:>16}")
+    return [line] if is_short else [line, *wrapped(told["answer"])]
 
 
-def explained(record, colour=False):
+def explained(record):
     """The lines a terminal shows for a record, 80 columns wide: question, layers, answers."""
-    paint = painter(colour)
     lines = textwrap.wrap(
         printable(f"{record['id']} ({record['task']}, level {record['level']})"), 80)
     for line in record["question"].splitlines():
         lines += textwrap.wrap(printable(line), 80, initial_indent="  ", subsequent_indent="  ")
     legend = "  ".join(f"{fill} {decision.name}" for fill, decision in zip(FILLS, DECISIONS))
-    lines += ["", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %"]
-    lines += [layer_line(layer, record, paint) for layer in range(len(record["percents"]))]
-    lines += ["", f"  {'':<12} {'answer':<{SHORT}} {'':<9} {'confidence':>10} "
-              f"{'layers x passes':>16}",
-              *answer_lines("base model", record["plain"], paint),
-              *answer_lines("Dr.LLM", record["routed"], paint)]
-    return lines + wrapped(record["gold"] or "", "gold")
+    return [*lines, "", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %",
+            *(layer_line(layer, record) for layer in range(len(record["percents"]))),
+            "", f"  {'':<12} {'answer':<{SHORT}} {'':<9} confidence  layers x passes",
+            *answer_lines("base model", record["plain"]),
+            *answer_lines("Dr.LLM", record["routed"]), *wrapped(record["gold"] or "", "gold")]
 
 
 # ---- the page ----
@@ -432,7 +421,7 @@ def main(argv=None):
         about = {"training questions of these routers": str(trained_on) if learned else "not known",
                  "too long for the context": str(len(too_long))}
         return write_page(args, rows, route, about, tokenizer, model)
-    print("\n".join(explained(rows[0], sys.stdout.isatty())))
+    print("\n".join(explained(rows[0])))
     if trained_on:
         print("note: these routers were trained on this question")
 

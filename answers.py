@@ -393,7 +393,6 @@ def likeliest_option(question, scores):
     return int(values.argmax()), values.softmax(0).max().item()
 
 
-
 # ---- answers that a run has had already ----
 
 # The files that decide what a model answers and what is correct. An edit of one of them discards

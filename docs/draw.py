@@ -53,7 +53,7 @@ def row(case, y):
         f'<line class="stream" x1="{LEFT - 14}" x2="{end}" y1="{y + BOX / 2}" y2="{y + BOX / 2}"/>',
         *boxes,
         f'<text x="{end + 6}" y="{y + 15}" class="{tone}">{escape(case["answer"])}: '
-        f'{"right" if case["right"] else "wrong"}</text>',
+        f'{"correct" if case["right"] else "incorrect"}</text>',
         f'<text x="{end + 6}" y="{y + 34}" class="faint">{sum(decisions)} blocks run</text>'))
 
 

@@ -1,7 +1,7 @@
-"""Takes a finished folder of tools/real.py into assets/real.json, from where make_results.py
-writes docs/real_model.md. What the folder lacks (ARC, other tasks, what experiments/luck.py printed into
-luck.txt, experiments of experiments/paper.py, and in rules/ what experiments/rules.py left: the rules.json of
-three runs as rules, again and last, the metrics.json of two as kind and nearest) is left as it was.
+"""Imports a finished folder of tools/real.py into assets/real.json, from where make_results.py
+writes docs/real_model.md. What the folder lacks is left as it was: ARC, other tasks, what
+experiments/luck.py printed into luck.txt, tables of experiments/paper.py, a run of
+experiments/rules.py in rules/, and the tables of rules whose command is gone.
 
     .venv/bin/python docs/import_real.py runs/real
 """
@@ -13,8 +13,9 @@ from make_results import ASSETS, CELLS
 
 import cli
 from evaluate import ACTIONS
+from experiments.lab import FinishedRun
+from experiments.statistics import is_corrected, layers_saved, split_by_default
 from storage.files import read_json, write_json
-from storage.label_file import read_rows
 
 RUNS = {"arithmetic": "arithmetic", "choices": "ARC, by likelihood"}
 MAKE = "make real"
@@ -24,95 +25,93 @@ CHOICES = (".venv/bin/python -m tools.real --choices arc_easy=E.jsonl arc_challe
 FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
          "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
          "the first 200 questions of validation sets, 100 of COPA")
-RULES = {name: ".venv/bin/python -m experiments.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
-               f"--data runs/fresh/label.jsonl --test runs/fresh/{test}.jsonl --out runs/real/rules"
-         for name, test in (("rules_chosen", "test"), ("rules_fresh", "test"),
-                            ("rules_again", "further"), ("rules_last", "last"))}
-RULES |= {name: RULES["rules_chosen"].replace("rules --model", f"rules --train {how} --model")
-          .replace("fresh/test.jsonl", f"fresh/{tests}") for name, how, tests in (
-              ("rules_routers", "kind", "last.jsonl runs/fresh/small.jsonl"),
-              ("rules_learned", "nearest --counts log-probability --doubt 2",
-               "newest.jsonl"))}
-MADE = {"rules_chosen": "37 minutes, one thread, both tables; after `.venv/bin/python "
-        "demo/make_arithmetic.py runs/fresh --seed 1 --label 160 --test 120`",
-        "rules_fresh": "the same run",
-        "rules_again": "14 minutes, two threads; `further`: those that `--test 320` makes beside "
-        "the 120 of each kind",
-        "rules_last": "`last`: those that `--test 460` makes beside the others",
-        "rules_routers": "2 minutes where the edits are known, two threads; five router seeds; "
-        "`small`: the 132 questions of the three small kinds, which stand among the 732 above",
-        "rules_learned": "`newest`: the 754 that `--test 700` makes beside all others, of four "
-        "kinds; they chose nothing"}
+RULES = (".venv/bin/python -m experiments.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
+         "--data runs/fresh/label.jsonl --test runs/fresh/newest.jsonl --out runs/real/rules")
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
+COLUMNS = ("right", "gain", "layers")
 
 
 def figures(row, *columns):
+    """Cells of a row's columns."""
     return [CELLS[column](row) for column in columns]
 
 
 def score(row):
+    """`72.3 (29.98)`: accuracy and layers."""
     return "{} ({})".format(*figures(row, "right", "layers"))
 
 
-def domain(folder, run):
+def run_of(folder, name, choice="consensus"):
+    """The finished run of a name and choice of label."""
+    return FinishedRun(folder / f"{name}-{choice}")
+
+
+def domain(folder, name):
     """Rows of every route in domain: safe's routers, then all that the run of consensus asked."""
-    shown = ("right", "gain", "layers")
-    safe, all_of = (read_json(folder / f"{run}-{choice}" / "metrics.json")
-                    for choice in ("safe", "consensus"))
-    yield ["Dr.LLM, safe (the default)", *figures(safe["routes"]["dr.llm"], *shown)]
-    for name, row in all_of["routes"].items():
-        yield [NAMES.get(name, f"static, {row['layers']:.0f} layers" if "static" in name else name),
-               *figures(row, *shown)]
+    safe = run_of(folder, name, "safe").metrics["routes"]["dr.llm"]
+    yield ["Dr.LLM, safe (the default)", *figures(safe, *COLUMNS)]
+    for route, row in run_of(folder, name).metrics["routes"].items():
+        title = f"static, {row['layers']:.0f} layers" if "static" in route else route
+        yield [NAMES.get(route, title), *figures(row, *COLUMNS)]
 
 
-def by_task(folder, run):
-    """Rows of every task in domain: right (layers) along the main routes."""
-    metrics = read_json(folder / f"{run}-consensus" / "metrics.json")
-    for task, found in sorted(metrics["tasks"].items()):
-        yield [task, str(found["routes"]["vanilla"]["n"]), *(
-            score(found["routes"][route]) for route in ("vanilla", *NAMES))]
+def by_task(folder, name):
+    """Rows of every task in domain: accuracy (layers) along the main routes."""
+    for task, found in sorted(run_of(folder, name).metrics["tasks"].items()):
+        scores = [score(found["routes"][route]) for route in ("vanilla", *NAMES)]
+        yield [task, str(found["routes"]["vanilla"]["n"]), *scores]
 
 
-def outside(folder, run):
+def outside(folder, name):
     """Rows of every task that the routers of a run had not seen."""
-    consensus, paper = (read_json(folder / f"{run}-{choice}-outside" / "metrics.json")
-                        for choice in ("consensus", "shortest"))
-    rows = [(name, found["routes"], paper["tasks"][name]["routes"])
-            for name, found in consensus["tasks"].items()]
-    for name, ours, theirs in [*rows, ("all", consensus["routes"], paper["routes"])]:
-        yield [name, str(ours["vanilla"]["n"]), CELLS["right"](ours["vanilla"]), *(
-            " @ ".join(figures(one["dr.llm"], "gain", "layers")) for one in (ours, theirs))]
+    ours, paper = (run_of(folder, name, f"{choice}-outside").metrics
+                   for choice in ("consensus", "shortest"))
+    tasks = {task: (found["routes"], paper["tasks"][task]["routes"])
+             for task, found in ours["tasks"].items()}
+    for task, routes in (tasks | {"all": (ours["routes"], paper["routes"])}).items():
+        gains = [" @ ".join(figures(of_choice["dr.llm"], "gain", "layers")) for of_choice in routes]
+        plain = routes[0]["vanilla"]
+        yield [task, str(plain["n"]), CELLS["right"](plain), *gains]
 
 
-def searched(folder, run):
+def percentage(flags):
+    """How many percent of some flags are true."""
+    flags = list(flags)
+    return 100 * sum(flags) / max(1, len(flags))
+
+
+def correct_among_tried(records):
+    """How many percent of the paths tried were correct."""
+    correct = sum(len(record["correct"]) for record in records)
+    return 100 * correct / max(1, sum(record["simulations"] + 1 for record in records))
+
+
+def searched(folder, name):
     """A column of Table 2 and Figure 9: what the searches of a run found."""
-    file = folder / f"{run}-consensus" / "labels.jsonl"
-    num_layers = len(read_json(folder / f"{run}-consensus" / "paths.json")["paths"][0])
-    rows = list(read_rows(file, num_layers).values())
-    right, wrong = ([row for row in rows if row["default_correct"] == value]
-                    for value in (True, False))
-    labels = [row["decisions"] for row in rows if row["correct"]]
-    share = lambda some: 100 * sum(some) / max(1, len(some))
-    among = lambda some: 100 * (sum(len(row["correct"]) for row in some)
-                                / max(1, sum(row["simulations"] + 1 for row in some)))
-    of_labels = [share([n == count for path in labels for n in path]) for count in range(3)]
-    return {"label questions": str(len(rows)),
-            "layers saved where the default path is right":
-                f"{sum(num_layers - row['length'] for row in right) / len(right):.2f} "
-                f"of {num_layers}",
-            "right ones with a shorter right path":
-                f"{share([row['length'] < num_layers for row in right]):.1f}%",
-            "wrong ones repaired":
-                f"{share([bool(row['correct']) for row in wrong]):.1f}% of {len(wrong)}",
+    run = run_of(folder, name)
+    num_layers = len(run.candidate_paths[0])
+    records = list(run.searches(num_layers).values())
+    correct, incorrect = split_by_default(records)
+    saved = list(map(layers_saved, correct))
+    labels = [record["decisions"] for record in records if record["correct"]]
+    codes = [code for path in labels for code in path]
+    shares = [percentage(code == action for code in codes) for action in range(len(ACTIONS))]
+    return {"training questions": str(len(records)),
+            "layers saved if the default path is correct":
+                f"{sum(saved) / len(saved):.2f} of {num_layers}",
+            "correct ones with a shorter correct path":
+                f"{percentage(layers > 0 for layers in saved):.1f}%",
+            "incorrect ones corrected":
+                f"{percentage(map(is_corrected, incorrect)):.1f}% of {len(incorrect)}",
             f"shortest labels, {' / '.join(ACTIONS)}":
-                " / ".join(f"{one:.1f}" for one in of_labels) + "%",
-            "right among the paths tried, default right / wrong":
-                f"{among(right):.1f}% / {among(wrong):.1f}%"}
+                " / ".join(f"{share:.1f}" for share in shares) + "%",
+            "correct among the paths tried, default correct / incorrect":
+                f"{correct_among_tried(correct):.1f}% / {correct_among_tried(incorrect):.1f}%"}
 
 
 NUMBERED = [f"{number}." for number in range(1, 7)]
-PAPER = {"layers saved where the default path is right": "1.82 of 28 to 32",
-         "wrong ones repaired": "about 30%",
+PAPER = {"layers saved if the default path is correct": "1.82 of 28 to 32",
+         "incorrect ones corrected": "about 30%",
          f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
 
 
@@ -126,88 +125,75 @@ PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/labe
 
 
 def experiments(folder):
-    """{name: a table} of what experiments/paper.py measured on the arithmetic run; a row of one table is
-    not shown again in a later one."""
+    """{name: a table} of what experiments/paper.py measured on the arithmetic run; a row of one
+    table is not shown again in a later one."""
     shown = set()
     for name, columns in SHOWN.items():
-        file = folder / "arithmetic-consensus" / "paper" / f"{name}.json"
-        if file.exists():
-            found = read_json(file)
-            rows = [[row["name"], *(row[c] if c == "per layer" else CELLS[c](row)
-                                    for c in columns)] for row in found["result"]["rows"]
-                    if not row["name"].startswith(IN_THE_PICTURE) and row["name"] not in shown]
-            shown |= {row[0] for row in rows}
-            yield name, {"head": ["", *columns], "rows": rows,
-                         "command": f".venv/bin/python -m experiments.paper {name} {PAPERS}",
-                         "note": f"{found['seconds'] / 60:.0f} minutes, one thread"}
+        file = run_of(folder, "arithmetic").folder / "paper" / f"{name}.json"
+        if not file.exists():
+            continue
+        stored, rows = read_json(file), []
+        for row in stored["result"]["rows"]:
+            if not row["name"].startswith(IN_THE_PICTURE) and row["name"] not in shown:
+                cells = [row[c] if c == "per layer" else CELLS[c](row) for c in columns]
+                rows.append([row["name"], *cells])
+        shown |= {row[0] for row in rows}
+        yield name, table(["", *columns], rows,
+                          f".venv/bin/python -m experiments.paper {name} {PAPERS}",
+                          f"{stored['seconds'] / 60:.0f} minutes, one thread")
+
+
+def table(head, rows, command, note=""):
+    """A table as in measured.json."""
+    return {"head": head, "rows": [*map(list, rows)], "command": command, "note": note}
 
 
 def rules(folder):
-    """{name: a table} of what experiments/rules.py found on its label questions, on test questions, and
-    on further ones."""
-    title = {"skip, repeat": "skips and repeats", "damped": "damped repeats"}
-    for name, file, column in (("rules_chosen", "rules.json", "cross-validated"),
-                               ("rules_fresh", "rules.json", "test"),
-                               ("rules_again", "again.json", "test"),
-                               ("rules_last", "last.json", "test")):
-        found, cells = read_json(folder / file), {}
-        for row in found["rows"]:
-            about = "; ".join((title[row["menu"]], row["counts"], row["doubt"]))
-            cells.setdefault(about, {})[row["rule"]] = row[column]
-        number = found["label" if name == "rules_chosen" else "test"]
-        yield name, {"head": [f"menu; what counts; doubt ({number:,} questions)",
-                              *next(iter(cells.values()))],
-                     "rows": [[about, *row.values()] for about, row in cells.items()],
-                     "command": RULES[name], "note": MADE[name]}
-    columns = ("right", "gain", "layers")
-    for name, file, title in (("rules_routers", "kind.json", "one edit per kind"),
-                              ("rules_learned", "nearest.json", "of the nearest")):
-        yield name, {"head": ["route", *columns], "rows": [
-            [{"dr.llm": f"Dr.LLM, {title}"}.get(route, route), *figures(row, *columns)]
-            for route, row in read_json(folder / file)["routes"].items()],
-            "command": RULES[name], "note": MADE[name]}
+    """The rows of routers that learned without a search."""
+    for route, row in FinishedRun(folder / "rules").metrics["routes"].items():
+        yield [{"dr.llm": "Dr.LLM, of the nearest"}.get(route, route), *figures(row, *COLUMNS)]
 
 
 def printed(file):
-    """What experiments.luck printed into a file, its sections apart."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return [one for line in lines for one in ([""] if line[:2] in NUMBERED else []) + [line]][1:]
+    """The lines that experiments.luck printed into a file, its sections apart."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        lines += ["", line] if line[:2] in NUMBERED else [line]
+    return lines[1:]
 
 
-def taken_in(folder):
-    """{name: a table as in measured.json} of all that stands in the folder."""
-    made = lambda head, rows, command, note="": {
-        "head": head, "rows": [*map(list, rows)], "command": command, "note": note}
-    found = {}
-    runs = {run: title for run, title in RUNS.items()
-            if (folder / f"{run}-consensus" / "metrics.json").exists()}
-    columns = {title: searched(folder, run) for run, title in runs.items()}
-    found["search"] = made(
-        ["", *columns, "the paper, 3 to 8 billion weights"],
-        [[key, *(column[key] for column in columns.values()), PAPER.get(key, "")]
-         for key in next(iter(columns.values()))], MAKE, f"the second column by `{CHOICES}`")
-    for run in runs:
-        command, note = (MAKE, "") if run == "arithmetic" else (CHOICES, FILES)
-        found[f"{run}_routes"] = made(["route", "right", "gain", "layers of 30"],
-                                      domain(folder, run), command, note)
-        found[f"{run}_tasks"] = made(["task", "n", "vanilla", *NAMES.values()],
-                                     by_task(folder, run), command, note)
-        if (folder / f"{run}-shortest-outside" / "metrics.json").exists():
-            found[f"{run}_outside"] = made(
+def imported(folder):
+    """{name: a table as in measured.json} of all that is in the folder."""
+    tables = {}
+    runs = {name: title for name, title in RUNS.items()
+            if (run_of(folder, name).folder / "metrics.json").exists()}
+    columns = {title: searched(folder, name) for name, title in runs.items()}
+    rows = [[key, *(column[key] for column in columns.values()), PAPER.get(key, "")]
+            for key in next(iter(columns.values()))]
+    tables["search"] = table(["", *columns, "the paper, 3 to 8 billion weights"], rows, MAKE,
+                             f"the second column by `{CHOICES}`")
+    for name in runs:
+        command, note = (MAKE, "") if name == "arithmetic" else (CHOICES, FILES)
+        tables[f"{name}_routes"] = table(["route", "right", "gain", "layers of 30"],
+                                         domain(folder, name), command, note)
+        tables[f"{name}_tasks"] = table(["task", "n", "vanilla", *NAMES.values()],
+                                        by_task(folder, name), command, note)
+        if (run_of(folder, name, "shortest-outside").folder / "metrics.json").exists():
+            tables[f"{name}_outside"] = table(
                 ["task", "n", "vanilla", "gain, consensus @ layers", "gain, the paper's @ layers"],
-                outside(folder, run), CHOICES, FILES)
+                outside(folder, name), CHOICES, FILES)
     if (folder / "luck.txt").exists():
-        found["luck"] = printed(folder / "luck.txt")
-    if (folder / "rules").exists():
-        found |= dict(rules(folder / "rules"))
-    return found | dict(experiments(folder))
+        tables["luck"] = printed(folder / "luck.txt")
+    if (folder / "rules" / "metrics.json").exists():
+        tables["rules_learned"] = table(["route", *COLUMNS], rules(folder), RULES)
+    return tables | dict(experiments(folder))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="finished folder of tools/real.py")
     args, file = parser.parse_args(argv), ASSETS / "real.json"
-    write_json(file, (read_json(file) if file.exists() else {}) | taken_in(args.folder))
+    write_json(file, (read_json(file) if file.exists() else {}) | imported(args.folder))
     make_results.main()
 
 

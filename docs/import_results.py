@@ -1,11 +1,11 @@
-"""Takes a finished run into assets/, from where make_results.py writes the tables.
+"""Imports a finished run into assets/, from where make_results.py writes the tables: the run of
+`make`, another base model's run, or its experiments.
 
-    .venv/bin/python docs/import_results.py --demo runs/demo                          the run of `make`
-    .venv/bin/python docs/import_results.py --base "seed 0" runs/seed0                another base model's
-    .venv/bin/python docs/import_results.py --paper "the demo" runs/demo/paper        its experiments
+    .venv/bin/python docs/import_results.py --demo runs/demo
+    .venv/bin/python docs/import_results.py --base "seed 0" runs/seed0
+    .venv/bin/python docs/import_results.py --paper "the demo" runs/demo/paper
 """
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -15,13 +15,15 @@ import make_results  # puts the repository's root on the path
 from make_results import ASSETS, FIRST, OF_ALL, ROOT
 
 import cli
+from answers import answer, prepare
 from cli import DEMO_MODEL
 from drllm import Routers
+from experiments.lab import FinishedRun
 from label import summary
 from model_llama import load_model, load_tokenizer
-from storage.files import InputError, read_json, write_json
-from answers import answer, prepare
+from paths import REPEAT, SKIP, blocks
 from questions.loading import load_questions
+from storage.files import InputError, read_json, write_json
 
 OF_ONE = ("table5", "figure7", "ood", *OF_ALL)  # experiments shown for the demo
 NOT_SHOWN = ("layers_executed", "n", "p", "skip", "execute", "repeat", "seconds", "note", "tasks")
@@ -29,48 +31,50 @@ PICTURES = ("figure1.png", "figure4.png")
 
 
 def pictured(run, number=200):
-    """Rows of the picture: of the first test sums, one that the routers repair with both skips and
-    repeats, along the plain path and along theirs, and the right answer of fewest layers."""
+    """Rows of the picture: of the first test sums, one that the routers correct with both skips and
+    repeats, along the default path and along theirs, and the correct answer of fewest layers."""
     model, tokenizer = load_model(DEMO_MODEL), load_tokenizer(DEMO_MODEL)
-    route = Routers.load(run / "routers.safetensors", model).route
+    route = Routers.load(run.folder / "routers.safetensors", model).route
     questions = load_questions(ROOT / "demo/questions/test.jsonl")[:number]
     prompts, _ = prepare(questions, tokenizer, model)
-    plain, routed = (answer(model, tokenizer, prompts, way) for way in (None, route))
+    plain = answer(model, tokenizer, prompts, None)
+    routed = answer(model, tokenizer, prompts, route)
     paths = routed.decisions.tolist()
-    repaired = [n for n, path in enumerate(paths) if routed.right[n] and not plain.right[n]
-                and 0 in path and 2 in path and not questions[n].choices]
-    if not repaired:
-        raise InputError(f"{run}: no sum of {number} questions is repaired with skips and repeats")
-    hard = min(repaired, key=lambda n: (sum(paths[n]), -routed.confidence[n]))
-    easy = min((n for n in range(len(paths)) if routed.right[n]), key=lambda n: sum(paths[n]))
-    shown = (("Plain model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
+    corrected = [n for n, path in enumerate(paths) if routed.right[n] and not plain.right[n]
+                 and SKIP in path and REPEAT in path and not questions[n].choices]
+    if not corrected:
+        raise InputError(f"{run.folder}: no sum of {number} questions is corrected with skips and "
+                         "repeats")
+    hard = min(corrected, key=lambda n: (blocks(paths[n]), -routed.confidence[n]))
+    correct = [n for n in range(len(paths)) if routed.right[n]]
+    easy = min(correct, key=lambda n: blocks(paths[n]))
+    shown = (("Base model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
     words = [q.prompt.removeprefix("Question: ").partition(" Answer:")[0] for q in questions]
     return [{"id": questions[n].id, "title": title, "prompt": words[n],
-             "decisions": found.decisions[n].tolist(), "right": bool(found.right[n]),
-             "answer": found.texts[n].strip(" }")} for title, found, n in shown]
+             "decisions": answers.decisions[n].tolist(), "right": bool(answers.right[n]),
+             "answer": answers.texts[n].strip(" }")} for title, answers, n in shown]
 
 
 def explained(run, name):
     """What tools.explain prints of one test question."""
     command = ["-m", "tools.explain", "--id", name]
-    routers = ["--routers", str((run / "routers.safetensors").resolve())]
-    said = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, encoding="utf-8",
-                          stdout=subprocess.PIPE, check=True).stdout
-    return [" ".join(("$ .venv/bin/python", *command)), *said.rstrip().splitlines()]
+    routers = ["--routers", str((run.folder / "routers.safetensors").resolve())]
+    printed = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, check=True).stdout
+    return [" ".join(("$ .venv/bin/python", *command)), *printed.rstrip().splitlines()]
 
 
-def taken_in(run):
+def imported(run):
     """demo.json of a finished run of `make`."""
-    rows = [json.loads(line) for line in (run / "labels.jsonl").read_text("utf-8").splitlines()]
-    right = sum(len(row["correct"]) for row in rows) / len(rows)
     picture = pictured(run)
-    tried = len(read_json(run / "paths.json")["paths"])
-    return {"metrics": read_json(run / "metrics.json") | {"command": "make"}, "picture": picture,
-            "choose": read_json(run / "config.json")["choose"],
-            "explained": explained(run, picture[1]["id"]),
-            "search": {"label questions": f"{len(rows):,}", "searches": summary(rows),
-                       "right paths met per question": f"{right:.0f}",
-                       "paths then tried on all questions": str(tried)}}
+    num_layers = len(picture[0]["decisions"])
+    records = list(run.searches(num_layers).values())
+    correct = sum(len(record["correct"]) for record in records) / len(records)
+    return {"metrics": run.metrics | {"command": "make"}, "picture": picture,
+            "choose": run.settings["choose"], "explained": explained(run, picture[1]["id"]),
+            "search": {"training questions": f"{len(records):,}", "searches": summary(records),
+                       "correct paths met per question": f"{correct:.0f}",
+                       "paths then tried on all questions": str(len(run.candidate_paths))}}
 
 
 def brief(name, metrics):
@@ -99,10 +103,10 @@ def main(argv=None):
                             help="a base model's name in the tables, and what was measured on it")
     args = parser.parse_args(argv)
     if args.demo:
-        write_json(ASSETS / "demo.json", taken_in(args.demo))
+        write_json(ASSETS / "demo.json", imported(FinishedRun(args.demo)))
         args.base.insert(0, (FIRST, args.demo))
     bases = {base["name"]: base for base in read_json(ASSETS / "bases.json")["bases"]}
-    bases |= {name: brief(name, read_json(Path(run) / "metrics.json")) for name, run in args.base}
+    bases |= {name: brief(name, FinishedRun(Path(run)).metrics) for name, run in args.base}
     write_json(ASSETS / "bases.json", {"bases": list(bases.values())})
     paper = read_json(ASSETS / "paper.json")
     for name, folder in args.paper:

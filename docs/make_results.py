@@ -2,10 +2,10 @@
 
     .venv/bin/python docs/make_results.py
 
-The results lie in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
-real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from what
-a command printed, each with that command. The words of a page stand in its template, where $name
-is one of the tables.
+The results are in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
+real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from
+what a command printed, each with that command. The words of a page are in its template, where
+$name is one of the tables.
 """
 import ast
 import string
@@ -22,27 +22,21 @@ from draw import draw  # noqa: E402
 import cli  # noqa: E402
 from cli import aligned, percent  # noqa: E402
 from evaluate import total_row  # noqa: E402
+from experiments.statistics import between, with_interval  # noqa: E402
 from storage.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
 NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-FILES = ("storage/files storage/answer_cache storage/run_folder storage/router_file storage/label_file cli "
-         "checkpoint/chat_template checkpoint/config checkpoint/weights checkpoint/tokenizer "
-         "questions/grading questions/schemas questions/loading questions/prompts "
-         "questions/reward paths model_llama mcts drllm answers label choose "
-         "evaluate train").split()
-FIRST_SEVEN = ("model_llama", "mcts", "drllm", "label", "choose", "evaluate", "train")
+READER = ("model_llama", "mcts", "drllm", "answers", "label", "choose", "evaluate", "train")
+FILES = ("cli", "paths", *READER)  # of the top level
+ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 
 
 # ---- tables ----
 
 signed = partial(percent, sign=True)
-
-
-def ends(interval):
-    return "[{}, {}]".format(*map(signed, interval))
 
 
 def with_layers(key):
@@ -52,16 +46,16 @@ def with_layers(key):
 CELLS = {  # what stands in a column, from a row of figures
     "right": lambda row: percent(row["accuracy"]),
     "sd": lambda row: "" if row["sd"] is None else percent(row["sd"]),
-    "gain": lambda row: f"{signed(row['gain'])} {ends(row['interval'])}",
+    "gain": lambda row: with_interval(row["gain"], row["interval"]),
     "layers": lambda row: f"{row['layers']:.2f}",
     "summed": lambda row: f"{row['layers_executed']:.1f}",
     "s/e/r %": lambda row: "/".join(f"{100 * row[k]:.0f}" for k in ("skip", "execute", "repeat")),
-    "over static": lambda row: f"{signed(row['over_static'])} {ends(row['over interval'])}",
+    "over static": lambda row: with_interval(row["over_static"], row["over interval"]),
     "vanilla": lambda row: percent(row["vanilla"]),
-    "mean out of domain": lambda row: f"{signed(row['out'])} {ends(row['out interval'])}",
+    "mean out of domain": lambda row: with_interval(row["out"], row["out interval"]),
     "out of domain": lambda row: signed(row["outside"]),
     "paper's labels": lambda row: signed(row["shortest"]),
-    "guard, interval": lambda row: ends(row["guard interval"]),
+    "guard, interval": lambda row: between(row["guard interval"]),
     "in domain": with_layers("in"), "near": with_layers("near"), "far": with_layers("far"),
     "bare": with_layers("bare"), "guard": with_layers("guard"),
 }
@@ -117,11 +111,11 @@ def paper_tables(paper):
             "shapes": both("figure5", "table6"), "frontier": both("frontier")}
 
 
-def measured_table(found):
+def measured_table(stored):
     """A table of measured.json, and the command that printed its figures."""
-    made = table(found["head"], [dict(zip(found["head"], row)) for row in found["rows"]])
-    note = f" ({found['note']})" if found["note"] else ""
-    return f"{made}\n\nMeasured by `{found['command']}`{note}." if found["command"] else made
+    made = table(stored["head"], [dict(zip(stored["head"], row)) for row in stored["rows"]])
+    note = f" ({stored['note']})" if stored["note"] else ""
+    return f"{made}\n\nMeasured by `{stored['command']}`{note}." if stored["command"] else made
 
 
 # ---- the pages ----
@@ -140,12 +134,12 @@ def results():
 def real_model():
     """The text of real_model.md."""
     words = string.Template((DOCS / "real_model.template.md").read_text(encoding="utf-8"))
-    found = read_json(ASSETS / "real.json")
-    luck = "\n".join(found.pop("luck"))
-    made = {name: measured_table(t) for name, t in found.items()} | {"luck": luck}
+    tables = read_json(ASSETS / "real.json")
+    luck = "\n".join(tables.pop("luck"))
+    made = {name: measured_table(t) for name, t in tables.items()} | {"luck": luck}
     made |= {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()
              if name.startswith(("real_", "rules"))}
-    tried = found["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, where the default was wrong
+    tried = tables["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, if the default was incorrect
     return words.substitute(made, tried=tried)
 
 
@@ -157,14 +151,29 @@ def first_table():
     return f"```text\n{aligned(rows)}\n```"
 
 
+def summary_of(file):
+    """(number of lines, the first paragraph of the docstring) of a source file."""
+    text = file.read_text(encoding="utf-8")
+    first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
+    return len(text.splitlines()), " ".join(first.split()).rstrip(".")
+
+
 def file_table():
-    """A row per file of the core: its lines, and what it says of itself first."""
-    texts = {name: (ROOT / f"{name}.py").read_text(encoding="utf-8") for name in FILES}
-    return table(["file", "lines", "what it holds"], [{
-        "file": f"`{name}.py`" + " **R**" * (name in FIRST_SEVEN),
-        "lines": str(len(text.splitlines())), "what it holds": " ".join(
-            ast.get_docstring(ast.parse(text)).split("\n\n")[0].split()).rstrip(".")}
-        for name, text in texts.items()])
+    """A row per file of the top level and per room: its lines, and what it says of itself first."""
+    rows = []
+    for name in FILES[1:]:
+        lines, story = summary_of(ROOT / f"{name}.py")
+        mark = " **R**" if name in READER else ""
+        rows.append((f"`{name}.py`{mark}", lines, story))
+    lines, story = summary_of(ROOT / "cli.py")
+    rows.append(("`cli.py`", lines, story))
+    for room in ROOMS:
+        _, story = summary_of(ROOT / room / "__init__.py")
+        files = [summary_of(file)[0] for file in (ROOT / room).glob("*.py")
+                 if file.name != "__init__.py"]
+        rows.append((f"`{room}/`", sum(files), story))
+    head = ("file", "lines", "what it holds")
+    return table(head, [dict(zip(head, map(str, row))) for row in rows])
 
 
 def readme(text):

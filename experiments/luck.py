@@ -1,9 +1,9 @@
 """Is a routing gain real? Six controls that tell luck from routing, on a finished run of train.py.
 
-A search knows the right answer and tries some fifty paths per question, so with any model some of
-them are right by luck. Each control asks something that luck does not survive; docs/tutorial.md
-says why. A question is *repaired* where the default path was wrong and a right path was found; its
-label path is the paper's, the first of them. luck.json of the run folder keeps the tables.
+A search knows the gold answer and tries some fifty paths per question, so with any model some of
+them are correct by luck. Each control asks something that luck does not survive; docs/tutorial.md
+says why. A question is *corrected* if its default path is incorrect and the search met a correct
+path; its label path is the paper's, the first of them. The tables are kept in the run's luck.json.
 
     python -m experiments.luck --run runs/demo
     python -m experiments.luck --run runs/mine --model DIR --data FILE --limit 200
@@ -19,78 +19,83 @@ import numpy as np
 import torch
 
 import cli
+from answers import judge, prepare
 from choose import along_each, edit_effects
-from cli import aligned, percent
+from cli import aligned, percent, progress_bar
 from evaluate import interval
 from experiments.lab import Lab
-from mcts import EXECUTE, REPEAT, SKIP, is_legal
+from experiments.statistics import between, is_corrected, with_interval
 from model_llama import load_model
-from storage.files import write_json
-from cli import progress_bar
+from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal
 from questions.schemas import LETTERS
-from answers import judge, prepare
+from storage.files import write_json
 
-ALONE, MENU, EDITS = 200, 50, 10  # paths asked in a batch of one; random paths; single edits
+ALONE = 200    # paths asked in a batch of one, which takes long
+RANDOM = 50    # random paths, as many as a search tries
+STRONGEST = 10  # single edits
 CI = "95% interval"
 
 
 # ---- counting ----
 
-def counted(tries, name="right"):
+def count_hits(tries, name="correct"):
     """How many of the tries [(question id, whether it hit)] hit. The interval is over questions:
     ten tries at one question say less than ten questions do."""
     ids, owner = np.unique([question for question, _ in tries], return_inverse=True)
     hits = np.array([hit for _, hit in tries], dtype=float)
-    found = {"questions": len(ids), "asked": len(tries), name: int(hits.sum())}
+    row = {"questions": len(ids), "asked": len(tries), name: int(hits.sum())}
     if len(ids) < 2:  # one question says nothing of others
-        return found | {"share": float(hits.mean()) if tries else None, CI: [0.0, 1.0]}
+        return row | {"share": float(hits.mean()) if tries else None, CI: [0.0, 1.0]}
     share, size, hit = float(hits.mean()), np.bincount(owner), np.bincount(owner, hits)
     low, high = interval(share + (hit - share * size) / size.mean())  # of a ratio, linearised
-    doubt = 3 / len(ids) if share in (0, 1) else 0  # the rule of three: the bootstrap has none here
-    return found | {"share": share, CI: [max(0.0, low - doubt), min(1.0, high + doubt)]}
+    # the rule of three, since a bootstrap of all hits or none has no width
+    margin = 3 / len(ids) if share in (0, 1) else 0
+    return row | {"share": share, CI: [max(0.0, low - margin), min(1.0, high + margin)]}
 
 
-def said(row, name="right"):
-    """The counts in a sentence."""
+def in_words(row, name="correct"):
+    """The counts in a few words."""
     return f"{row[name]} of {row['asked']} ({percent(row['share'] or 0.0)}%)"
 
 
 def versus(mine, other):
     """Two intervals compared in words; a number is an interval without width."""
     low, high = other if isinstance(other, list | tuple) else (other, other)
-    return ("surely more" if mine[0] > high else "surely less" if mine[1] < low
-            else "not surely more or less")
+    if mine[0] > high:
+        return "significantly more"
+    return "significantly less" if mine[1] < low else "not significantly more or less"
 
 
 # ---- asking ----
 
-def some(lab):
-    """[(prompt, labels row)] of the first --limit label questions."""
-    return list(zip(lab.labelled, lab.label_rows))[:lab.args.limit]
+def limited(lab):
+    """(training prompts, their search records): the first --limit of them."""
+    return lab.labelled[:lab.args.limit], lab.label_rows[:lab.args.limit]
 
 
-def repaired(pairs):
-    """Those whose default path was wrong and that have a right path."""
-    return [(prompt, row) for prompt, row in pairs if row["correct"] and not row["default_correct"]]
+def corrected_pairs(lab):
+    """[(prompt, record)] of corrected questions."""
+    return [pair for pair in zip(*limited(lab)) if is_corrected(pair[1])]
 
 
-def tried(row):
-    """[(path, whether it was right)] of all that the search tried after the default path."""
-    met = [(path, True) for path, _ in row["correct"]] + [(path, False) for path in row["wrong"]]
-    return [(path, right) for path, right in met if set(path) != {EXECUTE}]
+def tried_paths(record):
+    """[(path, whether it was correct)] of all that the search tried after the default path."""
+    tried = [(path, True) for path, _ in record["correct"]]
+    tried += [(path, False) for path in record["wrong"]]
+    return [(path, is_correct) for path, is_correct in tried if set(path) != {EXECUTE}]
 
 
-def ask(lab, title, asked, model=None, size=None):
-    """[(question id, whether it is answered right)] of [(prompt, path, ...)]."""
-    with progress_bar(total=len(asked), desc=title, unit="answer") as bar:
-        right, _ = judge(model or lab.model, lab.tokenizer, [prompt for prompt, *_ in asked],
-                         torch.tensor([path for _, path, *_ in asked]),
-                         size or lab.args.batch_size, bar.update)
-    return [(p.question.id, hit) for (p, *_), hit in zip(asked, (right > 0).tolist())]
+def ask(lab, title, pairs, model=None, size=None):
+    """[(question id, whether it is answered correctly)] of [(prompt, path)]."""
+    with progress_bar(total=len(pairs), desc=title, unit="answer") as bar:
+        rewards, _ = judge(model or lab.model, lab.tokenizer, [prompt for prompt, _ in pairs],
+                           torch.tensor([path for _, path in pairs]),
+                           size or lab.args.batch_size, bar.update)
+    return [(prompt.question.id, hit) for (prompt, _), hit in zip(pairs, (rewards > 0).tolist())]
 
 
 def ask_each(lab, title, prompts, paths):
-    """(N, K) bool: is question n answered right along path k?"""
+    """(N, K) bool: is question n answered correctly along path k?"""
     with progress_bar(total=len(prompts) * len(paths), desc=title, unit="answer") as bar:
         return along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size,
                           bar.update) > 0
@@ -99,174 +104,189 @@ def ask_each(lab, title, prompts, paths):
 # ---- the controls: (title, rows, what they mean) ----
 
 def asked_again(lab):
-    """How many right paths are wrong when they are asked again."""
-    met = [(prompt, path, row["default_correct"]) for prompt, row in some(lab)
-           for path, _ in row["correct"]]
-    sample, rows = random.Random(lab.args.seed).sample(met, min(ALONE, len(met))), []
+    """How many correct paths are incorrect when they are asked again."""
+    met = [(prompt, path, record["default_correct"]) for prompt, record in zip(*limited(lab))
+           for path, _ in record["correct"]]
+    sample = random.Random(lab.args.seed).sample(met, min(ALONE, len(met)))
+    rows, sentences = [], []
     for dtype in ("float32", "bfloat16"):
         model = load_model(lab.args.model, lab.args.device, cli.DTYPES[dtype])
         for how, asked, size in (("alone", sample, 1), ("in batches", met, lab.args.batch_size)):
-            again = list(zip(ask(lab, f"{dtype}, {how}", asked, model, size), asked))
-            for default, word in ((True, "right"), (False, "wrong")):
-                flips = [(name, not hit) for (name, hit), (*_, was) in again if was == default]
+            hits = ask(lab, f"{dtype}, {how}", [entry[:2] for entry in asked], model, size)
+            flips = [(name, not hit) for name, hit in hits]
+            for word, default in (("correct", True), ("incorrect", False)):
+                group = [flip for flip, (*_, was) in zip(flips, asked) if was == default]
                 rows.append({"asked again": f"{dtype}, {how}", "default path": word,
-                             **counted(flips, "flipped")})
-    words = [f"In {dtype} {said(right, 'flipped')} flip where the default path was right; where it "
-             f"was wrong {said(wrong, 'flipped')}, {versus(wrong[CI], right[CI])}."
-             for dtype, right, wrong in (("float32", *rows[2:4]), ("bfloat16", *rows[6:8]))]
-    return f"right paths asked again (alone: {len(sample)} of {len(met)})", rows, " ".join(words)
+                             **count_hits(group, "flipped")})
+        steady, mended = rows[-2:]  # of the batches
+        sentences.append(f"In {dtype} {in_words(steady, 'flipped')} flip if the default path was "
+                         f"correct; if it was incorrect {in_words(mended, 'flipped')}, "
+                         f"{versus(mended[CI], steady[CI])}.")
+    title = f"correct paths asked again (alone: {len(sample)} of {len(met)})"
+    return title, rows, " ".join(sentences)
 
 
 def share_of_right(lab):
-    """The share of right paths among all that the searches tried, beside that of luck."""
-    rows, words = [], []
-    for kind, word in itertools.product(("multiple choice", "written"), ("right", "wrong")):
-        group = [(p.question, tried(row)) for p, row in zip(lab.labelled, lab.label_rows)
+    """The share of correct paths among all that the searches tried, beside that of luck."""
+    rows, sentences, pairs = [], [], list(zip(lab.labelled, lab.label_rows))
+    for kind, word in itertools.product(("multiple choice", "written"), ("correct", "incorrect")):
+        group = [(p.question, tried_paths(record)) for p, record in pairs
                  if bool(p.question.choices) == (kind == "multiple choice")
-                 and row["default_correct"] == (word == "right")]
-        row = counted([(q.id, right) for q, paths in group for _, right in paths])
-        row = {"answer": kind, "default path": word, **row}
-        rows += [row] if group else []
-        if kind == "multiple choice" and group:
+                 and record["default_correct"] == (word == "correct")]
+        if not group:
+            continue
+        hits = [(q.id, is_correct) for q, tried in group for _, is_correct in tried]
+        row = {"answer": kind, "default path": word, **count_hits(hits)}
+        rows.append(row)
+        if kind == "multiple choice":
             row["by luck"] = float(np.mean([1 / len(q.choices) for q, _ in group]))
-        if word == "wrong" and group:
-            row["repaired"] = sum(any(right for _, right in paths) for _, paths in group)
-            words.append(f"Where a {kind} answer was wrong, {said(row)} other paths are right; "
-                         f"they repair {row['repaired']} of {len(group)} questions.")
-            if "by luck" in row:
-                row["luck repairs"] = round(sum(1 - (1 - 1 / len(q.choices)) ** len(paths)
-                                                for q, paths in group))
-                words.append(f"By luck {percent(row['by luck'])}% are right and repair "
-                             f"{row['luck repairs']}: the share is "
+        if word == "correct":
+            continue
+        row["corrected"] = len({name for name, is_correct in hits if is_correct})
+        sentences.append(f"If a {kind} answer was incorrect, {in_words(row)} other paths are "
+                         f"correct; they correct {row['corrected']} of {len(group)} questions.")
+        if "by luck" in row:
+            row["luck corrects"] = round(sum(1 - (1 - 1 / len(q.choices)) ** len(tried)
+                                             for q, tried in group))
+            sentences.append(f"By luck {percent(row['by luck'])}% are correct and correct "
+                             f"{row['luck corrects']}: the share is "
                              f"{versus(row[CI], row['by luck'])} than that.")
-    return "right paths among those tried", rows, " ".join(words) or "No answer was wrong."
+    meaning = " ".join(sentences) or "No answer was incorrect."
+    return "correct paths among those tried", rows, meaning
 
 
 def moved(question, by):
-    """The question with every option `by` places further on, the right letter with it; None where
-    a prompt of its own does not list the options as "(A) text"."""
+    """The question with every option `by` places further on, the gold letter with it; None if a
+    prompt of its own does not list the options as "(A) text"."""
     choices, prompt = question.choices[-by:] + question.choices[:-by], question.prompt
     listed = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, question.choices)]
-    if prompt and any(prompt.count(one) != 1 for one in listed):
+    if prompt and any(prompt.count(option) != 1 for option in listed):
         return None
-    for one, letter, choice in zip(listed, LETTERS, choices) if prompt else ():
-        prompt = prompt.replace(one, f"({letter}) {choice}")
-    right = LETTERS[(LETTERS.index(question.answer) + by) % len(choices)]
+    for option, letter, choice in zip(listed, LETTERS, choices) if prompt else ():
+        prompt = prompt.replace(option, f"({letter}) {choice}")
+    gold = LETTERS[(LETTERS.index(question.answer) + by) % len(choices)]
     return replace(question, id=f"{question.id} moved by {by}", choices=choices, prompt=prompt,
-                   answer=right)
+                   answer=gold)
 
 
 def options_moved(lab):
-    """How many answers stay right when the options stand in another order."""
+    """How many answers stay correct when the options are in another order."""
     title = "multiple choice, its options moved by every number of places"
-    pairs = [(p, row) for p, row in some(lab) if p.question.choices and not p.options]
-    answered, rows = [pair for pair in pairs if pair[1]["default_correct"]], []
-    for name, group, key in (("answered by default", answered, None),
-                             ("repaired, label path", repaired(pairs), "decisions"),
-                             ("repaired, default path", repaired(pairs), None)):
-        new = {moved(p.question, by): (p.question.id, row[key] if key else (EXECUTE,) * lab.L)
-               for p, row in group for by in range(1, len(p.question.choices))}
-        new.pop(None, None)
-        if not new:
+    by_letter = lambda pair: pair[0].question.choices and not pair[0].options
+    steady = [pair for pair in filter(by_letter, zip(*limited(lab))) if pair[1]["default_correct"]]
+    mended, default, rows = list(filter(by_letter, corrected_pairs(lab))), default_path(lab.L), []
+    for name, group, takes_label in (("correct by default", steady, False),
+                                     ("corrected, label path", mended, True),
+                                     ("corrected, default path", mended, False)):
+        origin = {moved(p.question, by): (p.question.id,
+                                          record["decisions"] if takes_label else default)
+                  for p, record in group for by in range(1, len(p.question.choices))}
+        origin.pop(None, None)
+        if not origin:
             return title, rows, "Too few questions that are answered by a letter."
-        asked = [(p, new[p.question][1]) for p in prepare(list(new), lab.tokenizer, lab.model)[0]]
-        hits = [(new[p.question][0], hit) for (p, _), (_, hit) in zip(asked, ask(lab, name, asked))]
-        rows.append({"those": name, **counted(hits), "by luck": float(np.mean(
-            [1 / len(p.question.choices) for p, _ in asked]))})
-    right, mended, plain = rows
+        prompts, _ = prepare(list(origin), lab.tokenizer, lab.model)
+        hits = ask(lab, name, [(p, origin[p.question][1]) for p in prompts])
+        named = [(origin[p.question][0], hit) for p, (_, hit) in zip(prompts, hits)]
+        luck = float(np.mean([1 / len(p.question.choices) for p in prompts]))
+        rows.append({"those": name, **count_hits(named), "by luck": luck})
+    kept, of_label, of_default = rows
     return title, rows, (
-        f"Where the default path was right, {said(right)} stay right; of repaired questions "
-        f"{said(mended)}. That is {versus(mended[CI], mended['by luck'])} than by luck "
-        f"({percent(mended['by luck'])}%), and {versus(mended[CI], plain[CI])} than along the "
-        f"default path, which was wrong before ({said(plain)}).")
+        f"If the default path was correct, {in_words(kept)} stay correct; of corrected questions "
+        f"{in_words(of_label)}. That is {versus(of_label[CI], of_label['by luck'])} than by luck "
+        f"({percent(of_label['by luck'])}%), and {versus(of_label[CI], of_default[CI])} than along "
+        f"the default path, which was incorrect before ({in_words(of_default)}).")
 
 
 def edit_undone(lab):
-    """How many repairs survive when one edit of the label path is taken back."""
-    asked, others, number, title = [], [], 0, "repairs of two edits or more, one of them undone"
-    for prompt, row in repaired(some(lab)):
-        path = row["decisions"]
-        edited = [layer for layer, count in enumerate(path) if count != EXECUTE]
-        if len(edited) > 1:  # a single edit undone leaves the default path, which is wrong
-            number += 1
-            asked += [(prompt, path[:l] + (EXECUTE,) + path[l + 1:]) for l in edited]
-            others += [(prompt.question.id, right) for met, right in tried(row) if met != path]
-    if not asked:
-        return title, [], "No repair has two edits or more: nothing to undo."
-    left, other = counted(ask(lab, "one edit undone", asked)), counted(others)
-    kept = 1 - number / len(asked)  # all but one of each question's
-    rows = [{"path": "one edit undone", **left, "if one did it all": kept},
+    """How many corrections survive when one edit of the label path is taken back."""
+    undone, others, number = [], [], 0
+    title = "corrections of two edits or more, one of them undone"
+    for prompt, record in corrected_pairs(lab):
+        path = record["decisions"]
+        edited = [layer for layer, code in enumerate(path) if code != EXECUTE]
+        if len(edited) < 2:  # a single edit undone leaves the default path, which is incorrect
+            continue
+        number += 1
+        undone += [(prompt, path[:l] + (EXECUTE,) + path[l + 1:]) for l in edited]
+        others += [(prompt.question.id, hit) for tried, hit in tried_paths(record) if tried != path]
+    if not undone:
+        return title, [], "No correction has two edits or more: nothing to undo."
+    left, other = count_hits(ask(lab, "one edit undone", undone)), count_hits(others)
+    if_one = 1 - number / len(undone)  # all but one of each question's
+    rows = [{"path": "one edit undone", **left, "if one did it all": if_one},
             {"path": "any other that was tried", **other}]
     return title, rows, (
-        f"{said(left)} are still right. That is {versus(left[CI], other[CI])} than of the other "
-        f"paths tried on these questions ({said(other)}), and {versus(left[CI], kept)} than the "
-        f"{percent(kept)}% there would be if one edit of each did it all.")
+        f"{in_words(left)} are still correct. That is {versus(left[CI], other[CI])} than of the "
+        f"other paths tried on these questions ({in_words(other)}), and {versus(left[CI], if_one)} "
+        f"than the {percent(if_one)}% there would be if one edit of each did it all.")
 
 
 def random_paths(num_layers, edits, number, rng):
     """Up to `number` different legal paths of `edits` edits on average, one at least."""
     paths = {}
     for _ in range(100 * number):  # a model of few layers may not have so many
-        path, many = [EXECUTE] * num_layers, max(1, int(edits + rng.random()))
-        for layer in rng.sample(range(num_layers), min(num_layers, many)):
-            path[layer] = rng.choice((SKIP, REPEAT))
+        path, wanted = list(default_path(num_layers)), max(1, int(edits + rng.random()))
+        for layer in rng.sample(range(num_layers), min(num_layers, wanted)):
+            path[layer] = rng.choice(EDITS)
         if is_legal(path):
             paths[tuple(path)] = None
     return list(paths)[:number]
 
 
-def random_menu(lab):
-    """What random paths repair with the answer at hand, and what the best one gains without it."""
-    prompts, found = zip(*some(lab))
-    made = [sum(n != EXECUTE for n in row["decisions"]) for row in found if row["correct"]]
-    rng, edits, N = random.Random(lab.args.seed), float(np.mean(made or [1])), len(found)
-    paths = random_paths(lab.L, edits, MENU, rng)
-    right, every = ask_each(lab, "random paths", prompts, paths), torch.arange(N)
-    default, searched = (torch.tensor([bool(row[key]) for row in found])
-                         for key in ("default_correct", "correct"))
-    half = torch.tensor(rng.sample([n % 2 for n in range(N)], N))
-    best = torch.stack([right[half == h].sum(0).argmax() for h in (0, 1)])
+def random_candidates(lab):
+    """What random paths correct if the gold answer picks one per question, and what the best one
+    gains without it."""
+    prompts, records = limited(lab)
+    edits = [sum(code != EXECUTE for code in r["decisions"]) for r in records if r["correct"]]
+    rng, mean_edits, N = random.Random(lab.args.seed), float(np.mean(edits or [1])), len(records)
+    paths = random_paths(lab.L, mean_edits, RANDOM, rng)
+    correct = ask_each(lab, "random paths", prompts, paths)
+    default = torch.tensor([bool(record["default_correct"]) for record in records])
+    searched = torch.tensor([bool(record["correct"]) for record in records])
+    half, each = torch.tensor(rng.sample([n % 2 for n in range(N)], N)), torch.arange(N)
+    best = torch.stack([correct[half == h].sum(0).argmax() for h in (0, 1)])
     rows = []
-    for name, hit in (("the search's, answer at hand", searched),
-                      ("random, answer at hand", right.any(1) | default),
-                      ("best random, half that chose it", right[every, best[half]]),
-                      ("best random, other half", right[every, best[1 - half]])):
+    for name, hit in (("the search's, picked by the answer", searched),
+                      ("random, picked by the answer", correct.any(1) | default),
+                      ("best random, half that chose it", correct[each, best[half]]),
+                      ("best random, other half", correct[each, best[1 - half]])):
         gain = hit.float() - default.float()
-        rows.append({"path": name, "questions": N, "wrong": int((~default).sum()),
-                     "repaired": int((hit & ~default).sum()), "lost": int((default & ~hit).sum()),
+        rows.append({"path": name, "questions": N, "incorrect": int((~default).sum()),
+                     "corrected": int((hit & ~default).sum()), "lost": int((default & ~hit).sum()),
                      "gain": gain.mean().item(), f"{CI} of gain": interval(gain)})
-    search, oracle, picked, fresh = rows
-    return f"{len(paths)} random paths of {edits:.1f} edits on average", rows, (
-        f"With the answer at hand the search repairs {search['repaired']} and random paths "
-        f"{oracle['repaired']} of {search['wrong']} wrong questions. The best random path gains "
-        f"{percent(picked['gain'], True)} points where it was chosen and "
-        f"{percent(fresh['gain'], True)} where it was not, "
-        f"{versus(fresh[f'{CI} of gain'], 0)} than 0.")
+    search, oracle, chosen, fresh = rows
+    return f"{len(paths)} random paths of {mean_edits:.1f} edits on average", rows, (
+        f"If the answer picks the path, the search corrects {search['corrected']} and random paths "
+        f"{oracle['corrected']} of {search['incorrect']} incorrect questions. The best random path "
+        f"gains {percent(chosen['gain'], True)} points on the half that chose it and "
+        f"{percent(fresh['gain'], True)} on the other, {versus(fresh[f'{CI} of gain'], 0)} than 0.")
 
 
 def single_edits(lab):
     """The largest effects by the searches' own data, and the same edits on test questions."""
-    effects, default = edit_effects(lab.label_rows)[:, [SKIP, REPEAT]].flatten(), (EXECUTE,) * lab.L
-    places = effects.abs().argsort(descending=True, stable=True)[:EDITS]
-    effect, edits = effects[places], [(n // 2, (SKIP, REPEAT)[n % 2]) for n in places.tolist()]
-    paths = [default[:layer] + (count,) + default[layer + 1:] for layer, count in edits]
-    right = ask_each(lab, "single edits", lab.inside, [default, *paths]).float()
-    gains = right[:, 1:] - right[:, :1]
-    rows = [{"edit": f"{'skip' if count == SKIP else 'repeat'} {layer}", "effect": effect[k].item(),
+    effects, default = edit_effects(lab.label_rows)[:, list(EDITS)].flatten(), default_path(lab.L)
+    places = effects.abs().argsort(descending=True, stable=True)[:STRONGEST]
+    edits = [(n // len(EDITS), EDITS[n % len(EDITS)]) for n in places.tolist()]
+    paths = [default[:layer] + (code,) + default[layer + 1:] for layer, code in edits]
+    correct = ask_each(lab, "single edits", lab.inside, [default, *paths]).float()
+    effect, gains = effects[places], correct[:, 1:] - correct[:, :1]  # (K,), (N, K)
+    rows = [{"edit": f"{DECISIONS[code].name} {layer}", "effect": effect[k].item(),
              "questions": len(gains), "gain": gains[:, k].mean().item(),
-             f"{CI} of gain": interval(gains[:, k])} for k, (layer, count) in enumerate(edits)]
+             f"{CI} of gain": interval(gains[:, k])} for k, (layer, code) in enumerate(edits)]
     title = "single edits: effect in the searches' data, gain on test questions (points)"
     if not (helping := effect > 0).any():
         return title, rows, "By the searches' data none of these edits helps."
     promised, fresh = effect[helping].mean().item(), gains[:, helping].mean(1)
-    found = [percent(value, True) for value in (promised, fresh.mean().item(), *interval(fresh))]
+    ends = interval(fresh)
     return title, rows, (
-        f"Those that help by the searches' data ({helping.sum()}) promise {found[0]} points each "
-        f"on average; on test questions they gain {found[1]} [{found[2]}, {found[3]}]: "
-        f"{versus(interval(fresh), 0)} than 0, {versus(interval(fresh), promised)} than promised.")
+        f"Those that help by the searches' data ({helping.sum()}) promise "
+        f"{percent(promised, True)} points each on average; on test questions they gain "
+        f"{with_interval(fresh.mean().item(), ends)}: {versus(ends, 0)} than 0, "
+        f"{versus(ends, promised)} than promised.")
 
 
-CONTROLS = (asked_again, share_of_right, options_moved, edit_undone, random_menu, single_edits)
+CONTROLS = (asked_again, share_of_right, options_moved, edit_undone, random_candidates,
+            single_edits)
 
 
 # ---- the command ----
@@ -279,7 +299,7 @@ def cells(row):
         if isinstance(value, float):
             text[f"{key} %"] = percent(value, sign)
         elif isinstance(value, list | tuple):
-            text[key] = f"[{percent(value[0], sign)}, {percent(value[1], sign)}]"
+            text[key] = between(value, sign)
         elif value is not None:
             text[key] = str(value)
     return text
@@ -299,12 +319,12 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     cli.use_device(args)
-    lab, found = Lab(args), {}
+    lab, results = Lab(args), {}
     for number, control in enumerate(CONTROLS, 1):
         title, rows, meaning = control(lab)
-        found[control.__name__] = {"title": title, "rows": rows, "meaning": meaning}
+        results[control.__name__] = {"title": title, "rows": rows, "meaning": meaning}
         write_json(args.run / "luck.json", {"command": " ".join(sys.argv), "key": lab.key,
-                                            "limit": args.limit, "controls": found})
+                                            "limit": args.limit, "controls": results})
         print(f"\n{number}. {title}")
         if rows:
             print(aligned([cells(row) for row in rows]))

@@ -1,16 +1,16 @@
 """The paper's tables and figures on your own run, one command each, with what its referees asked.
 
-    table2  search statistics         figure1  accuracy against layers    figure9  labels
-    table3  in domain                 figure4  layers used, by task       router   F1, agreement
-    table4  out of domain             figure5  width, depth, windows      ood      guard, anchors
-    table5  other methods             figure6  the knob p                 frontier over static
-    table6  states or embeddings      figure7  losses
+    table2  search statistics         figure1  accuracy against layers    figure7  losses
+    table3  in domain                 figure4  layers used, by task       figure9  labels
+    table4  out of domain             figure5  width, depth, windows      ood      guard or not
+    table5  other methods             figure6  interpolation p            frontier over static
+    table6  states or embeddings
 
-    table2 and figure9 only read labels; table3, table4, figure4 and router ask a few routes; the
-    others train routers or fit methods, row by row. All take some 15 minutes on the demo and two
-    cores; on SmolLM2-135M and one thread table6 took 22, figure6 9 minutes.
+table2 and figure9 only read labels; table3, table4 and figure4 ask a few routes; the others train
+routers or fit methods, row by row. All take some 15 minutes on the demo and two cores; on
+SmolLM2-135M and one thread table6 took 22, figure6 9 minutes.
 
-Each prints a table and leaves NAME.json (command, seeds, model, versions) and, where matplotlib is
+Each prints a table and leaves NAME.json (command, seeds, model, versions) and, if matplotlib is
 installed, NAME.png in the output folder. A finished table, or a finished row of one, is not
 computed again. figure10 and figure8 are part of figure4 and figure5.
 
@@ -25,13 +25,13 @@ import numpy as np
 import torch
 
 import cli
-from cli import aligned, percent
+from cli import aligned, percent, progress_bar
 from experiments import pictures
-from experiments.tables import EXPERIMENTS
 from experiments.lab import Lab
+from experiments.statistics import between
+from experiments.tables import EXPERIMENTS
 from storage.files import write_json
 from storage.run_folder import read_result
-from cli import progress_bar
 
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
 PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "guard")
@@ -48,7 +48,7 @@ def cell(key, value):
     if key.endswith("layers"):
         return f"{value:.2f}"
     if key.endswith("interval"):
-        return f"[{percent(value[0], True)}, {percent(value[1], True)}]"
+        return between(value)
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) >= 100 or 0 < abs(value) < 0.001 else f"{value:.3f}"
     return str(value)
@@ -78,7 +78,7 @@ def perform(lab, name):
                     "numpy": np.__version__}
         write_json(file, {"key": lab.key, "command": " ".join(sys.argv), "versions": versions,
                           "seconds": round(time.time() - began, 1), "result": result})
-        result = read_result(file, lab.key, "result")
+        result = read_result(file, lab.key, "result")  # as another run of the command finds it
     print_result(name, result)
     picture = lab.out / f"{name}.png"
     if not picture.exists() or picture.stat().st_mtime < file.stat().st_mtime:

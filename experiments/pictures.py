@@ -7,32 +7,29 @@ import importlib.util
 import itertools
 
 ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
-DRAWN = ("heat", "bars", "curves", "knob", "changes")  # the parts of a result that have a picture
+DRAWN = ("heat", "bars", "curves", "knob")  # the parts of a result that have a picture
 BOX = ("least", "quarter", "median", "three quarters", "most")
 
 
 @functools.cache
 def available():
-    """True if matplotlib can be imported; says so once where it cannot."""
-    found = importlib.util.find_spec("matplotlib") is not None
-    if not found:
+    """True if matplotlib can be imported; says so once if it cannot."""
+    is_there = importlib.util.find_spec("matplotlib") is not None
+    if not is_there:
         print("matplotlib is not installed: no pictures (pip install matplotlib)")
-    return found
+    return is_there
 
 
 def draw(name, result, file):
-    """Writes the picture that fits what the result holds; nothing where nothing fits."""
+    """Writes the picture that fits what the result has; none if nothing fits."""
     kind = next((key for key in DRAWN if result.get(key)), None)
-    if kind is None and any("accuracy" in row and "gain" in row for row in result["rows"]):
-        kind = "accuracy"
     if kind is None or not available():
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    {"heat": heat, "bars": bars, "curves": curves, "knob": knob, "changes": changes,
-     "accuracy": accuracies}[kind](figure, result)
+    {"heat": heat, "bars": bars, "curves": curves, "knob": knob}[kind](figure, result)
     figure.suptitle(f"{name}: {result['title']}", fontsize=9, wrap=True)
     figure.savefig(file, dpi=90)
 
@@ -90,60 +87,26 @@ def bars(figure, result):
 def curves(figure, result):
     """Accuracy against layers, a line per kind of route; static paths, the control, are black."""
     figure.set_size_inches(8, 4)
-    axes = figure.subplots()
-    shapes = itertools.cycle("os^vD<>*")
+    axes, shapes = figure.subplots(), itertools.cycle("os^vD<>*")
     for name, points in result["curves"].items():
-        points = sorted(points)
         if points:
-            axes.plot([x for x, _ in points], [100 * y for _, y in points], next(shapes) + "-",
-                      ms=4, lw=1, label=name, color="black" if name == "static" else None)
-    plain(axes, "layers per forward pass", "right %")
+            layers, accuracy = zip(*sorted(points))
+            axes.plot(layers, [100 * y for y in accuracy], next(shapes) + "-", ms=4, lw=1,
+                      label=name, color="black" if name == "static" else None)
+    plain(axes, "layers per forward pass", "accuracy %")
     legend(figure, axes, "right upper")
 
 
 def knob(figure, result):
-    """Accuracy and layers over the knob, and what the routers then decide."""
+    """Accuracy and layers over the interpolation p, and what the routers then decide."""
     figure.set_size_inches(7.5, 3)
     left, right = figure.subplots(1, 2)
     p, accuracy, layers, *shares = zip(*result["knob"])
     left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e")
-    plain(left, "p", "right %, solid")
+    plain(left, "p", "accuracy %, solid")
     beside = left.twinx()
     beside.plot(p, layers, "s--", color="#d1495b")
     beside.set_ylabel("layers, dashed")
     stacked(right, p, shares, 0.9 * (p[1] - p[0]))
     plain(right, "p", "share of decisions")
     legend(figure, right, "lower right", ncols=3)
-
-
-def changes(figure, result):
-    """Points gained per protection: in domain, on near and on far tasks."""
-    groups = result["changes"]
-    figure.set_size_inches(6.5, 1.5 + 0.45 * len(groups))
-    axes = figure.subplots()
-    for step, (domain, colour) in enumerate((("in", "#c9cdd2"), ("near", "#30638e"),
-                                             ("far", "#d1495b"))):
-        places = [n + 0.25 * (step - 1) for n in range(len(groups))]
-        axes.barh(places, [100 * row.get(domain, 0.0) for row in groups.values()], 0.25,
-                  color=colour, label=domain)
-    axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", lw=0.8)
-    axes.legend(fontsize=8)
-    plain(axes, "points over vanilla")
-
-
-def accuracies(figure, result):
-    """A point per row, totals only; the line is the 95% interval of the gain."""
-    rows = [row for row in result["rows"][::-1] if "accuracy" in row
-            and (": " not in row["name"] or row["name"].endswith(": all"))]
-    figure.set_size_inches(6.5, 1.2 + 0.25 * len(rows))
-    axes = figure.subplots()
-    values = [100 * row["accuracy"] for row in rows]
-    spread = [[100 * (row["gain"] - row["interval"][0]) for row in rows],
-              [100 * (row["interval"][1] - row["gain"]) for row in rows]]
-    axes.errorbar(values, range(len(rows)), xerr=spread, fmt="o", color="#30638e")
-    axes.grid(axis="x", alpha=0.3)
-    names = [f"{row['name']} ({row['layers']:.2f})" for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    plain(axes, "right % (layers per forward pass in brackets)")

@@ -1,17 +1,34 @@
-"""Can a difference be believed, what would static paths have done at the same depth, and how good
-are decisions? Numbers about finished answers.
+"""Numbers about finished answers: is a difference more than chance, what would static paths have
+done at the same depth, and what did searches change?
 
     wilcoxon([0, 1, 1, 0, 1])
+    with_interval(0.012, (0.003, 0.021))    # "+1.2 [+0.3, +2.1]"
 """
 import math
 
 import numpy as np
 import torch
 
-from evaluate import ACTIONS
+from cli import percent
+from paths import DECISIONS
 
 EXACT_UP_TO = 50  # differences that are not zero
 
+
+# ---- as text ----
+
+def between(interval, sign=True):
+    """`[+0.3, +2.1]` of an interval of fractions, in percent or points."""
+    low, high = interval
+    return f"[{percent(low, sign)}, {percent(high, sign)}]"
+
+
+def with_interval(value, interval):
+    """`+1.2 [+0.3, +2.1]`: a gain and its interval, both fractions, in points."""
+    return f"{percent(value, True)} {between(interval)}"
+
+
+# ---- is a difference more than chance? ----
 
 def midranks(values):
     """Ranks from 1; equal values share their mean rank: (3, 1, 3) gives (2.5, 1, 2.5)."""
@@ -44,6 +61,8 @@ def wilcoxon(difference):
     return float(ways[abs(sums - ranks.sum() / 2) >= away - 1e-9].sum() / ways.sum())
 
 
+# ---- fixed paths at the same depth ----
+
 def static_at(layers, statics):
     """(N,) expected reward of a mix of static paths with this mean depth.
 
@@ -58,26 +77,27 @@ def static_at(layers, statics):
     return statics[-1][1]
 
 
-# ---- decisions against labels ----
+# ---- what searches changed ----
+
+def split_by_default(records):
+    """(records whose default path is correct, the others)."""
+    return ([record for record in records if record["default_correct"]],
+            [record for record in records if not record["default_correct"]])
+
+
+def is_corrected(record):
+    """Whether the default path is incorrect and the search met a correct path."""
+    return bool(record["correct"]) and not record["default_correct"]
+
+
+def layers_saved(record):
+    """How many layers a record's label has less than the default path."""
+    return len(record["decisions"]) - record["length"]
+
+
+# ---- decisions ----
 
 def share_of_actions(decisions):
     """(..., L, 3) share of skip, execute, repeat per layer, over prompts: decisions (N, L)."""
-    return torch.stack([(decisions == count).float().mean(0) for count in range(3)], dim=-1)
-
-
-def class_report(decided, labels):
-    """Precision, recall, F1 and support per action, macro F1 and accuracy per layer of decisions
-    (N, L) against labels (N, L). A class neither decided nor labelled has no F1 and is left out of
-    the macro mean."""
-    report, scores = {}, []
-    for count, name in enumerate(ACTIONS):
-        chosen, true = decided == count, labels == count
-        hits, either = (chosen & true).sum().item(), (chosen.sum() + true.sum()).item()
-        report[name] = {"precision": hits / max(1, chosen.sum().item()),
-                        "recall": hits / max(1, true.sum().item()),
-                        "f1": 2 * hits / max(1, either), "support": true.sum().item()}
-        scores += [report[name]["f1"]] if either else []
-    right = (decided == labels).float()
-    return report | {"macro_f1": sum(scores) / len(scores), "accuracy": right.mean().item(),
-                     "always_execute": (labels == 1).float().mean().item(),
-                     "per_layer": right.mean(0).tolist()}
+    return torch.stack([(decisions == code).float().mean(0) for code in range(len(DECISIONS))],
+                       dim=-1)

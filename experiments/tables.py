@@ -1,7 +1,7 @@
 """What each table and figure of the paper asks, as a function of a Lab.
 
 Every function returns {"title", "rows"} of plain numbers, "notes" in words, and one of
-pictures.DRAWN where there is something to draw. Rows are computed once each (lab.row).
+pictures.DRAWN if there is something to draw. Rows are computed once each (lab.row).
 
     python -m experiments.paper all --run runs/demo
 """
@@ -16,11 +16,11 @@ from choose import confident
 from cli import percent
 from drllm import RouterRoute, Routers
 from evaluate import ACTIONS, add_static, shuffled, summarise
-from experiments import methods as baselines
-from experiments.methods import BASELINES
+from experiments import methods
 from experiments.pictures import BOX
-from experiments.statistics import share_of_actions
-from experiments.studies import frontier, ood, point, router
+from experiments.statistics import (is_corrected, layers_saved, share_of_actions,
+                                    split_by_default)
+from experiments.studies import frontier, ood, point
 
 FORCED = ("executed-only", "no-skip", "no-repeat")
 CONTROLS = ("random", "swapped")
@@ -29,7 +29,7 @@ AS_THEY_ARE = ("halting", "recursions", "polar", "random")  # at a depth of thei
 SHALLOWER = (0.8, 0.9)  # of the model's layers: where figure1 asks the methods too
 BARS = "▁▂▃▄▅▆▇█"
 PAPER = {  # what the paper claims, beside what is measured
-    "table2": "search saved 1.82 of 28-32 layers on questions answered right",
+    "table2": "search saved 1.82 of 28-32 layers on questions answered correctly",
     "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
     "table4": "-0.85 points out of domain on average",
     "table6": "hidden states beat embeddings",
@@ -43,7 +43,7 @@ def beside_paper(name, title, rows):
     return {"title": title, "rows": rows, "notes": [f"The paper: {PAPER[name]}."]}
 
 
-def numbers_of(table):
+def masks_of_tasks(table):
     """{task: (N,) bool of a Comparison's questions that are of it}."""
     tasks = np.array(table.tasks)
     return {task: torch.from_numpy(tasks == task) for task in dict.fromkeys(table.tasks)}
@@ -57,41 +57,36 @@ def heat(counts):
 
 # ---- what the search found ----
 
-def groups_of(rows):
-    """{task and level: label rows}, all of them last."""
+def groups_of(records):
+    """{task and level: search records}, all of them last."""
     groups = {}
-    for row in rows:
-        groups.setdefault(f"{row['task']} {row['level'] or ''}".strip(), []).append(row)
-    return dict(sorted(groups.items())) | {"all": rows}
+    for record in records:
+        groups.setdefault(f"{record['task']} {record['level'] or ''}".strip(), []).append(record)
+    return dict(sorted(groups.items())) | {"all": records}
 
 
 def mean(values):
     """None of nothing."""
-    return float(np.mean(values)) if values else None
+    return float(np.mean(values)) if len(values) else None
 
 
-def percentage(values):
-    return 100 * mean([bool(value) for value in values]) if values else None
-
-
-def search_statistics(name, rows):
-    """One row of Table 2. saved: layers the shortest right path has less than the default."""
-    right = [row for row in rows if row["default_correct"]]
-    wrong = [row for row in rows if not row["default_correct"]]
-    saved = [len(row["decisions"]) - row["length"] for row in right]
-    repaired = [row for row in wrong if row["correct"]]
-    longer = [row["length"] - len(row["decisions"]) for row in repaired]
-    return {"name": name, "n": len(rows), "right before %": 100 * len(right) / len(rows),
-            "right after %": 100 * (len(right) + len(repaired)) / len(rows),
-            "saved, right ones": mean(saved),
-            "with a shorter path %": percentage([s > 0 for s in saved]),
-            "repaired %": percentage([row["correct"] for row in wrong]),
-            "layers added, repaired": mean(longer),
-            "right paths met": mean([len(row["correct"]) for row in rows])}
+def search_statistics(name, records):
+    """One row of Table 2. saved: layers the shortest correct path has less than the default."""
+    correct, incorrect = split_by_default(records)
+    corrected = list(filter(is_corrected, incorrect))
+    saved, added = map(layers_saved, correct), map(layers_saved, corrected)
+    saved, added = np.array([*saved], float), -np.array([*added], float)
+    return {"name": name, "n": len(records),
+            "correct before %": 100 * len(correct) / len(records),
+            "correct after %": 100 * (len(correct) + len(corrected)) / len(records),
+            "saved, correct ones": mean(saved), "with a shorter path %": mean(100 * (saved > 0)),
+            "corrected %": mean([100 * is_corrected(record) for record in incorrect]),
+            "layers added, corrected": mean(added),
+            "correct paths met": mean([len(record["correct"]) for record in records])}
 
 
 def table2(lab):
-    rows = [search_statistics(name, rows) for name, rows in groups_of(lab.label_rows).items()]
+    rows = [search_statistics(*group) for group in groups_of(lab.label_rows).items()]
     return beside_paper("table2", f"what {lab.run.args.simulations} simulations per question found",
                         rows)
 
@@ -113,18 +108,18 @@ def figure9(lab):
 # ---- accuracy in and out of domain ----
 
 def domain_rows(lab, table):
-    """Vanilla, Dr.LLM, the paper's recipe (no guard) and forced variants by task, then the static
-    paths and the controls in total."""
+    """The base model, Dr.LLM, the paper's recipe (no guard) and forced variants by task, then the
+    static paths and the controls in total."""
     own = lab.own(table)
     table.add("paper", lab.routes("shortest", guard=False), "the paper's recipe")
     add_static(table, "dr.llm", lab.statics)
     table.add("shuffled", [shuffled(own.decisions[0])])
-    baselines.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
+    methods.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
     everything = {"all": torch.ones(len(table.prompts)).bool()}
-    groups, outcomes = numbers_of(table) | everything, table.outcomes
-    figures = lambda name, here: summarise(outcomes[name], outcomes["vanilla"], here)
-    rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, here)}
-            for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, here in groups.items()]
+    groups, outcomes = masks_of_tasks(table) | everything, table.outcomes
+    figures = lambda name, mask: summarise(outcomes[name], outcomes["vanilla"], mask)
+    rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, mask)}
+            for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, mask in groups.items()]
     totals = ("static below", "static above", "shuffled", *CONTROLS)
     return rows + [{"name": outcomes[name].name, **figures(name, everything["all"])}
                    for name in totals if name in outcomes]
@@ -143,8 +138,8 @@ def table4(lab):
 # ---- other methods ----
 
 def table5(lab):
-    """Every method that can be told a mean depth at one, Dr.LLM's own or --depth; the others as
-    they are."""
+    """Every method that can be matched to a mean depth at one, Dr.LLM's own or --depth; the others
+    as they are."""
     depth = lab.args.depth or lab.own(lab.table).layers.mean().item()
     rows = [lab.row("vanilla", lambda: lab.figures([None])),
             lab.row("Dr.LLM", lambda: lab.figures())]
@@ -167,12 +162,13 @@ def as_they_are(lab):
 
 
 def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
-    """The tilt at which the first routers run the label questions at this mean depth."""
+    """The depth bias at which the first routers run training questions at this mean depth."""
     table = lab.comparison(lab.labelled[:300])
     for _ in range(steps):
         middle = (low + high) / 2
-        found = table.ask("tilt", [RouterRoute(lab.routers()[0], middle)]).layers.mean().item()
-        low, high = (middle, high) if found < depth else (low, middle)
+        route = RouterRoute(lab.routers()[0], middle)
+        is_shallow = table.ask("tilt", [route]).layers.mean().item() < depth
+        low, high = (middle, high) if is_shallow else (low, middle)
     return round((low + high) / 2, 2)
 
 
@@ -259,7 +255,7 @@ def figure7(lab):
     rows += [variant(lab, f"beta {beta:g}", beta=beta) for beta in (0.0, 0.9999)]
     for share in (4, 2):
         labels = lab.labels()[:len(lab.labels()) // share]
-        rows.append(variant(lab, f"{len(labels)} label questions", labels))
+        rows.append(variant(lab, f"{len(labels)} training questions", labels))
     rows += [lab.row("shortest labels", lambda: lab.figures(lab.routes("shortest"))),
              variant(lab, "confident labels", confident(lab.label_rows))]
     return beside_paper("figure7", "the loss and the labels (default: gamma 2, beta 0.999, "
@@ -269,19 +265,20 @@ def figure7(lab):
 # ---- pictures of decisions ----
 
 def figure1(lab):
-    """Accuracy against layers: the frontier's lines and the other methods', those that can be told
-    a depth at three of them."""
-    found, own = frontier(lab), lab.own(lab.table).layers.mean().item()
+    """Accuracy against layers: the frontier's lines and the other methods', those that can be
+    matched to a depth at three of them."""
+    lines, own = frontier(lab), lab.own(lab.table).layers.mean().item()
     depths = (*(share * lab.L for share in SHALLOWER), own)
-    methods = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
-    methods |= {BASELINES[name].title: [lab.method(name, depth) for depth in depths]
-                for name in AT_DEPTH}
-    methods |= {row["name"]: [row] for row in as_they_are(lab)}
-    curves = {kind: points for kind, points in found["curves"].items() if kind != "price"}
+    others = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
+    for name in AT_DEPTH:
+        others[methods.BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
+    others |= {row["name"]: [row] for row in as_they_are(lab)}
+    curves = {kind: points for kind, points in lines["curves"].items() if kind != "price"}
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
-               for title, rows in methods.items()}
-    return {"title": "accuracy against layers", "curves": curves, "notes": found["notes"],
-            "rows": found["rows"] + [point(row) for rows in methods.values() for row in rows]}
+               for title, rows in others.items()}
+    points = [point(row) for rows in others.values() for row in rows]
+    return {"title": "accuracy against layers", "curves": curves, "notes": lines["notes"],
+            "rows": lines["rows"] + points}
 
 
 def figure4(lab):
@@ -290,8 +287,8 @@ def figure4(lab):
     tables = {"in": lab.table} | ({"out": lab.far_table} if lab.outside else {})
     for where, table in tables.items():
         decisions = lab.own(table).decisions.float().mean(0)  # (N, L)
-        for task, here in numbers_of(table).items():
-            per_layer, layers = decisions[here].mean(0).tolist(), decisions[here].sum(1)
+        for task, mask in masks_of_tasks(table).items():
+            per_layer, layers = decisions[mask].mean(0).tolist(), decisions[mask].sum(1)
             spread = layers.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
             heat_map[f"{where} {task}"] = per_layer
             rows.append({"name": f"{where} {task}", "per layer": heat(per_layer),
@@ -301,18 +298,19 @@ def figure4(lab):
 
 
 def figure6(lab, steps=9):
-    """The paper's knob, from always skip to always repeat; without the guard, which would execute
-    what the knob skips."""
-    knob = np.linspace(-1, 1, steps).tolist()
+    """The paper's interpolation p, from always skip to always repeat; without the guard, which
+    would execute what it skips."""
+    values = np.linspace(-1, 1, steps).tolist()
     rows = [lab.row(f"p {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)[:1]))
-            for p in knob]
-    return {"title": "the control knob p (-0.5: the router itself), one seed, no guard",
-            "rows": rows, "knob": [[p, *(row[key] for key in ("accuracy", "layers", *ACTIONS))]
-                                   for p, row in zip(knob, rows)],
+            for p in values]
+    points = [[p, *(row[key] for key in ("accuracy", "layers", *ACTIONS))]
+              for p, row in zip(values, rows)]
+    return {"title": "the interpolation parameter p (-0.5: the router itself), one seed, no guard",
+            "rows": rows, "knob": points,
             "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
 
 
 EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,
                "table5": table5, "table6": table6, "figure4": figure4, "figure5": figure5,
-               "figure6": figure6, "figure7": figure7, "router": router, "ood": ood,
-               "frontier": frontier, "figure1": figure1}
+               "figure6": figure6, "figure7": figure7, "ood": ood, "frontier": frontier,
+               "figure1": figure1}

@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from cli import percent
 from drllm import RouterRoute, Routers
 from evaluate import Comparison, Outcome
-from tools import explain, replay
-from tools.explain import (bar_widths, explained, of_all_seeds, page, percents, printable,
-                            records, safe_json, shortened, spread, watch)
-from tools.replay import likeliest, replayed, told_search
+from tools import explain
+from tools.explain import (bar_widths, explained, page, percents, printable, records, replay,
+                           safe_json, search_object, shortened, spread, watch)
 from label import content_hash, header, question_rng
 from mcts import SearchConfig, score, search, select
-from storage.files import InputError, write_json
+from storage.files import InputError
 from questions.loading import Question
 from answers import answer, prepare
 
@@ -55,20 +54,21 @@ def hostile_record(text):
     return record(id=text, task=text, question=text, gold=text, plain=told, routed=told)
 
 
-def searched(layers=6, name="q", config=CONFIG, chance=0.3):
+def searched(layers=6, name="q", config=CONFIG, chance=0.3, default=False):
     """(row of a label file as read, root of the tree that grew, paths in the order asked) of a
-    search among chance rewards, 0 for the default path."""
+    search among chance rewards. default: the reward of the default path."""
     rng, roots, reward = random.Random(f"{name} {chance}"), [], None
     watched = lambda root, *more: (roots.append(root), select(root, *more))[1]
     steps = search(layers, config, question_rng(name, 0), watched)
     try:
         while True:
             path = steps.send(reward)
-            reward = float(rng.random() < chance and path != (1,) * layers)
+            lucky = rng.random() < chance
+            reward = float(default if path == (1,) * layers else lucky)
     except StopIteration as end:
         result = end.value
     tried, best = result.rewards, result.best or (1,) * layers
-    row = {"id": name, "task": "task", "level": 2, "content": "0" * 16, "default_correct": False,
+    row = {"id": name, "task": "task", "level": 2, "content": "0" * 16, "default_correct": default,
            "decisions": best, "length": sum(best),
            "correct": [(path, 0.25) for path in tried if tried[path]],
            "wrong": [path for path in tried if not tried[path]], "simulations": len(tried) - 1}
@@ -142,7 +142,7 @@ def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tmp_path, tiny_q
     row, = records(watch(model, tokenizer, prepare([question], tokenizer, model)[0], routers.route))
     assert row["gold"] is None and row["plain"]["right"] is None and row["routed"]["right"] is None
     text = "\n".join(explained(row))
-    assert "right" not in text and "wrong" not in text and "gold" not in text
+    assert "correct" not in text and "gold" not in text
 
 
 def test_overflowing_numbers_are_refused(tmp_path, tiny_questions):
@@ -184,7 +184,7 @@ def test_a_search_done_again_from_its_record_is_the_same_tree(n, chance):
     row, root, tried = searched(name=f"q{n}", chance=chance)
     parent_of = {child.decisions: node.decisions for node in nodes_below(root)
                  for child in node.children}
-    again = replayed(row, CONFIG, 0)
+    again = replay(row, CONFIG, 0)
     assert [path for path, _ in again] == tried and again[0][1] is None
     assert all(tried[parent] == parent_of[path] for path, parent in again[1:])
 
@@ -192,47 +192,23 @@ def test_a_search_done_again_from_its_record_is_the_same_tree(n, chance):
 def test_a_record_made_otherwise_is_not_taken_for_the_search():
     """Another seed, another number of paths, another path: each would show a tree never grown."""
     row, _, _ = searched()
-    assert replayed(row, CONFIG, 0)
-    assert replayed(row, CONFIG, 1) is None
-    assert replayed(row, replace(CONFIG, simulations=21), 0) is None
-    assert replayed(row | {"wrong": row["wrong"][:-1]}, CONFIG, 0) is None
-    assert replayed(row | {"wrong": [*row["wrong"], (0, 2, 0, 2, 0, 2)]}, CONFIG, 0) is None
+    assert replay(row, CONFIG, 0)
+    assert replay(row, CONFIG, 1) is None
+    assert replay(row, replace(CONFIG, simulations=21), 0) is None
+    assert replay(row | {"wrong": row["wrong"][:-1]}, CONFIG, 0) is None
+    assert replay(row | {"wrong": [*row["wrong"], (0, 2, 0, 2, 0, 2)]}, CONFIG, 0) is None
     for broken in ({}, head() | {"search": {"unknown": 1}}, {"search": None, "seed": 0},
                    head(seed=1)):
-        made = told_search(row, broken, None)
-        assert made["scores"] is None and len(made["steps"]) == 21
-    assert told_search(row, head(), None)["scores"] == {"exploration": 1.8, "length": 3.0}
+        assert search_object(row, broken, None) is None
+    assert search_object(row, head(), None)["scores"] == {"exploration": 1.8, "length": 3.0}
 
 
 def test_a_search_that_leaves_its_record_is_not_followed(monkeypatch):
     """A header that speaks of a billion paths must not keep the page waiting."""
     asked = []
-    monkeypatch.setattr(replay, "select", lambda *state: asked.append(1) or select(*state))
+    monkeypatch.setattr(explain, "select", lambda *state: asked.append(1) or select(*state))
     row, _, _ = searched(12)
-    assert replayed(row, replace(CONFIG, simulations=1000), 0) is None and len(asked) == 21
-
-
-def test_the_likeliest_parent_by_hand():
-    """The default comes first; then the right path, the first of its list of one, and the three
-    other wrong ones. (0, 1, 2, 0) has all edits of (0, 1, 2, 1), which is nearer than the default;
-    (0, 1, 1, 1) has fewer edits than it, so it cannot be its child."""
-    row = {"correct": [((0, 1, 2, 1), 0.5)],
-           "wrong": [(1, 1, 1, 1), (0, 1, 1, 1), (2, 1, 1, 1), (0, 1, 2, 0)],
-           "decisions": (0, 1, 2, 1)}
-    assert likeliest(row) == [((1, 1, 1, 1), None), ((0, 1, 2, 1), 0), ((0, 1, 1, 1), 0),
-                              ((2, 1, 1, 1), 0), ((0, 1, 2, 0), 1)]
-
-
-@given(st.integers(0, 100))
-def test_a_likeliest_parent_came_before_and_lost_no_edit(n):
-    row, _, tried = searched(name=f"q{n}")
-    made = likeliest(row)
-    assert sorted(path for path, _ in made) == sorted(tried) and made[0] == ((1,) * 6, None)
-    for side in (row["wrong"], [path for path, _ in row["correct"]]):
-        assert [path for path, _ in made if path in side] == side
-    for at, (path, parent) in enumerate(made[1:], 1):
-        assert parent < at
-        assert all(a in (1, b) for a, b in zip(made[parent][0], path))
+    assert replay(row, replace(CONFIG, simulations=1000), 0) is None and len(asked) == 21
 
 
 def test_rows_are_spread_from_first_to_last():
@@ -264,13 +240,6 @@ def test_an_answer_is_told_whole(words):
     shown = lines[at + 1:-1] if "(below)" in lines[at] else [lines[at][15:41]]
     assert " ".join(" ".join(shown).split()) == " ".join(words)
     assert "0.500" in lines[at] and max(map(len, lines)) <= 80
-
-
-def test_colour_adds_nothing_but_colour():
-    row = record(1)
-    coloured = explained(row, colour=True)
-    assert any("\x1b[" in line for line in coloured)
-    assert [re.sub(r"\x1b\[\d*m", "", line) for line in coloured] == explained(row)
 
 
 def test_a_layer_by_hand():
@@ -327,7 +296,7 @@ def test_embedded_json_comes_back_and_ends_no_element(value):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_data_and_no_markup(text):
     plain = Page(page({"model": "m"}, [record()]))
-    one = told_search(searched(name=text)[0], head(), text)
+    one = search_object(searched(name=text)[0], head(), text)
     hostile = Page(page({"model": text}, [hostile_record(text)], [text], [one]))
     assert hostile.tags == plain.tags and hostile.attributes == plain.attributes
     assert hostile.scripts[1:] == plain.scripts[1:]
@@ -348,7 +317,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_only():
 
 
 def test_the_page_asks_no_network_and_writes_no_markup():
-    text = explain.TEMPLATE.read_text(encoding="utf-8")
+    text = explain.TEMPLATE.read_text()
     made = Page(text)
     assert not {name for name, _ in made.attributes} & {"src", "href", "style", "onclick", "onload"}
     assert not set(made.tags) & {"link", "iframe", "img", "object", "base"}
@@ -358,7 +327,7 @@ def test_the_page_asks_no_network_and_writes_no_markup():
 
 
 def test_the_script_finds_every_element_and_every_field():
-    text = explain.TEMPLATE.read_text(encoding="utf-8")
+    text = explain.TEMPLATE.read_text()
     made = Page(text)
     assert len(set(made.ids)) == len(made.ids)
     assert set(re.findall(r'byId\("([\w-]+)"\)', text)) <= set(made.ids)
@@ -369,7 +338,7 @@ def test_the_script_finds_every_element_and_every_field():
 
 def test_every_control_has_a_name():
     """A screen reader says the label; a select without one is a riddle."""
-    text = explain.TEMPLATE.read_text(encoding="utf-8")
+    text = explain.TEMPLATE.read_text()
     controls = re.findall(r"<(?:select|input)\b[^>]*>", text)
     labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
     assert len(controls) == len(labels) == 9
@@ -384,7 +353,7 @@ def test_two_thousand_questions_make_a_small_file():
             for n in range(2000)]
     larger = replace(CONFIG, simulations=50)
     row, _, _ = searched(30, config=larger, chance=0)
-    one = told_search(row, head(larger), "x" * 1000)
+    one = search_object(row, head(larger), "x" * 1000)
     assert one["scores"] and len(page({}, rows, ["a"], [one] * 40).encode()) < 3e6
 
 
@@ -407,8 +376,7 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path / "q.jsonl")
 
 
@@ -417,7 +385,7 @@ def test_terminal_explains_the_question_named(tmp_path, tiny_questions, capsys):
     file = write_questions(tmp_path, prompts)
     explain.main(arguments(tmp_path, "--data", file, "--id", prompts[3].question.id))
     shown = capsys.readouterr().out
-    assert shown.startswith(prompts[3].question.id) and "plain model" in shown
+    assert shown.startswith(prompts[3].question.id) and "base model" in shown
     assert "\x1b" not in shown and max(map(len, shown.splitlines())) <= 80
     explain.main(arguments(tmp_path, "--question", "a b zebra Answer:", "--answer", "c"))
     shown = capsys.readouterr()
@@ -428,7 +396,7 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
     file = write_questions(tmp_path, prompts)
     explain.main(arguments(tmp_path, "--data", file, "--html", str(tmp_path / "out" / "x.html")))
-    text = (tmp_path / "out" / "x.html").read_text(encoding="utf-8")
+    text = (tmp_path / "out" / "x.html").read_text()
     data = json.loads(Page(text).scripts[0])
     assert [row["id"] for row in data["questions"]] == [p.question.id for p in prompts]
     assert str(tmp_path) not in text and data["about"]["model"].endswith("model")
@@ -436,61 +404,52 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     assert "8 questions, 0 searches" in capsys.readouterr().out
     explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
                            str(tmp_path / "few.html")))
-    shown = Page((tmp_path / "few.html").read_text(encoding="utf-8"))
-    assert len(json.loads(shown.scripts[0])["questions"]) == 2
+    assert len(json.loads(Page((tmp_path / "few.html").read_text()).scripts[0])["questions"]) == 2
 
 
 def test_html_replays_the_searches_of_the_label_file(tmp_path, tiny_questions):
-    """Repaired ones first; the text of the question is shown only where it is still the same."""
+    """Corrected ones first; the text of the question is shown only if it is still the same."""
     model, _, prompts, routers = router_folder(tmp_path, tiny_questions)
     routers.notes.pop("tasks")
     routers.save(tmp_path / "routers.safetensors")
     file, out = write_questions(tmp_path, prompts), tmp_path / "x.html"
     loaded = explain.load_all([file])
     same, = [content_hash(p) for p in prepare(loaded[:1], tiny_questions[1], model)[0]]
-    made = [searched(3, f"own-{n}", chance=chance)[0] for n, chance in ((1, 0), (0, 0.5), (2, 0.5))]
+    made = [searched(3, f"own-{n}", chance=0.5, default=n == 1)[0] for n in (1, 0, 2)]
     made[1]["content"] = same
-    made[0] |= {"default_correct": True, "correct": [((1, 1, 1), 0.5)]}
-    made[0]["wrong"].remove((1, 1, 1))
-    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made),
-                                           encoding="utf-8")
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     arrange = lambda *more: explain.main(
         arguments(tmp_path, "--data", file, "--html", str(out), *more))
-    shown = lambda: json.loads(Page(out.read_text(encoding="utf-8")).scripts[0])
+    shown = lambda: json.loads(Page(out.read_text()).scripts[0])
     arrange()
     assert shown()["known"] == ["task"]  # those of the labels, as the router file names none
-    assert [one["id"] for one in shown()["searches"]] == ["own-0", "own-2", "own-1"]
-    assert {one["scores"] for one in shown()["searches"]} == {None}  # no header: only likely
+    assert shown()["searches"] == []  # no header says which search it was
     (tmp_path / "config.json").write_text(json.dumps(
-        {"data": [file], "skip_bad_rows": False, "score": "letter"}), encoding="utf-8")
-    (tmp_path / "labels.meta.json").write_text(json.dumps(header(model, CONFIG, 0)),
-                                               encoding="utf-8")
+        {"data": [file], "skip_bad_rows": False, "score": "letter"}))
+    (tmp_path / "labels.meta.json").write_text(json.dumps(header(model, CONFIG, 0)))
     arrange()
+    assert [one["id"] for one in shown()["searches"]] == ["own-0", "own-2", "own-1"]
     first, second, _ = shown()["searches"]
     assert first["scores"] and first["question"] == loaded[0].prompt and second["question"] is None
-    (tmp_path / "labels.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (tmp_path / "labels.jsonl").unlink()
     arrange()
     assert shown()["known"] is None and shown()["searches"] == []
-    arrange("--labels", str(tmp_path / "elsewhere.jsonl"))
-    assert len(shown()["searches"]) == 3
-    with pytest.raises(InputError, match="no such label file"):
-        arrange("--labels", str(tmp_path / "none.jsonl"))
 
 
 def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
     _, tokenizer, _ = tiny_questions
     args = explain.parse_args(["--question", "3 + 4 ="])
-    assert explain.asked(args, tokenizer).prompt == "Question: 3 + 4 = Answer: \\boxed{"
+    assert explain.typed_question(args, tokenizer).prompt == "Question: 3 + 4 = Answer: \\boxed{"
     args = explain.parse_args(["--question", "same a Options: (A) b (B) a"])
-    assert explain.asked(args, tokenizer).prompt.endswith("(B) a Answer:")
+    assert explain.typed_question(args, tokenizer).prompt.endswith("(B) a Answer:")
     args = explain.parse_args(["--question", "3 + 4 =", "--model", "another"])
-    assert explain.asked(args, tokenizer).prompt is None
+    assert explain.typed_question(args, tokenizer).prompt is None
 
 
 def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
     """From an empty folder, where the demo has not been made."""
     root = explain.TEMPLATE.parents[1]
-    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, encoding="utf-8",
+    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert made.returncode == 2 and made.stderr.count("\n") == 1
     assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
@@ -550,7 +509,7 @@ def in_browser(tmp_path, text):
                            "--disable-background-networking", "--disable-dev-shm-usage",
                            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900",
                            (tmp_path / "page.html").as_uri()],
-                          capture_output=True, encoding="utf-8", timeout=300)
+                          capture_output=True, text=True, timeout=300)
     if made.returncode:
         pytest.skip(f"{chromium} does not start here: {made.stderr[-200:]}")
     return made.stdout
@@ -560,9 +519,9 @@ def result_of(steps, tmp_path, monkeypatch, *data):
     """What steps leave in `result`, in a page of these data. They are appended to the page's own
     script, so its policy allows them."""
     say = "document.documentElement.dataset.result = JSON.stringify(result);\n"
-    template = (explain.TEMPLATE.parent / "explain.html").read_text(encoding="utf-8")
+    template = (explain.TEMPLATE.parent / "explain.html").read_text()
     (tmp_path / "stepped.html").write_text(template.replace(
-        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"), encoding="utf-8")
+        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"))
     monkeypatch.setattr(explain, "TEMPLATE", tmp_path / "stepped.html")
     dom = Page(in_browser(tmp_path, page({"model": "m"}, *data)))
     monkeypatch.undo()
@@ -632,27 +591,6 @@ def test_the_headline_is_that_of_the_evaluation(tmp_path, monkeypatch, tiny_ques
         assert shown[4] == [percent(routed["accuracy"]), layers[1]]
         assert shown[5][0] in (percent(routed["gain"], True), percent(routed["gain"]))
     assert [row[0] for row in made["all"]] == [["in domain"], ["out of domain"]]
-
-
-def test_a_run_s_mean_over_seeds_is_told_of_the_same_questions_only(tmp_path):
-    """Catches 82.3 on the page and 82.2 in the README without a word, and another set's mean."""
-    rows = [record(n) | {"task": "ab"[n % 2]} for n in range(4)]
-    right = sum(row["plain"]["right"] for row in rows[::2]) / 2
-    (tmp_path / "routers").mkdir()
-    routes = {"vanilla": {"n": 2, "accuracy": right}, "dr.llm": {"accuracy": 0.5, "gain": -0.25}}
-    metrics = {"routes": routes, "seeds": [{}, {}, {}]}
-    write_json(tmp_path / "metrics.json", metrics)
-    (tmp_path / "routers.safetensors").touch()
-    assert of_all_seeds(tmp_path, rows, ["a"]) == {"mean of 3 router seeds": (
-        "50.0% right in domain, -25.0 points; shown: one of them")}
-    assert of_all_seeds(tmp_path, rows, ["a", "b"]) == {}  # four questions, not two
-    assert of_all_seeds(tmp_path, rows, None) == {}
-    seed = tmp_path / "routers" / "shortest-1.safetensors"
-    assert of_all_seeds(seed, rows, ["a"]) == {} != of_all_seeds(
-        tmp_path / "routers.safetensors", rows, ["a"])
-    routes["vanilla"]["accuracy"] += 0.1
-    write_json(tmp_path / "metrics.json", metrics)
-    assert of_all_seeds(tmp_path, rows, ["a"]) == {}
 
 
 def test_guessing_and_one_group_where_the_domain_is_unknown(tmp_path, monkeypatch):
@@ -745,7 +683,7 @@ result.second = [film, step, byId("sought").hidden, byId("told").textContent];
 def test_a_search_is_replayed_step_by_step_and_as_a_film(tmp_path, monkeypatch):
     """The scores drawn are mcts.score's of the tree that grew."""
     row, root, tried = searched(name="one")
-    searches = [told_search(row, head(), "what?"), told_search(row, {}, None)]
+    searches = [search_object(row, head(), "what?"), search_object(row, head(), None)]
     made = result_of(REPLAY, tmp_path, monkeypatch, [record()], None, searches)
     assert made["still"] and made["first"] == [0, 1] and made["stepped"] == [2, 3]
     parents = [parent for _, _, parent in searches[0]["steps"]]
@@ -766,12 +704,12 @@ def test_a_search_is_replayed_step_by_step_and_as_a_film(tmp_path, monkeypatch):
     assert made["way"] == way
     assert made["playing"] == [True, "Pause"] and made["paused"] == [True, "Play", 0]
     assert made["space"] and made["second"][:3] == [0, 0, True]
-    assert "likeliest parent" in made["second"][3]
-    assert "prefers-reduced-motion" in explain.TEMPLATE.read_text(encoding="utf-8")
+    assert "done again from its record" in made["second"][3]
+    assert "prefers-reduced-motion" in explain.TEMPLATE.read_text()
 
 
 def test_hostile_text_stays_text_in_a_browser(tmp_path):
-    searches = [told_search(searched(name=text)[0], head(), text) for text in HOSTILE]
+    searches = [search_object(searched(name=text)[0], head(), text) for text in HOSTILE]
     text = in_browser(tmp_path, page({}, [hostile_record(text) for text in HOSTILE], [*HOSTILE],
                                      searches))
     dom = Page(text)

@@ -61,16 +61,16 @@ def lab_of(monkeypatch):
 # ---- counting ----
 
 def test_counts_by_hand():
-    found = luck.counted([("a", True), ("a", False), ("b", True), ("b", True)], "kept")
+    found = luck.count_hits([("a", True), ("a", False), ("b", True), ("b", True)], "kept")
     assert found == {"questions": 2, "asked": 4, "kept": 3, "share": 0.75,
                      luck.CI: [0.5, 1.0]}  # two questions, 50% and 100%
-    assert luck.said(found, "kept") == "3 of 4 (75.0%)"
+    assert luck.in_words(found, "kept") == "3 of 4 (75.0%)"
 
 
 def test_many_tries_at_one_question_are_one_draw():
     """Catches an interval over tries, which would be too sure."""
-    few = luck.counted([(name, name == "a") for name in "ab" for _ in range(100)])
-    many = luck.counted([(n, n % 2) for n in range(200)])
+    few = luck.count_hits([(name, name == "a") for name in "ab" for _ in range(100)])
+    many = luck.count_hits([(n, n % 2) for n in range(200)])
     assert few["share"] == many["share"] == 0.5
     assert few[luck.CI] == [0.0, 1.0] and 0.4 < many[luck.CI][0] < many[luck.CI][1] < 0.6
 
@@ -78,30 +78,30 @@ def test_many_tries_at_one_question_are_one_draw():
 def test_a_question_with_more_tries_weighs_more():
     """Nine hits of nine and none of one: the share moves by what each question adds to it, that is
     (9 - 0.9 * 9) / 5 = 0.18 up and 0.18 down."""
-    found = luck.counted([("a", True)] * 9 + [("b", False)])
+    found = luck.count_hits([("a", True)] * 9 + [("b", False)])
     assert found["share"] == 0.9 and found[luck.CI] == pytest.approx([0.72, 1.0])
 
 
 @pytest.mark.parametrize("hit, wanted", [(False, [0.0, 0.1]), (True, [0.9, 1.0])])
 def test_none_or_all_leave_a_doubt(hit, wanted):
-    assert luck.counted([(n, hit) for n in range(30)])[luck.CI] == pytest.approx(wanted)
+    assert luck.count_hits([(n, hit) for n in range(30)])[luck.CI] == pytest.approx(wanted)
 
 
 def test_one_question_says_nothing_of_others():
-    found = luck.counted([("a", True), ("a", False)])
+    found = luck.count_hits([("a", True), ("a", False)])
     assert (found["share"], found[luck.CI]) == (0.5, [0.0, 1.0])
 
 
 def test_nothing_asked_says_nothing():
-    found = luck.counted([])
+    found = luck.count_hits([])
     assert (found["asked"], found["share"], found[luck.CI]) == (0, None, [0.0, 1.0])
-    assert luck.said(found) == "0 of 0 (0.0%)"
+    assert luck.in_words(found) == "0 of 0 (0.0%)"
 
 
 @pytest.mark.parametrize("mine, other, wanted", [
-    ((0.2, 0.3), 0.1, "surely more"), ((0.2, 0.3), (0.31, 0.4), "surely less"),
-    ((0.2, 0.3), 0.25, "not surely more or less"),
-    ((0.2, 0.3), [0.3, 0.4], "not surely more or less")])
+    ((0.2, 0.3), 0.1, "significantly more"), ((0.2, 0.3), (0.31, 0.4), "significantly less"),
+    ((0.2, 0.3), 0.25, "not significantly more or less"),
+    ((0.2, 0.3), [0.3, 0.4], "not significantly more or less")])
 def test_intervals_are_compared_in_words(mine, other, wanted):
     assert luck.versus(mine, other) == wanted
 
@@ -122,12 +122,12 @@ def test_right_paths_asked_again_by_hand(lab_of):
     _, rows, meaning = luck.asked_again(lab)
     assert [(r["asked again"].split(",")[0], "alone" in r["asked again"], r["default path"],
              r["asked"], r["flipped"]) for r in rows] == [
-        ("float32", True, "right", 2, 1), ("float32", True, "wrong", 2, 0),
-        ("float32", False, "right", 2, 0), ("float32", False, "wrong", 2, 1),
-        ("bfloat16", True, "right", 2, 1), ("bfloat16", True, "wrong", 2, 0),
-        ("bfloat16", False, "right", 2, 0), ("bfloat16", False, "wrong", 2, 2)]
-    assert "In float32 0 of 2 (0.0%) flip where the default path was right; where it" in meaning
-    assert meaning.endswith("was wrong 2 of 2 (100.0%), not surely more or less.")
+        ("float32", True, "correct", 2, 1), ("float32", True, "incorrect", 2, 0),
+        ("float32", False, "correct", 2, 0), ("float32", False, "incorrect", 2, 1),
+        ("bfloat16", True, "correct", 2, 1), ("bfloat16", True, "incorrect", 2, 0),
+        ("bfloat16", False, "correct", 2, 0), ("bfloat16", False, "incorrect", 2, 2)]
+    assert "In float32 0 of 2 (0.0%) flip if the default path was correct; if it" in meaning
+    assert meaning.endswith("was incorrect 2 of 2 (100.0%), not significantly more or less.")
 
 
 def test_only_a_sample_is_asked_alone_and_only_of_the_first_questions(lab_of, monkeypatch):
@@ -145,14 +145,14 @@ def test_share_of_right_paths_by_hand(lab_of):
                   (asks("r"), row(True, [A, B], [C])),
                   (asks("t", "7", ()), row(False, [A, B], [C]))])
     _, (right, wrong, written), meaning = luck.share_of_right(lab)
-    assert (right["asked"], right["right"], right["by luck"]) == (3, 2, 0.25)
-    assert (wrong["questions"], wrong["asked"], wrong["right"]) == (2, 6, 1)
+    assert (right["asked"], right["correct"], right["by luck"]) == (3, 2, 0.25)
+    assert (wrong["questions"], wrong["asked"], wrong["correct"]) == (2, 6, 1)
     assert wrong[luck.CI] == pytest.approx([0, 1 / 3]) and wrong["share"] == pytest.approx(1 / 6)
-    assert (wrong["by luck"], wrong["repaired"], wrong["luck repairs"]) == (0.25, 1, 1)
-    assert (written["answer"], written["asked"], written["right"]) == ("written", 3, 2)
-    assert written["repaired"] == 1 and not {"by luck", "luck repairs"} & written.keys()
-    assert "1 of 6 (16.7%) other paths are right; they repair 1 of 2 questions" in meaning
-    assert "By luck 25.0% are right and repair 1: the share is not surely more or less" in meaning
+    assert (wrong["by luck"], wrong["corrected"], wrong["luck corrects"]) == (0.25, 1, 1)
+    assert (written["answer"], written["asked"], written["correct"]) == ("written", 3, 2)
+    assert written["corrected"] == 1 and not {"by luck", "luck corrects"} & written.keys()
+    assert "1 of 6 (16.7%) other paths are correct; they correct 1 of 2 questions" in meaning
+    assert "By luck 25.0% are correct and correct 1: the share is not significantly m" in meaning
 
 
 def test_options_move_and_the_right_letter_with_them():
@@ -180,10 +180,10 @@ def test_moved_options_by_hand(lab_of):
                   (asks("written", "7", ()), row(False, [P])),
                   (asks("scored", options=((1,), (2,))), row(False, [P]))], rule)
     _, (right, mended, plain), meaning = luck.options_moved(lab)
-    assert (right["questions"], right["asked"], right["right"]) == (1, 3, 3)
-    assert (mended["questions"], mended["asked"], mended["right"]) == (2, 6, 1)
-    assert (plain["asked"], plain["right"], plain["by luck"]) == (6, 0, 0.25)
-    assert "3 of 3 (100.0%) stay right; of repaired questions 1 of 6 (16.7%). That is" in meaning
+    assert (right["questions"], right["asked"], right["correct"]) == (1, 3, 3)
+    assert (mended["questions"], mended["asked"], mended["correct"]) == (2, 6, 1)
+    assert (plain["asked"], plain["correct"], plain["by luck"]) == (6, 0, 0.25)
+    assert "3 of 3 (100.0%) stay correct; of corrected questions 1 of 6 (16.7%). That is" in meaning
 
 
 def test_no_multiple_choice_means_no_moved_options(lab_of):
@@ -199,10 +199,10 @@ def test_undone_edits_by_hand(lab_of):
                   (asks("s"), row(False, [S], [T])), (asks("r"), row(True, [P], label=P))],
                  lambda question, path, *_: path[1] == 0)
     _, (undone, other), meaning = luck.edit_undone(lab)
-    assert (undone["questions"], undone["asked"], undone["right"]) == (2, 5, 3)
+    assert (undone["questions"], undone["asked"], undone["correct"]) == (2, 5, 3)
     assert undone["if one did it all"] == pytest.approx(3 / 5)
-    assert (other["asked"], other["right"]) == (2, 0)
-    assert "3 of 5 (60.0%) are still right" in meaning and "(0 of 2 (0.0%))" in meaning
+    assert (other["asked"], other["correct"]) == (2, 0)
+    assert "3 of 5 (60.0%) are still correct" in meaning and "(0 of 2 (0.0%))" in meaning
 
 
 def test_single_edits_leave_nothing_to_undo(lab_of):
@@ -227,14 +227,14 @@ def test_a_menu_of_lucky_paths_by_hand(lab_of, monkeypatch):
     monkeypatch.setattr(luck, "random_paths", lambda *_: paths)
     rule = lambda question, path, *_: path == paths[int(question.id)]
     pairs = [(asks(str(n)), row(False, [(0, 1, 1, 1)] if n < 3 else [])) for n in range(8)]
-    _, rows, meaning = luck.random_menu(lab_of(pairs, rule))
-    assert [(r["wrong"], r["repaired"], r["lost"], r["gain"]) for r in rows] == [
+    _, rows, meaning = luck.random_candidates(lab_of(pairs, rule))
+    assert [(r["incorrect"], r["corrected"], r["lost"], r["gain"]) for r in rows] == [
         (8, 3, 0, 0.375), (8, 8, 0, 1.0), (8, 2, 0, 0.25), (8, 0, 0, 0.0)]
-    assert "the search repairs 3 and random paths 8 of 8 wrong questions" in meaning
-    assert "gains +25.0 points where it was chosen and +0.0 where it was not" in meaning
+    assert "the search corrects 3 and random paths 8 of 8 incorrect questions" in meaning
+    assert "gains +25.0 points on the half that chose it and +0.0 on the other" in meaning
     pairs = [(asks(str(n)), row(True, [])) for n in range(8)]
-    rows = luck.random_menu(lab_of(pairs, rule))[1]
-    assert [(r["repaired"], r["lost"], r["gain"]) for r in rows] == [
+    rows = luck.random_candidates(lab_of(pairs, rule))[1]
+    assert [(r["corrected"], r["lost"], r["gain"]) for r in rows] == [
         (0, 0, 0.0), (0, 0, 0.0), (0, 6, -0.75), (0, 8, -1.0)]
 
 
@@ -242,17 +242,17 @@ def test_a_path_that_helps_everywhere_also_helps_where_it_was_not_chosen(lab_of,
     good, bad = (2, 1, 1, 1), (0, 1, 1, 1)
     monkeypatch.setattr(luck, "random_paths", lambda *_: [bad, good])
     pairs = [(asks(str(n)), row(n % 2, [])) for n in range(9)]
-    rows = luck.random_menu(lab_of(pairs, lambda question, path, *_: path == good))[1]
+    rows = luck.random_candidates(lab_of(pairs, lambda question, path, *_: path == good))[1]
     assert rows[2]["gain"] == rows[3]["gain"] == pytest.approx(5 / 9)
 
 
 def test_a_menu_of_one_question_is_no_crash(lab_of):
-    rows = luck.random_menu(lab_of([(asks("0"), row(False, []))], lambda *a: True))[1]
-    assert rows[1]["repaired"] == 1
+    rows = luck.random_candidates(lab_of([(asks("0"), row(False, []))], lambda *a: True))[1]
+    assert rows[1]["corrected"] == 1
 
 
 def test_with_the_answer_at_hand_the_default_path_is_never_lost(lab_of):
-    rows = luck.random_menu(lab_of([(asks(str(n)), row(True, [])) for n in range(4)]))[1]
+    rows = luck.random_candidates(lab_of([(asks(str(n)), row(True, [])) for n in range(4)]))[1]
     assert [r["lost"] for r in rows] == [0, 0, 4, 4]
 
 
@@ -272,7 +272,7 @@ def test_single_edits_by_hand(lab_of):
     assert [abs(r["effect"]) for r in rows] == sorted(abs(r["effect"]) for r in rows)[::-1]
     assert f"help by the searches' data (1) promise {100 * rows[0]['effect']:+.1f} po" in meaning
     assert "they gain -75.0 [-100.0, -25.0]" in meaning
-    assert meaning.endswith(": surely less than 0, surely less than promised.")
+    assert meaning.endswith(": significantly less than 0, significantly less than promised.")
 
 
 def test_edits_that_hold_on_fresh_questions_are_told_so(lab_of):
@@ -280,7 +280,8 @@ def test_edits_that_hold_on_fresh_questions_are_told_so(lab_of):
     pairs = [(asks(str(n)), row(False, [skip], others)) for n in range(40)]
     tests = [asks(f"t{n}") for n in range(40)]
     lab = lab_of(pairs, lambda question, path, *_: path == skip, tests)
-    assert ": surely more than 0, surely more than promised." in luck.single_edits(lab)[2]
+    meaning = luck.single_edits(lab)[2]
+    assert ": significantly more than 0, significantly more than promised." in meaning
 
 
 def test_edits_that_only_harm_promise_nothing(lab_of):

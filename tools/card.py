@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cli
 from cli import percent
+from questions.loading import task_and_file
 from tools.explain import printable
 from storage.files import InputError, open_tensors, parse_json, read_json, write_whole
 
@@ -112,7 +113,7 @@ def card(run, license="other", base_model=None):
         notes = parse_json((stored.metadata() or {}).get("drllm", "{}"), file)
     try:
         mine, other = config["fingerprint"], notes["model"]
-        files = [Path(name.rpartition("=")[2]).name for name in config["data"]]
+        files = [Path(task_and_file(name)[1]).name for name in config["data"]]
         told = {key: safe(notes[key]) for key in NOTES}
         told |= {"names": ", ".join(map(safe, notes["tasks"])), "seeds": len(metrics["seeds"]),
                  "files": ", ".join(map(safe, files)), "simulations": safe(config["simulations"]),

@@ -5,12 +5,17 @@ the parser calculates with them while it reads: exactly as long as + - * / and w
 else with DIGITS digits.  Formulas are equal if their values are, at every point where both are
 defined.  Text that is no mathematics is compared word by word.
 
-Conventions.  Nothing is rounded: 3.14 is not \pi.  A unit, percent or degree sign may be missing on
-one side; two different units differ.  "x = 5" answers "5", not "y = 5"; an equation may be
-multiplied by a constant, an inequality by a positive one.  A list "1, 2" is unordered; it equals
-{1, 2} and, in this order, the pair (1, 2), which is an interval where the other side is a set of
-reals.  \pm gives both values, 1/2x is x/2, \log has an unknown base.  Number bases are left out.
-Run: python -c "import grading; print(questions.grading.answers_equal(r'\frac12', '0.5'))"   # True
+Conventions
+  numbers    Nothing is rounded: 3.14 is not \pi.  Number bases are left out.
+  units      A unit, percent or degree sign may be missing on one side; two different units differ.
+  equations  "x = 5" answers "5", not "y = 5"; an equation may be multiplied by a constant, an
+             inequality by a positive one.
+  lists      A list "1, 2" is unordered; it equals {1, 2} and, in this order, the pair (1, 2).  One
+             side may repeat elements.  A set of one element is as good as its element.
+  intervals  The pair (1, 2) is an interval if the other side is a set of reals.
+  notation   \pm gives both values, 1/2x is x/2, \log has an unknown base.
+
+Run: python -c "import questions; print(questions.answers_equal(r'\frac12', '0.5'))"   # True
 """
 import random
 import re
@@ -22,43 +27,117 @@ from typing import NamedTuple
 import sympy
 from sympy import FiniteSet, Integer, Interval, Rational, nan, oo
 
+# ---- limits: model output is hostile text ----
+
 MAX_LENGTH = 1000  # characters of one answer
 MAX_DEPTH = 24  # brackets, powers and arguments inside each other
 MAX_BITS = 3000  # of a power of a rational, and of a denominator
 MAX_WORK = 60_000  # of one comparison, very roughly in microseconds
-DIGITS, TINY = 400, Rational(1, 10**250)  # of an inexact number; less is rounding error
+MAX_ITEMS = 50  # of lists that are matched in any order
+DIGITS = 400  # of an inexact number
+TINY = Rational(1, 10**250)  # a smaller difference is a rounding error
 HUGE = Integer(10) ** 100  # numbers of this size count as undefined
 LOCK = threading.Lock()  # sympy's precision and constants are shared by all threads
 
+# ---- vocabulary: constants, functions, units ----
+
 GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma phi psi omega Delta ell".split()
-CONSTANTS = {"pi": sympy.pi.evalf(DIGITS), "e": sympy.E.evalf(DIGITS), "i": sympy.I, "infty": oo,
-             r"-\infty": -oo, "%": Rational(1, 100), "°": sympy.pi.evalf(DIGITS) / 180}
-of_reals = lambda function: lambda x: nan if x.has(sympy.I) else function(x.evalf(DIGITS))
-FUNCTIONS = {name: of_reals(getattr(sympy, name.replace("arc", "a"))) for name in
-             "sin cos tan cot sec csc arcsin arccos arctan ln log exp".split()}
-FUNCTIONS |= {"abs": sympy.Abs, "floor": of_reals(lambda x: sympy.floor(x + TINY)),
-              "ceil": of_reals(lambda x: sympy.ceiling(x - TINY))}
+CONSTANTS = {
+    "pi": sympy.pi.evalf(DIGITS), "e": sympy.E.evalf(DIGITS), "i": sympy.I,
+    "infty": oo, r"-\infty": -oo,
+    "%": Rational(1, 100), "°": sympy.pi.evalf(DIGITS) / 180,
+}
+TEMPERATURES = ("celsius", "fahrenheit")  # a degree sign that is no angle
+
+
+def of_reals(function):
+    """A function of sympy that is worked out with DIGITS digits, and undefined off the reals."""
+    return lambda x: nan if x.has(sympy.I) else function(x.evalf(DIGITS))
+
+
+ELEMENTARY = "sin cos tan cot sec csc arcsin arccos arctan ln log exp".split()
+FUNCTIONS = {name: of_reals(getattr(sympy, name.replace("arc", "a"))) for name in ELEMENTARY}
+FUNCTIONS["abs"] = sympy.Abs
+# A whole number that is worked out may come out a rounding error too low, or too high.
+FUNCTIONS["floor"] = of_reals(lambda x: sympy.floor(x + TINY))
+FUNCTIONS["ceil"] = of_reals(lambda x: sympy.ceiling(x - TINY))
 NAMES = "|".join([*FUNCTIONS, "pi", "infinity"])
-REWRITINGS = [(re.compile(pattern), new) for pattern, new in [  # in this order
-    (r"(?<=\d) ?(, ?\\!|\{,\}) ?(?=\d{3})", ""), (r"(?<!\\)\\(left|right)(?![a-z]) ?", ""),
+
+
+def synonyms(table):
+    """{spelling: name} of rows "name spelling spelling ...;"."""
+    rows = [row.split() for row in table.split(";")]
+    return {spelling: name for name, *spellings in rows for spelling in spellings}
+
+
+UNITS = synonyms("""second s sec; minute min; hour h hr; year yr; meter m metre; centimeter cm
+    centimetre; millimeter mm millimetre; kilometer km kilometre; inch in inche; foot ft feet;
+    yard yd; mile mi; gram g gm; kilogram kg; milligram mg; pound lb; ounce oz; liter l litre;
+    milliliter ml; mile/hour mph; kilometer/hour kph kmh; / per; square sq; cubic cu""")
+# Units of up to three letters, which are variables unless they follow a number: 2 ft is no product.
+SHORT_UNIT = r"""(?:(?:sq|cu)\.?\ (?:in|ft|yd|mi|m|[mck]m)|(?:km|mi|ft|m)/(?:hr?|sec|s)|[mck]m|m[gl]
+    |kg|ft|yd|oz|lbs?|mph|kph|hrs?|mins?|yrs?|days?)\b|\ (?:in|mi)\b
+    |secs?\b(?!\ ?[\\(\w^])"""  # before an argument, sec is the secant
+# After a number these change its value or meaning, so they are no unit.
+NOT_UNIT = re.compile(r"""\b([mbtr]+illions?|(hundred|thousand|ten)(th)?s?|dozens?|hal(f|ves)|times
+    |thirds?|quarters?|(four|fif|six|seven|eigh|nin)ths?|not|only|if|when|where|for|more|less|least
+    |most|than|plus|minus|over|squared|cubed|factorial|choose|mod\w*|remainder|to|from|with\w*|root
+    |between|through|base|negative|or|and|is|are|by|pi|infinity|[ie]|theta)\b""", re.VERBOSE)
+
+# ---- text -> tokens ----
+
+# Many spellings become one. Each row works on what the rows before it have left.
+REWRITINGS = [(re.compile(pattern), new) for pattern, new in [
+    # spacing and sizes
+    (r"\\\\ ?\[ ?[\d.]+ ?(pt|em|ex|mm|cm) ?\]", r"\\\\ "),
+    (r"(?<=\d) ?(, ?\\!|\{,\}) ?(?=\d{3})", ""),
+    (r"(?<!\\)\\(left|right)(?![a-z]) ?", ""),
     (r"(?<!\\)\\((display|text)style|limits|[bB]ig[lr]?|q?quad)(?![a-z])", " "),
-    (r"(?<!\\)(\\[,;:>!()\[\] ]|\$)|~", " "), (r"\\\$(.*)", r"\1 dollars"), (r"^ *\\approx", ""),
-    (r"(\\\\ ?)?\\(begin|end)\{[pb]?matrix\}", r"\\\2 "), (r" ?\bpercent\b|\\%", "%"),
-    (r"\^ ?(\{ ?\\circ ?\}|\\circ)| ?\bdegrees?\b", "°"), (r"- ?(\\infty|∞)", r"-\\infty "),
-    (r"\\(sin|cos|tan) ?\^ ?\{-1\}", r"\\arc\1"), (r"([_^]) ?\{ ?(\w) ?\}", r"\1\2 "),
-    (r"\\[lr]?vert", "|"), (r"\|([^|]*)\|", r"\\abs(\1)"), (r"\\l(floor|ceil)", r"\\\1("),
-    (r"\\r(floor|ceil)", ")"), (r"\\\{ ?\\\}|\\varnothing|∅", r"\\emptyset"),
-    (r"√|\\sqrt|(?<![A-Za-z\\])sqrt", r"\\sqrt"), (r"\\sqrt ?\[(\w+)\]", r"\\root{\1}"),
-    (r"\\sqrt ?(\d+)", r"\\root{2}{\1}"), (r"\\sqrt", r"\\root{2}"), (r"\\pm(?![a-z])", "±"),
-    (r"(\\|(?<![A-Za-z\\]))log(?! ?_)", r"\\log_\\ell "), (r"^([^±]*)±([^±]*)$", r"\1+\2,\1-\2"),
-    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[dtc]?(frac|binom)", r"\\\1"),
-    (r"(\\frac|\\binom) ?(\d)", r"\1{\2}"), (r"(\\frac|\\binom) ?(\{[^{}]*\}) ?(\d)", r"\1\2{\3}"),
+    (r"(?<!\\)(\\[,;:>!()\[\] ]|\$)|~", " "),
+    # money, and "about"
+    (r"\\\$(.*)", r"\1 dollars"),
+    (r"^ *\\approx", ""),
+    # matrices; a row mark before the end opens no row
+    (r"\\begin ?\{array\} ?\{[lcr ]*\}", r"\\begin{matrix}"),
+    (r"\\end ?\{array\}", r"\\end{matrix}"),
+    (r"(\\\\ ?)?\\(begin|end)\{([pb]|small)?matrix\}", r"\\\2 "),
+    # percent and degrees
+    (r" ?\bper ?cent\b| ?(?<![A-Za-z])pct\b|\\%", "%"),
+    (r"\^ ?(\{ ?\\circ ?\}|\\circ)| ?\bdegrees?\b|\\(text)?degree(?![a-z])", "°"),
+    (r"° ?(\\(?:text|math|mbox)[a-z]* ?\{ ?)?(?:C|[Cc]elsius)\b(?(1) ?\})", " celsius "),
+    (r"° ?(\\(?:text|math|mbox)[a-z]* ?\{ ?)?(?:F|[Ff]ahrenheit)\b(?(1) ?\})", " fahrenheit "),
+    # sets and infinity
+    (r"\\mathbb ?(\{ ?)?R(?![A-Za-z])(?(1) ?\})|ℝ", r"(-\\infty,\\infty)"),
+    (r"- ?(\\infty|∞)", r"-\\infty "),
+    (r"\\\{ ?\\\}|\\varnothing|∅", r"\\emptyset"),
+    # functions, roots and logarithms
+    (r"\\(sin|cos|tan) ?\^ ?\{-1\}", r"\\arc\1"),
+    (r"([_^]) ?\{ ?(\w) ?\}", r"\1\2 "),
+    (r"\\[lr]?vert", "|"),
+    (r"\|([^|]*)\|", r"\\abs(\1)"),
+    (r"\\l(floor|ceil)", r"\\\1("),
+    (r"\\r(floor|ceil)", ")"),
+    (r"√|\\sqrt|(?<![A-Za-z\\])sqrt", r"\\sqrt"),
+    (r"\\sqrt ?\[(\w+)\]", r"\\root{\1}"),
+    (r"\\sqrt ?(\d+)", r"\\root{2}{\1}"),
+    (r"\\sqrt", r"\\root{2}"),
+    (r"(\\|(?<![A-Za-z\\]))log(?! ?_)", r"\\log_\\ell "),
+    # one \pm gives two values; several would give pairs that nobody means
+    (r"\\pm(?![a-z])", "±"),
+    (r"^([^±]*)±([^±]*)$", r"\1+\2,\1-\2"),
+    # fractions, binomials and mixed numbers
+    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"(?<=\d) choose (?=\d)", r"\\choose "),
+    (r"\\[dtc]?(frac|binom)", r"\\\1"),
+    (r"(\\frac|\\binom) ?(\d)", r"\1{\2}"),
+    (r"(\\frac|\\binom) ?(\{[^{}]*\}) ?(\d)", r"\1\2{\3}"),
     (r"(?<![\d.^_])(\d+) ?\\frac ?(\{ ?\d+ ?\}) ?(\{ ?\d+ ?\})", r"\\mixed{\1}\2\3"),
-    (r"(?<![\d.^_])(\d+) (\d+) ?/ ?(\d+)", r"\\mixed{\1}{\2}{\3}")]]
-ALIASES = {old: new for new, *olds in (row.split() for row in r"""<= \le \leq \leqslant ≤; < \lt;
-    >= \ge \geq \geqslant ≥; > \gt; \ne \neq != ≠; = \in ∈; * \times \cdot \ast × ·; / \div ÷; ^ **;
-    - − –; ( \langle; ) \rangle; \{ \lbrace; \} \rbrace; \cup ∪; infty ∞ infinity; pi π; \and and;
-    \or or""".split(";")) for old in olds}
+    (r"(?<![\d.^_])(\d+) (\d+) ?/ ?(\d+)", r"\\mixed{\1}{\2}{\3}"),
+]]
+ALIASES = synonyms(r"""<= \le \leq \leqslant ≤; < \lt; >= \ge \geq \geqslant ≥; > \gt;
+    \ne \neq != ≠; = \in ∈; * \times \cdot \ast × ·; / \div ÷; ^ **; - − –;
+    ( \langle; ) \rangle; \{ \lbrace; \} \rbrace; \cup ∪; infty ∞ infinity; pi π;
+    \and and \land \wedge ∧ \&; \or or \lor \vee ∨""")
 ALIASES |= {rf"\{name}": name for name in [*CONSTANTS, *FUNCTIONS, *GREEK]}
 NUMBER = re.compile(r"\d*\.\d*\\(?:overline|bar)\ ?\{\d+\}"
                     r"|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?!\d))?", re.ASCII)
@@ -66,33 +145,41 @@ TOKEN = re.compile(rf"""{NUMBER.pattern} | "[^"]*" | -\\infty | \\[a-zA-Z]+ | \\
     | (?:and|or)\b | (?:{NAMES})(?![a-z]{{2}}) | [fgh]\(\w\) | [A-Z]\(\w\)(?=\ ?=) | d[xyzt]\b
     | (?:[A-Z]{{2,}}|[A-Za-z])(?:_\w|_\{{\w+\}})? | \S""", re.VERBOSE | re.ASCII)
 # Words and units, to be put in quotes; of \text{...} only those with two letters or more.
-WORD = re.compile(rf"""\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|operatorname)\ ?\{{([^{{}}]*)\}}
-    | (?<=\d)\ ?(?:[mck]m|ft|kg|lbs?|mph|hrs?)\b | \b(?:[Yy]es|[Nn]o|[A-Z][a-z]{{2}})\b
+WORD = re.compile(rf"""
+    \\(?:text[a-z]*|math(?:rm|bf|it|sf|tt|normal)|[mh]box|operatorname)\ ?\{{([^{{}}]*)\}}
+    | (?<=\d)\ ?(?:{SHORT_UNIT}) | (?<![\\A-Za-z])per\ [a-z]+\b
+    | \b(?:[Yy]es|[Nn]o|[A-Z][a-z]{{2}})\b
     | (?<![\\A-Za-z])(?!(?:{NAMES})[a-z]?\b)[A-Za-z][a-z]{{3,}}""", re.VERBOSE)
-# After a number these change its value or meaning, so they are no unit.
-NOT_UNIT = re.compile(r"""\b([mbtr]+illions?|(hundred|thousand|ten)(th)?s?|dozens?|hal(f|ves)|times
-    |thirds?|quarters?|(four|fif|six|seven|eigh|nin)ths?|not|only|if|when|where|for|more|less|least
-    |most|than|plus|minus|over|squared|cubed|factorial|choose|mod\w*|remainder|to|from|with\w*|root
-    |between|through|base|negative|or|and|is|are|by|pi|infinity|[ie]|theta)\b""", re.VERBOSE)
+ONE_LETTER_UNIT = r"^[mshgL]\b"
+DIGIT_GROUPS = re.compile(r"(?<![\d.,^_])\d{1,3}([, ]\d{3})+(?!,?\d| ?/)")
 
 
 def tokenize(text):
     r"""Tokens without \boxed, spacing and marks that group digits; words and units in quotes."""
-    boxed = extract_boxed(text)
-    text = " ".join((text if boxed is None else boxed).replace('"', " ").split()).rstrip(" .,;\\$")
+    boxed = extract_boxes(text)
+    if boxed is not None:
+        text = boxed
+    text = " ".join(text.replace('"', " ").split()).rstrip(" .,;\\$")
     for pattern, new in REWRITINGS:
         text = pattern.sub(new, text)
     if not re.search(r"[(\[]|\\\{", text):  # in brackets, a comma stands between two items
-        text = re.sub(r"(?<![\d.,^_])\d{1,3}([, ]\d{3})+(?!,?\d| ?/)",
-                      lambda match: re.sub("[, ]", "", match[0]), text)
+        text = DIGIT_GROUPS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
     return [ALIASES.get(token, token) for token in TOKEN.findall(WORD.sub(quoted, text))]
 
 
 def quoted(match):
-    body = match[0] if match[1] is None else match[1].strip(" ,;").rstrip(".")
-    words = re.search(r"[A-Za-z]{2}|^[mshgL]\b", body) and body not in ("and", "or", *FUNCTIONS)
-    return f' "{body}" ' if words and not body.isupper() else f" {body} "
+    r"""A match of WORD in quotes, or bare if it holds no word: \text{A}, \text{2 and 3}."""
+    body = match[0]
+    if match[1] is not None:
+        body = match[1].strip(" ,;").rstrip(".")
+    without_joints = re.sub(r"\b(and|or)\b", "", body)
+    has_words = re.search(rf"[A-Za-z]{{2}}|{ONE_LETTER_UNIT}", without_joints)
+    if has_words and body not in FUNCTIONS and not body.isupper():
+        return f' "{body}" '
+    return f" {body} "
 
+
+# ---- numbers ----
 
 class Reading(NamedTuple):
     """What an answer, or a part of it, says."""
@@ -106,82 +193,133 @@ class Reading(NamedTuple):
 def decimal(token):
     r"""The rational written as "12", ".5", "1.5e3" or "0.1\overline{6}"."""
     head, _, tail = token.partition("\\")
-    period, place = re.sub(r"\D", "", tail), Fraction(1, 10 ** len(head.partition(".")[2]))
-    repeating = place * int(period) / (10 ** len(period) - 1) if period else 0
-    return Rational(Fraction(f"0{head}") + repeating)
+    value = Fraction(f"0{head}")
+    if period := re.sub(r"\D", "", tail):
+        place = Fraction(1, 10 ** len(head.partition(".")[2]))  # of the last digit before it
+        value += place * int(period) / (10 ** len(period) - 1)
+    return Rational(value)
 
 
 def power(base, exponent):
     """base^exponent; of a negative base the real root, where there is one."""
     if base == 0 or exponent.is_Integer:
-        size = (base.p * base.q).bit_length() if base.is_Rational else 1
-        return nan if base == exponent == 0 or size * abs(exponent) > MAX_BITS else base**exponent
+        bits = (base.p * base.q).bit_length() if base.is_Rational else 1
+        is_undefined = base == exponent == 0
+        return nan if is_undefined or bits * abs(exponent) > MAX_BITS else base**exponent
     base = base.evalf(DIGITS)
     if base.is_Float and base < 0 and exponent.is_Rational and exponent.q % 2:
         return (-1) ** exponent.p * (-base) ** exponent
     return base**exponent
 
 
-factorial = lambda n: sympy.factorial(n) if n.is_Integer and 0 <= n <= 1000 else nan
-pair = lambda items: ("(", *"," * (len(items) - 1), ")")  # the marks of a tuple
-SIGNS = {"+": add, "-": sub, "*": mul, "/": truediv}
-COMMANDS = {  # and the number of their arguments; an improper mixed number is ambiguous
-    r"\frac": (truediv, 2), r"\mixed": (lambda n, x, y: n + x / y if 0 < x < y else nan, 3),
-    r"\binom": (lambda n, k: factorial(n) / factorial(k) / factorial(n - k), 2),
-    r"\root": (lambda n, x: power(x, 1 / n), 2)}
+def factorial(n):
+    return sympy.factorial(n) if n.is_Integer and 0 <= n <= 1000 else nan
 
+
+def binomial(n, k):
+    return factorial(n) / factorial(k) / factorial(n - k)
+
+
+def mixed_number(whole, top, bottom):
+    """1 2/3 is 5/3; an improper one is ambiguous."""
+    return whole + top / bottom if 0 < top < bottom else nan
+
+
+SIGNS = {"+": add, "-": sub, "*": mul, "/": truediv}
+COMPARISONS = ("=", "<", ">", "<=", ">=", r"\ne")
+COMMANDS = {  # and the number of their arguments
+    r"\frac": (truediv, 2), r"\mixed": (mixed_number, 3), r"\binom": (binomial, 2),
+    r"\root": (lambda n, x: power(x, 1 / n), 2),
+}
+BETWEEN = {r"\over": truediv, r"\choose": binomial}  # TeX's: all of a group is an argument
+
+
+def marks_of_tuple(items):
+    return ("(", *"," * (len(items) - 1), ")")
+
+
+def unit_name(text):
+    """The name of a unit: "ft" and "feet" are one, and so are "sq ft" and "ft^2"."""
+    name = ""
+    for word in re.findall(r'[a-z]+|[^a-z\s."]', text):
+        singular = re.sub(r"(?<=[a-z][a-tv-z])s$", "", word)  # but "celsius"
+        name += UNITS.get(singular, singular)
+    name = re.sub(r"square([a-z]+)", r"\1^2", name)
+    return re.sub(r"cubic([a-z]+)", r"\1^3", name)
+
+
+# ---- tokens -> reading ----
 
 class Parser:
-    """Recursive descent over one answer."""
+    """Recursive descent over one answer; its methods go from the whole to the smallest part."""
     CLOSING = {"(": ")]", "[": ")]", "{": "}", r"\{": [r"\}"], r"\begin": [r"\end"]}
-    FACTORS = {*CLOSING, *COMMANDS, "%", "°"}
+    FACTORS = {*CLOSING, *COMMANDS, "%", "°"}  # a number may stand before these without a sign
 
-    def __init__(self, tokens, judge):
-        self.tokens, self.last, self.names = ["", *reversed(tokens)], "", []
-        self.judge, self.compute, self.depth = judge, judge.compute, 0
+    def __init__(self, tokens, comparison):
+        self.tokens = ["", *reversed(tokens)]  # the next one is the last; "" is the end
+        self.last_atom = ""
+        self.names = []  # of the variables, in order of appearance
+        self.comparison = comparison
+        self.compute = comparison.compute
+        self.depth = 0
 
     def accept(self, *wanted):
+        """The next token, taken, if it is one of these; else ""."""
         return self.tokens.pop() if self.tokens[-1] in wanted else ""
+
+    def answer(self):
+        """Everything; equations with different left sides are a tuple in alphabetical order."""
+        items, marks = self.items([""])
+        if len(items) == 1:
+            return items[0]
+        labels = {item.label if item.kind == "relation" else "": item for item in items}
+        if "" not in labels and len(labels) == len(items):
+            in_order = tuple(labels[label] for label in sorted(labels))
+            return Reading("group", in_order, marks_of_tuple(items))
+        label = items[0].label if len(labels) == 1 else ""
+        return Reading("list", items, marks, label=label)
 
     def items(self, close):
         """Items up to one of `close`, and the marks between and behind them."""
         items, marks = [self.relation()], []
         while mark := self.accept(",", ";", "&", r"\\", r"\and", r"\or"):
-            marks.append(self.accept(r"\and", r"\or") or mark)
+            word = self.accept(r"\and", r"\or")  # as in "2, and 3"
+            marks.append(word if word else mark)
             items.append(self.relation())
         if self.tokens[-1] not in close:
             raise ValueError(f"{self.tokens[-1]!r} instead of {close}")
         return tuple(items), (*marks, self.accept(*close))
 
-    def answer(self):
-        """Everything; equations with different left sides are a tuple in alphabetical order."""
-        items, marks = self.items([""])
-        labels = {item.label if item.kind == "relation" else "": item for item in items}
-        if "" not in labels and len(labels) == len(items) > 1:
-            return Reading("group", tuple(labels[label] for label in sorted(labels)), pair(items))
-        label = items[0].label if len(labels) == 1 else ""
-        return Reading("list", items, marks, label=label) if len(items) > 1 else items[0]
-
     def relation(self):
         """A quantity, or comparisons such as 1 < x < 3."""
-        start, left, found = len(self.names), self.quantity(), []
-        while sign := self.accept("=", "<", ">", "<=", ">=", r"\ne"):
+        start = len(self.names)
+        left, comparisons = self.quantity(), []
+        while sign := self.accept(*COMPARISONS):
             right = self.quantity()
-            found.append((right, "<" + sign[1:], left) if sign[0] == ">" else (left, sign, right))
+            if sign[0] == ">":  # 3 > x is read as x < 3
+                comparisons.append((right, "<" + sign[1:], left))
+            else:
+                comparisons.append((left, sign, right))
             left = right
-        label = next((side.label for x, _, y in found for side in (x, y) if side.label), "")
-        label = label if self.names[start:].count(label) < 2 else ""
-        return Reading("relation", tuple(found), label=label) if found else left
+        if not comparisons:
+            return left
+        sides = [side for x, _, y in comparisons for side in (x, y)]
+        label = next((side.label for side in sides if side.label), "")
+        if self.names[start:].count(label) > 1:  # x = 2x + 1 does not say what x is
+            label = ""
+        return Reading("relation", tuple(comparisons), label=label)
 
     def quantity(self):
         r"""A sum with its unit, which covers all of it: 3 + \sqrt2 feet."""
         reading = self.sum()
-        unit = self.last if self.last in ("%", "°") else ""
+        if mark := self.accept(*BETWEEN):
+            reading = self.compute(BETWEEN[mark], reading, self.sum())
+        unit = self.last_atom if self.last_atom in ("%", "°") else ""
         while self.tokens[-1][:1] == '"' or (unit and self.tokens[-1] in ("^", "/", "2", "3")):
             unit += self.tokens.pop().lower()
         if NOT_UNIT.search(unit):
             raise ValueError(f"{unit!r} is no unit")
-        return reading._replace(unit=re.sub(r"(?<=[a-z]{2})s\b|[\s\"]+", "", unit))
+        return reading._replace(unit=unit_name(unit))
 
     def sum(self):
         total = self.product()
@@ -204,10 +342,10 @@ class Parser:
 
     def signed(self, read):
         """What `read` reads, behind any number of signs."""
-        negative = False
+        is_negative = False
         while mark := self.accept("+", "-"):
-            negative ^= mark == "-"
-        return self.compute(neg, read()) if negative else read()
+            is_negative ^= mark == "-"
+        return self.compute(neg, read()) if is_negative else read()
 
     def power(self):
         self.depth += 1
@@ -223,9 +361,11 @@ class Parser:
 
     def atom(self):
         """A number, a variable, or what stands in brackets or behind the name of a function."""
-        token = self.last = self.tokens.pop()
-        if NUMBER.fullmatch(token) or token in CONSTANTS:
-            return Reading("number", (CONSTANTS.get(token) or decimal(token),))
+        token = self.last_atom = self.tokens.pop()
+        if token in CONSTANTS:
+            return Reading("number", (CONSTANTS[token],))
+        if NUMBER.fullmatch(token):
+            return Reading("number", (decimal(token),))
         if token in self.CLOSING:
             return self.bracket(token)
         if token in COMMANDS:
@@ -236,44 +376,55 @@ class Parser:
         if not token[:1].isalpha():
             raise ValueError(f"no value: {token!r}")
         self.names.append(token)
-        return self.judge.variable(token)
+        return self.comparison.variable(token)
 
     def bracket(self, opening):
         items, marks = self.items(self.CLOSING[opening])
         if opening + marks[-1] in ("()", "[]", "{}") and len(items) == 1:
-            return items[0]._replace(label="")
-        label = ",".join(i.label for i in items) if all(i.label for i in items) else ""
-        return Reading("set" if "{" in opening else "group", items, (opening, *marks), label=label)
+            return items[0]._replace(label="")  # brackets around a number mean nothing
+        labels = [item.label for item in items]
+        label = ",".join(labels) if all(labels) else ""
+        kind = "set" if "{" in opening else "group"
+        return Reading(kind, items, (opening, *marks), label=label)
 
     def function(self, name):
         r"""\sin^2 x, \log_2 8, sin(x): a bare argument ends before ( + - * / or a function."""
         exponent = self.signed(self.atom) if self.accept("^") else None
-        bases = [self.atom()] if self.accept("_") else []
-        bare = self.tokens[-1] not in ("(", "{")
-        argument = self.product(stop=("*", "/", "(", "[", *FUNCTIONS)) if bare else self.atom()
-        self.judge.spend(300 * len(argument.items))
+        base = self.atom() if self.accept("_") else None
+        if self.tokens[-1] in ("(", "{"):
+            argument = self.atom()
+        else:
+            argument = self.product(stop=("*", "/", "(", "[", *FUNCTIONS))
+        self.comparison.spend(300 * len(argument.items))
         result = self.compute(FUNCTIONS[name], argument)
-        for base in bases:
+        if base:
             result = self.compute(lambda x, b: x / FUNCTIONS["ln"](b), result, base)
         return self.compute(power, result, exponent) if exponent else result
 
 
-class Judge:
+# ---- reading -> verdict ----
+
+class Comparison:
     """One comparison: its sample points, its budget of work, and what equality means."""
     def __init__(self, tokens):
-        self.work, self.real = 0, "i" not in tokens  # real: complex values do not count
+        self.work = 0
+        self.is_real = "i" not in tokens  # then complex values do not count
         # Sample points lie in c - r ... c + r: some beyond, or near, the numbers in the text.
         literals = sorted({decimal(token) for token in tokens if NUMBER.fullmatch(token)} | {1})
         top = literals[-1] + 1
-        self.ranges = [(5, 5), (-9, 9), (0, 1), (top, 1), (-top, 1), (0, 40), (0, 9)]
-        self.ranges = self.ranges[: 7 if self.real else 2]
-        if {"abs", "floor", "ceil"} & set(tokens):
-            self.ranges += [(c, 1) for n in literals[-4:] for c in (n + 1, n - 1, 1 - n, -1 - n)]
+        self.ranges = [(5, 5), (-9, 9)]
+        if self.is_real:
+            self.ranges += [(0, 1), (top, 1), (-top, 1), (0, 40), (0, 9)]
+        if {"abs", "floor", "ceil"} & set(tokens):  # these may differ only beside a number
+            for n in literals[-4:]:
+                self.ranges += [(n + 1, 1), (n - 1, 1), (1 - n, 1), (-1 - n, 1)]
 
     def spend(self, work):
         self.work += work
         if self.work > MAX_WORK:
             raise ValueError("too much work")
+
+    # -- calculation, at all sample points at once --
 
     def variable(self, name):
         """A number with random values in the ranges, and a few whole ones."""
@@ -286,22 +437,46 @@ class Judge:
         """The number function(*readings), whose value is nan where it is undefined."""
         if any(reading.kind != "number" for reading in readings):
             raise ValueError("only numbers can be calculated with")
-        n = max(len(reading.items) for reading in readings)
-        rows = zip(*(r.items * n if len(r.items) == 1 else r.items for r in readings))
-        return Reading("number", tuple(self.value(function, r, self.real and n > 1) for r in rows))
+        n = max(len(reading.items) for reading in readings)  # sample points; 1 of a constant
+        columns = [reading.items * n if len(reading.items) == 1 else reading.items
+                   for reading in readings]
+        must_be_real = self.is_real and n > 1
+        values = [self.value(function, point, must_be_real) for point in zip(*columns)]
+        return Reading("number", tuple(values))
 
-    def value(self, function, row, real):
+    def value(self, function, arguments, must_be_real):
         try:
-            for x in row:  # where infinity or nan comes in, the result is undefined, too
-                size = abs(float(x) if x.is_Rational or x.is_Float else complex(x))
-                if x and not 1 / HUGE < size < HUGE or getattr(x, "q", 1).bit_length() > MAX_BITS:
-                    return nan
-            value = function(*row)
-            value = value if value.is_Rational else value.evalf(DIGITS, chop=TINY)
+            if not all(map(can_be_computed_with, arguments)):
+                return nan
+            value = function(*arguments)
+            if not value.is_Rational:
+                value = value.evalf(DIGITS, chop=TINY)
         except (ArithmeticError, TypeError):
             return nan
         self.spend(50 if value.is_Rational else 150 if value.is_Float else 1000)
-        return value if not real or value.is_Rational or value.is_Float else nan
+        return nan if must_be_real and not (value.is_Rational or value.is_Float) else value
+
+    # -- equality --
+
+    def equal(self, a, b):
+        """True if two readings say the same."""
+        # From here on a is the relation if there is one, and has a unit if one of them has.
+        b, a = sorted((a, b), key=lambda reading: (reading.kind == "relation", reading.unit))
+        if a.kind == b.kind == "number":
+            return self.same_number(a, b)
+        if a.unit and b.unit and a.unit != b.unit:
+            return False
+        return self.same_items(a, b) or self.same_element(a, b) or self.same_region(a, b)
+
+    def same_number(self, a, b):
+        """True if two numbers are equal; a unit, percent or degree sign may be missing in b."""
+        if a.unit == b.unit:
+            return self.agree(a, b)
+        if not b.unit:
+            return self.agree(a, b) or (
+                a.unit in CONSTANTS and self.agree(a, b, CONSTANTS[a.unit]))
+        is_temperature = a.unit == "°" and b.unit in TEMPERATURES
+        return is_temperature and self.agree(a, b, CONSTANTS["°"])
 
     def agree(self, a, b, scale=1):
         """True if a = scale * b wherever both are defined, which is at 3 points or more."""
@@ -311,33 +486,57 @@ class Judge:
         defined = [difference for difference in differences if difference != nan]
         return not any(defined) and len(defined) >= min(3, len(differences))
 
-    def equal(self, a, b):
-        """True if two readings say the same."""
+    def same_items(self, a, b):
+        """True if two readings that are not both numbers have the same parts."""
         kinds = {a.kind, b.kind}
-        b, a = sorted((a, b), key=lambda reading: (reading.kind == "relation", reading.unit))
-        if a.unit and b.unit and a.unit != b.unit:
-            return False
-        if kinds == {"number"}:
-            return self.agree(a, b) or not b.unit and self.agree(a, b, CONSTANTS.get(a.unit, 1))
         if kinds == {"relation"}:
-            found = self.matched(a.items, b.items, self.same_comparison)
-        elif "relation" in kinds:
-            found = self.answers(a, b)
-        elif kinds <= {"list", "set"}:
-            found = self.matched(a.items, b.items, self.equal)
-        else:
-            marks = {pair(r.items) if r.kind == "list" else r.marks for r in (a, b)}
-            found = len(marks) == 1 and kinds < {"group", "list", "union"} and all(
-                map(self.equal, a.items, b.items))
-        try:
-            return found or len({a.label, b.label, ""}) < 3 and self.region(a) == self.region(b)
-        except ValueError:
+            return self.matched(a.items, b.items, self.same_comparison)
+        if "relation" in kinds:
+            return self.answers(a, b)
+        if kinds <= {"list", "set"}:
+            return self.matched(a.items, b.items, self.equal) or self.repeats(a.items, b.items)
+        if not kinds < {"group", "list", "union"}:
             return False
+        # A list is as good as a tuple in this order, but not as an interval: [1, 2] is not 1, 2.
+        marks = {marks_of_tuple(r.items) if r.kind == "list" else r.marks for r in (a, b)}
+        return len(marks) == 1 and all(map(self.equal, a.items, b.items))
 
     def matched(self, xs, ys, same):
-        """True if the items, fewer than 50, pair off in some order."""
-        return any(same(xs[0], y) and self.matched(xs[1:], ys[:n] + ys[n + 1 :], same)
-                   for n, y in enumerate(ys)) if 0 < len(xs) < 50 else xs == ys
+        """True if the items, fewer than MAX_ITEMS, pair off in some order."""
+        if not 0 < len(xs) < MAX_ITEMS:
+            return xs == ys
+        return any(same(xs[0], y) and self.matched(xs[1:], ys[:n] + ys[n + 1:], same)
+                   for n, y in enumerate(ys))
+
+    def repeats(self, xs, ys):
+        """True if the longer of two lists has the items of the other, some of them repeatedly.
+        If both repeat items, their numbers may matter: 1, 1, 2 is not 1, 2, 2."""
+        shorter, longer = sorted((xs, ys), key=len)
+        if len(shorter) == len(longer):
+            return False
+        return self.matched(self.distinct(longer), shorter, self.equal)
+
+    def distinct(self, items):
+        """The items, fewer than MAX_ITEMS, without those that equal an earlier one."""
+        kept = ()
+        for item in items[:MAX_ITEMS]:
+            if not any(self.equal(item, earlier) for earlier in kept):
+                kept += (item,)
+        return kept if len(items) < MAX_ITEMS else items
+
+    def same_element(self, a, b):
+        """True if one is a set, or a list that repeats one item, and the other is its element."""
+        several, element = (a, b) if a.kind in ("list", "set") else (b, a)
+        if several.kind not in ("list", "set") or element.kind in ("list", "set", "union"):
+            return False
+        only, *others = self.distinct(several.items)
+        # A set that holds an interval is not the interval.
+        is_interval = only.kind == "group" and only.marks != marks_of_tuple(only.items)
+        if others or is_interval or only.kind in ("list", "set", "union"):
+            return False
+        if only.kind == "group":
+            return element.kind == "group" and self.same_items(only, element)
+        return element.kind != "group" and self.equal(only, element)
 
     def answers(self, relation, other):
         """True if the relation is "x = other", or a chain of numbers equal to the other."""
@@ -349,72 +548,136 @@ class Judge:
 
     def same_comparison(self, a, b):
         """True if two comparisons are the same up to a constant (positive) factor."""
-        (x, sign, y), (u, other, v) = a, b
-        if sign != other or {r.kind for r in (x, y, u, v)} != {"number"}:
-            return sign == other and self.equal(x, u) and self.equal(y, v)
+        (x, sign, y), (u, other_sign, v) = a, b
+        if sign != other_sign:
+            return False
+        if {reading.kind for reading in (x, y, u, v)} != {"number"}:
+            return self.equal(x, u) and self.equal(y, v)
         ratio = self.compute(truediv, self.compute(sub, x, y), self.compute(sub, u, v))
         factor = next((value for value in ratio.items if value != nan), Integer(0))
         fits = factor.is_positive if sign[0] == "<" else factor != 0
         return fits and len(ratio.items) > 1 and self.agree(ratio, Reading("number", (factor,)))
 
+    # -- sets of reals --
+
+    def same_region(self, a, b):
+        """True if both are the same set of reals, of the same variable if both name one."""
+        if a.label and b.label and a.label != b.label:
+            return False
+        try:
+            return self.region(a) == self.region(b)
+        except ValueError:
+            return False
+
     def region(self, reading):
         """The set of reals in intervals, finite sets, inequalities in one variable, and unions."""
         kind, items, marks, _, label = reading
         self.spend(2000)
-        found = sympy.EmptySet
+        region = sympy.EmptySet
         if kind == "relation" and label and len(items) < 3:
-            found = sympy.Intersection(*(half_line(*comparison) for comparison in items))
+            region = sympy.Intersection(*(self.solutions(*comparison) for comparison in items))
         elif kind == "union" or (kind == "list" and label and r"\or" in marks):
-            found = sympy.Union(*map(self.region, items))
+            region = sympy.Union(*map(self.region, items))
         elif kind == "set":
-            found = FiniteSet(*map(end_point, items))
+            region = FiniteSet(*map(end_point, items))
         elif kind == "group" and len(items) == 2 and set(marks) <= set("()[],"):
-            found = Interval(*map(end_point, items), marks[0] == "(", marks[-1] == ")")
-        if found == sympy.EmptySet:
+            region = Interval(*map(end_point, items), marks[0] == "(", marks[-1] == ")")
+        if region == sympy.EmptySet:  # an interval with its ends swapped is a pair
             raise ValueError("no set of reals")
-        return found
+        return region
+
+    def solutions(self, left, sign, right):
+        """The set of reals for which a comparison with a variable holds."""
+        if sign == "=" and left.kind == "number" and right.kind in ("group", "union"):
+            return self.region(right)  # x \in (1, 2)
+        end = end_point(right if left.label else left)
+        ends = (-oo, end) if left.label else (end, oo)
+        return {"=": FiniteSet(end), "<": Interval.open(*ends), "<=": Interval(*ends),
+                r"\ne": sympy.Reals - FiniteSet(end)}[sign]
 
 
-def half_line(left, sign, right):
-    end = end_point(right if left.label else left)
-    ends = (-oo, end) if left.label else (end, oo)
-    return {"=": FiniteSet(end), "<": Interval.open(*ends), "<=": Interval(*ends),
-            r"\ne": sympy.Reals - FiniteSet(end)}[sign]
+def can_be_computed_with(x):
+    """Whether x is neither too large nor too close to 0: what comes of it would be undefined."""
+    size = abs(float(x) if x.is_Rational or x.is_Float else complex(x))
+    if x and not 1 / HUGE < size < HUGE:  # nan, too
+        return False
+    return getattr(x, "q", 1).bit_length() <= MAX_BITS
 
 
 def end_point(reading):
     """A real constant, rounded so that equal ones are equal for sympy too."""
-    value = reading.items[0] if reading.kind == "number" and len(reading.items) == 1 else nan
-    if not value.is_extended_real:
+    is_constant = reading.kind == "number" and len(reading.items) == 1
+    if not is_constant or not reading.items[0].is_extended_real:
         raise ValueError("no real constant")
-    return sympy.floor(value / TINY + Rational(1, 2)) * TINY
+    return sympy.floor(reading.items[0] / TINY + Rational(1, 2)) * TINY
+
+
+# ---- boxes ----
+
+BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+([^\s$]+))")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # behind a backslash a brace is text
+NOT_BETWEEN_BOXES = re.compile(r"\\[,;:! ()\[\]]|\\q?quad|\\(?:text|mbox)[a-z]*|[\s${}]")
 
 
 def extract_boxed(text):
     r"""Content of the last \boxed{...} or \fbox{...}, or of "\boxed 5"; None if not closed."""
-    start = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
-    match = re.compile(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+([^\s$]+))").match(text, max(start, 0))
-    if not match or not match[1]:
-        return match and match[2]
-    depth = 0
-    for mark in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, match.start(1)):
-        depth += (mark[0] == "{") - (mark[0] == "}")
-        if depth == 0:
-            return text[match.end(1) : mark.start()]
+    box = box_at(text, max(text.rfind(r"\boxed"), text.rfind(r"\fbox")))
+    return box[0] if box else None
 
+
+def extract_boxes(text):
+    r"""As extract_boxed, but "2 and 3" of \boxed{2} and \boxed{3}: the last boxes are one answer
+    if nothing but a comma, "and" or "or" is between them."""
+    contents, following = [], len(text)
+    while True:
+        start = max(text.rfind(r"\boxed", 0, following), text.rfind(r"\fbox", 0, following))
+        box = box_at(text, start)
+        if not box:
+            break
+        content, end = box
+        between = NOT_BETWEEN_BOXES.sub("", text[end:following])
+        if contents and not re.fullmatch(r"(?:[,;]|\\?&|and|or)+", between):
+            break
+        contents.append(content)
+        following = start
+    return " and ".join(reversed(contents)) if contents else None
+
+
+def box_at(text, start):
+    """(content, where it ends) of the box that begins at a place of the text; None if none does."""
+    match = BOX.match(text, max(start, 0))
+    if not match:
+        return None
+    if not match[1]:  # without braces, up to a blank
+        return match[2], match.end()
+    depth = 0
+    for brace in BRACE.finditer(text, match.start(1)):
+        depth += (brace[0] == "{") - (brace[0] == "}")
+        if depth == 0:
+            return text[match.end(1):brace.start()], brace.end()
+    return None
+
+
+# ---- the verdict ----
 
 def answers_equal(prediction, gold):
     """True if two answers are equal under the conventions above; never raises, never hangs."""
     if max(len(prediction), len(gold)) > MAX_LENGTH:
         return prediction.strip() == gold.strip()
-    tokens = sorted(tokenize(text) for text in (prediction, gold))  # one order, one verdict
-    words = [" ".join(t.lower() if t[0] == '"' else t for t in side) for side in tokens]
-    words = [re.sub(r'"|(?<=(?<!\\)\b[A-Za-z]) (?=[A-Za-z]\b)', "", text) for text in words]
-    if words[0] == words[1]:
-        return any(map(str.isalnum, words[0]))
+    first, second = sorted(tokenize(text) for text in (prediction, gold))  # one order, one verdict
+    wording = as_words(first)
+    if wording == as_words(second):
+        return any(map(str.isalnum, wording))
     try:
         with LOCK:
-            judge = Judge(tokens[0] + tokens[1])
-            return bool(judge.equal(*(Parser(side, judge).answer() for side in tokens)))
+            comparison = Comparison(first + second)
+            readings = [Parser(tokens, comparison).answer() for tokens in (first, second)]
+            return bool(comparison.equal(*readings))
     except (ValueError, RecursionError):
         return False
+
+
+def as_words(tokens):
+    """An answer as text: quoted words in small letters, and single letters put together again."""
+    text = " ".join(token.lower() if token[0] == '"' else token for token in tokens)
+    return re.sub(r'"|(?<=(?<!\\)\b[A-Za-z]) (?=[A-Za-z]\b)', "", text)

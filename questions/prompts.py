@@ -1,4 +1,4 @@
-"""The text that a model is given for a question (paper Appendix A), and how the correct answer goes on.
+"""The text that a model is given for a question (paper Appendix A), and how its answer begins.
 
 Prompts go through the chat template if the folder has one; otherwise a base prompt is used, in
 which the answer has already begun. Multiple choice is answered by a letter; anything else inside
@@ -33,41 +33,45 @@ def prompt_ids(question, tokenizer):
     """The token ids a model is given for a question that it answers in writing."""
     if question.prompt is not None:
         return tokenizer.encode(question.prompt)
-    if tokenizer.has_template:
-        content = _fill(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
-        return tokenizer.chat([{"role": "user", "content": content}])
-    return tokenizer.encode(_fill(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
+    if not tokenizer.has_template:
+        return tokenizer.encode(question_text(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
+    content = question_text(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
+    return tokenizer.chat([{"role": "user", "content": content}])
 
 
-def _fill(question, letter_form, boxed_form, option_form):
+def question_text(question, letter_form, boxed_form, option_form):
+    """The question's text in the form for multiple choice, or in the form for anything else."""
     if not question.choices:
         return boxed_form.format(question=question.question)
     letters = LETTERS[:len(question.choices)]
     choices = "\n".join(option_form.format(*pair) for pair in zip(letters, question.choices))
-    listed = ", ".join(letters[:-1]) + f" or {letters[-1]}"
-    return letter_form.format(question=question.question, choices=choices, letters=listed)
+    list_of_letters = ", ".join(letters[:-1]) + f" or {letters[-1]}"
+    return letter_form.format(question=question.question, choices=choices, letters=list_of_letters)
 
 
 def gold_ids(question, tokenizer):
-    """The right answer's token ids as a model would most likely go on, cut to its budget: a guess,
-    which is compared with what the model says and never taken for it."""
-    is_chat = question.prompt is None and tokenizer.has_template
-    space = " " if question.prompt and not question.prompt[-1].isspace() else ""
-    if question.choices:
-        forms = (question.answer if is_chat else f" {question.answer}",)
-    elif question.stop:
-        forms = (space + question.answer + question.stop,)
-    elif is_chat:
-        forms = (OPENED + question.answer + "}",)
-    elif question.prompt is None or question.prompt.rstrip().endswith(OPENED):
-        forms = (question.answer + "}", question.answer + " }")  # some tokenizers split at spaces
-    else:
-        forms = (question.answer,)
-    for text in forms:
+    """The gold answer's token ids as a model would most likely write it, cut to its budget: a
+    guess, which is compared with what the model writes and never taken for it."""
+    for text in gold_spellings(question, tokenizer):
         ids = tokenizer.encode(text, add_special_tokens=False)
         if without_blanks(tokenizer.decode(ids)) == without_blanks(text):
             break
     return ids[:question.budget]
+
+
+def gold_spellings(question, tokenizer):
+    """How a model may write the gold answer, the likeliest first."""
+    is_chat = question.prompt is None and tokenizer.has_template
+    if question.choices:
+        return [question.answer if is_chat else f" {question.answer}"]
+    if question.stop:
+        needs_space = question.prompt and not question.prompt[-1].isspace()
+        return [(" " if needs_space else "") + question.answer + question.stop]
+    if is_chat:
+        return [OPENED + question.answer + "}"]
+    if question.prompt is None or question.prompt.rstrip().endswith(OPENED):
+        return [question.answer + "}", question.answer + " }"]  # some tokenizers split at spaces
+    return [question.answer]
 
 
 def without_blanks(text):

@@ -1,36 +1,60 @@
-"""What an answer's text says, and whether it is correct. Model output is text to compare, never to run.
+"""What an answer's text says, and whether it is correct.
+
+Model output is text to compare and is never run.
 
     grade("so \\\\boxed{2/4}", Question("1", "halves", 0, "What is 1/2?", "1/2"))    # 1.0
 """
 import re
 
-from questions.grading import answers_equal, extract_boxed
+from questions.grading import BRACE, answers_equal, extract_boxes
 from questions.schemas import LETTERS, f1
 
-_LETTER = re.compile(rf"\s*(?:answer:?|the correct answer is:?|\s)*(?:\(([{LETTERS}])\)|"
-                     rf"([{LETTERS}])(?=[.):]|\s*$|\s*\n))", re.IGNORECASE)
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_WORDS = re.compile(r"\w(?: \w)+")  # single letters or digits, one after the other
+MAX_LENGTH = 4000  # characters of an answer that are read
+# The letter that an answer begins with, in brackets or on its own: "(B) green", "B.", "Answer: B".
+# "A cat" and "I think" begin with words. No introduction may itself begin with a letter of LETTERS
+# other than A: answers.settled_grade trusts the first letter before the rest is written.
+_LETTER = re.compile(
+    r"\s*(?:(?:answer|option|the (?:correct |right |best |final )?answer is)(?:\s*:)?|\s)*"
+    rf"(?:\(\s*([{LETTERS}])\s*\)|"
+    rf"([{LETTERS}])(?=[.)]|\s*:|\s*$|\s*\n))", re.IGNORECASE)
+# \boxed{B} and **B**, and marks that may be left over: *B*, _B_, $B$, `B`, \(B\)
+_BOX = re.compile(r"\\(?:boxed|fbox|text[a-z]*|math[a-z]*)\s*\{([^{}]*)\}")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*|__([^_]+)__")
+_MARKS = re.compile(r"[*_`$]|\\[()\[\]]|^\s*#+\s")
+_LETTERS_OR_DIGITS = re.compile(r"\w(?: \w)+")  # single ones with blanks between them
 
 
 def extract_answer(text, question):
     """What a model's answer text says: a letter, or the expression in its box; else None. A box
     that the prompt opened is the answer; else the last box of the text. A verbatim prompt that
-    asks for no box takes the whole text, too, and only that where a `stop` ends it."""
+    asks for no box takes the whole text, too, and only that if a `stop` ends it."""
     if question.choices:
-        found = _LETTER.match(text)
-        return (found.group(1) or found.group(2)).upper() if found else None
+        match = _LETTER.match(without_emphasis(text))
+        return match[match.lastindex].upper() if match else None
     if not question.asks_for_box:
-        return (not question.stop and extract_boxed(text)) or text.strip() or None
+        boxed = None if question.stop else extract_boxes(text)
+        return boxed or text.strip() or None
     begun = closed_by_text(text)
-    return extract_boxed(text) if begun is None else extract_boxed(begun) or begun
+    if begun is None:
+        return extract_boxes(text)
+    return extract_boxes(begun) or begun
+
+
+def without_emphasis(text):
+    """The text without boxes and bold type, each of whose contents then ends its line: a letter
+    that is marked so is meant as one, whatever follows."""
+    for _ in range(3):  # boxes in boxes: \\boxed{\\textbf{(B)}}
+        text = _BOX.sub(r"\1\n", text)
+    text = _BOLD.sub(r"\1\2\n", text)
+    return _MARKS.sub("", text)
 
 
 def closed_by_text(text):
-    """What stands before the first brace that closes none of the text's own: the end of a box that
-    the prompt opened. A base model then goes on with examples of its own, which do not count."""
+    """What comes before the first brace that closes none of the text's own: the end of a box that
+    the prompt opened; None if there is no such brace. A base model then continues with examples of
+    its own, which do not count."""
     depth = 0
-    for mark in _BRACES.finditer(text):
+    for mark in BRACE.finditer(text):
         depth += (mark[0] == "{") - (mark[0] == "}")
         if depth < 0:
             return text[:mark.start()]
@@ -38,22 +62,23 @@ def closed_by_text(text):
 
 
 def grade(text, question):
-    """The reward of a model's answer text in [0, 1]: 1 where it is right, SQuAD's f1 where that is
-    the question's metric. Never raises, never hangs, never evaluates the text as code. An answer
-    that a `stop` ends is compared as it is spelled, like words and letters; any other by what it
-    means (questions/grading.py)."""
-    text = text[:4000]
+    """The reward of a model's answer text, in [0, 1]: 1 if it is correct, SQuAD's f1 if that is the
+    question's metric. Never raises, never hangs, never evaluates the text as code."""
+    text = text[:MAX_LENGTH]
     if question.stop:
         text = text.partition(question.stop)[0]
     golds = question.answers or (question.answer,)
-    found = extract_answer(text, question)
+    answer = extract_answer(text, question)
     if question.metric == "f1":
-        return f1(text if found is None else found, golds)
-    return float(found is not None and any(_same(found.strip(), gold.strip(), question)
-                                           for gold in golds))
+        return f1(text if answer is None else answer, golds)
+    if answer is None:
+        return 0.0
+    return float(any(says_the_same(answer.strip(), gold.strip(), question) for gold in golds))
 
 
-def _same(found, gold, question):
-    if question.choices or question.stop or _WORDS.fullmatch(gold):  # "c a b" is no product
-        return found.split() == gold.split()
-    return found == gold or answers_equal(found, gold)
+def says_the_same(answer, gold, question):
+    """True if an answer is as good as the gold answer. Letters, answers that a `stop` ends, and
+    lists like "c a b" are compared by their spelling, any other by its mathematical meaning."""
+    if question.choices or question.stop or _LETTERS_OR_DIGITS.fullmatch(gold):
+        return answer.split() == gold.split()  # "c a b" is no product
+    return answer == gold or answers_equal(answer, gold)

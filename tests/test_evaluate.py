@@ -254,7 +254,7 @@ def test_routers_among_the_seeds_of_a_run_find_its_paths(command):
 
 
 def test_calibration_questions_that_are_also_asked_are_refused(command):
-    with pytest.raises(InputError, match="8 of 8 questions also stand in --calibration"):
+    with pytest.raises(InputError, match="8 of 8 questions are also in --calibration"):
         metrics_of(command[1], "--routes", "shortgpt", "--calibration", command[1][3])
 
 

@@ -132,6 +132,78 @@ x=2 \text{ or } 3 | \{2,3\}
 -\$5 | \$-5
 5\text{ dollars} | \$5
 1101_2 | 1101_{2}
+-- units in words
+60 miles per hour | 60
+60 miles per hour | 60 mph
+60\text{ miles per hour} | 60 miles per hour
+12 sec | 12
+12 sec | 12 seconds
+12\text{ s} | 12 sec
+20^\circ\text{C} | 20
+20^\circ\text{C} | 20^\circ
+20^{\circ} C | 20 \text{ degrees Celsius}
+20°C | 20 degrees Celsius
+28 pct | 28
+28 pct | 0.28
+28 per cent | 28\%
+28\text{ pct} | 28\%
+5 min | 5
+5 km/h | 5
+90 sq ft | 90
+90 sq. ft. | 90 \text{ square feet}
+90\text{ ft}^2 | 90 \text{ square feet}
+3 days | 3
+50 feet per sec | 50
+10\textnormal{ cm} | 10
+5\mathsf{ cm} | 5\text{ cm}
+-- elements, one-element sets, repeated elements
+x\in(1,\infty) | x>1
+x\in(1,2)\cup(3,4] | 1<x<2 \text{ or } 3<x\le4
+x\in\mathbb{R} | (-\infty,\infty)
+x\in\{1,2\} | 1,2
+x\in\{1,2\} | x=1 \text{ or } x=2
+\{5\} | 5
+\{\frac12\} | 0.5
+\{(1,2)\} | (1,2)
+\{5\} | x=5
+x\in\{5\} | 5
+\{x=5\} | 5
+1,1,2 | 1,2
+x=1,x=1,x=2 | 1,2
+2, 2 | 2
+2, 2 | x=2
+1,1,2 | \{1,2\}
+1, 1 | 1
+-- words that join numbers
+\text{2 and 3} | 2,3
+\text{2, 3, and 4} | 2,3,4
+\text{1 or 2} | 1,2
+1\text{ and 2} | 1,2
+x=2 \lor x=3 | 2,3
+x=2 \lor x=3 | x=2 \text{ or } x=3
+x=2 \vee x=3 | \{2,3\}
+x<1 \lor x>2 | (-\infty,1)\cup(2,\infty)
+2 \& 3 | 2,3
+\textnormal{Yes} | yes
+\textsf{red} | red
+-- several boxes
+\boxed{1} and \boxed{2} | 1,2
+\boxed{1}, \boxed{2} | 1,2
+$\boxed{x=1}$ or $\boxed{x=2}$ | 1,2
+\boxed{1},\boxed{2}, and \boxed{3} | 3,2,1
+\boxed{1}\text{ and }\boxed{2} | 1,2
+\boxed{0.5} or \boxed{\frac12} | \frac12
+-- arrays and \choose
+\left(\begin{array}{cc}1&2\\3&4\end{array}\right) | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\left[\begin{array}{c}1\\2\end{array}\right] | \begin{bmatrix}1\\2\end{bmatrix}
+\begin{pmatrix}1\\[4pt]2\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}
+\left(\begin{smallmatrix}1\\2\end{smallmatrix}\right) | \begin{pmatrix}1\\2\end{pmatrix}
+{5 \choose 2} | 10
+5 \choose 2 | 10
+5 choose 2 | 10
+{n \choose 2} | \frac{n(n-1)}{2}
+2{5 \choose 2} | 20
+{\sqrt{3} \over 2} | \frac{\sqrt3}{2}
 -- words and wrapping
 \text{CBAD} | CBAD
 \textbf{(E)} | E
@@ -241,14 +313,41 @@ x<1, x>2 | (-\infty,1)\cup(2,\infty)
 (1,2) | (2,1)
 y, x | (x,y)
 [1,2] | 1,2
-\{5\} | 5
-1, 1 | 1
 1,1,2 | 1,2,2
 \{1,2\} | \{1,2,3\}
 \pm 2 | 2, 2
 \pm1\pm2 | 3,-3
 \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
 \begin{pmatrix}1&2\end{pmatrix} | (1,2)
+-- nearly the same words, sets, boxes and arrays
+12 sec | 12 min
+12 sec x | 12
+2 sec x | 2
+2\sec x | 2
+20°C | \frac{\pi}{9}
+20°C | 20°F
+60 mph | 60 kph
+28 pct | 28 pc
+x\in(1,\infty) | x\ge1
+x\in(1,\infty) | y>1
+\{5\} | 6
+\{[1,2]\} | [1,2]
+\{(1,2)\} | 1<x<2
+\{1,2\} | 1
+\text{2 and 3} | 23
+\text{2 and 3} | 2
+\boxed{1} and \boxed{2} | 2
+\boxed{1} \boxed{2} | 1,2
+\left|\begin{array}{cc}1&2\\3&4\end{array}\right| | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\left(\begin{array}{c|c}1&2\\3&4\end{array}\right) | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+{5 \choose 2} | 5
+{5 \choose 2} | 5/2
+1,1,2 | 1,2,2
+1,1,2 | 1,2,3
+90\text{ ft}^2 | 90 \text{ ft}
+\pm 2 | 2,2
+2,2,2 | 2,2
+\{\{5\}\} | 5
 -- nothing to compare
 1/0 | 2/0
 \infty | 5

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from questions import schemas
 from storage.files import InputError
 from questions.loading import Question, read_row
-from answers import LETTERS
+from questions.schemas import LETTERS
 from questions.loading import load_questions
 
 
@@ -484,7 +484,12 @@ def test_squads_own_nested_file_reads_as_its_rows(tmp_path, indent):
     ("in the year 1990", ["1990", "May 1990"], 0.5),
     ("the the", ["the"], 1.0), ("go go go", ["go"], 0.5), ("", ["Ann"], 0.0), ("Ann", [""], 0.0),
     ("", [""], 1.0), ("Unanswerable.", [""], 1.0), ("N/A", ["unanswerable"], 1.0),
-    ("no answer", ["Ann"], 0.0), ("Ann", [], 0.0)])
+    ("no answer", ["Ann"], 0.0), ("Ann", [], 0.0),
+    # words that only look like "no answer", like an article or like punctuation
+    ("unanswerable", ["Na"], 0.0), ("", ["Na"], 0.0), ("N/A", ["Na"], 0.0), ("na", ["Na"], 1.0),
+    ("the Na", ["Na"], 1.0), ("Na", ["unanswerable"], 0.0), ("n.a.", ["unanswerable"], 1.0),
+    ("unanswerable", ["A"], 0.0), ("", ["A"], 0.0), ("the", ["A"], 0.0), ("a", ["A"], 1.0),
+    ("unanswerable", ["+"], 0.0), ("-", ["+"], 0.0), ("+", ["+"], 1.0)])
 def test_f1_of_worked_examples(text, golds, score):
     """Catches precision for F1, a set in the place of counts, the last gold for the best, and an
     article or a full stop that counts."""

@@ -469,10 +469,10 @@ def test_label_questions_in_the_words_of_a_test_question_are_left_out(folder, tm
                              "--test", str(folder / "q.jsonl")])
     to_label, test = train.load_data(args)
     assert [q.id for q in to_label] == [f"r{n}" for n in range(30)] and len(test) == 60
-    assert "--data: 30 of 60 questions also stand in" in capsys.readouterr().out
+    assert "--data: 30 of 60 questions are also in" in capsys.readouterr().out
 
 
 def test_test_questions_that_are_also_labelled_are_refused(folder, tmp_path):
     """A gain on questions that were trained on is no gain."""
-    with pytest.raises(InputError, match="60 of 60 questions also stand in --data"):
+    with pytest.raises(InputError, match="60 of 60 questions are also in --data"):
         run(folder, "--test", str(folder / "q.jsonl"))

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from make_questions import far
 from checkpoint.tokenizer import load_tokenizer
 from storage.files import InputError
 from questions.loading import read_row
-from answers import LETTERS
-from questions.loading import OPENED, Question, load_all, load_questions
+from questions.schemas import LETTERS
+from questions.loading import OPENED, Question, load_all, load_questions, task_and_file
 from questions.reward import extract_answer, grade
 from questions.prompts import prompt_ids
 from tiny import save_tiny, tiny_model
@@ -267,6 +268,41 @@ def test_task_name_in_front_of_a_file_replaces_the_schemas(tmp_path):
     assert load_questions(first, "easy")[0].task == "easy"
 
 
+@pytest.mark.parametrize("argument, files, task, file", [
+    ("q.jsonl", ["q.jsonl"], None, "q.jsonl"), ("=q.jsonl", ["q.jsonl"], None, "q.jsonl"),
+    ("sum=q.jsonl", ["q.jsonl"], "sum", "q.jsonl"), ("a=b.jsonl", ["a=b.jsonl"], None, "a=b.jsonl"),
+    ("a=b.jsonl", ["a=b.jsonl", "b.jsonl"], None, "a=b.jsonl"),
+    ("sum=a=b.jsonl", ["a=b.jsonl"], "sum", "a=b.jsonl"),
+    ("n=1=b.jsonl", ["b.jsonl"], "n=1", "b.jsonl"),
+    ("split=test/q.jsonl", ["split=test/q.jsonl"], None, "split=test/q.jsonl"),
+    ("sum=split=test/q.jsonl", ["split=test/q.jsonl"], "sum", "split=test/q.jsonl"),
+    ("x/split=test/q.jsonl", ["test/q.jsonl"], None, "x/split=test/q.jsonl"),
+    ("./a=b.jsonl", ["b.jsonl"], None, "./a=b.jsonl"),
+    ("sum=gone=1.jsonl", [], "sum", "gone=1.jsonl")])
+def test_a_path_may_contain_an_equals_sign(tmp_path, monkeypatch, argument, files, task, file):
+    """Catches a path cut at its last "=", another file read in its place, and a folder's name
+    taken for a task."""
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path, [{"question": "q", "answer": "1"}], name)
+    assert task_and_file(argument) == (task, file)
+    if files and file in files:
+        assert [q.task for q in load_all([argument])] == [task or "questions"]
+    else:
+        with pytest.raises(InputError, match=str(Path(file))):
+            load_all([argument])
+
+
+def test_an_absolute_path_may_contain_an_equals_sign(tmp_path):
+    """Catches "/x/split" taken for the name of a task."""
+    folder = tmp_path / "split=test"
+    folder.mkdir()
+    file = write(folder, [{"question": "q", "answer": "1"}])
+    assert [q.task for q in load_all([file])] == ["questions"]
+    assert [q.task for q in load_all([f"sum={file}"])] == ["sum"]
+
+
 @given(st.permutations(range(5)))
 @settings(max_examples=10)
 def test_ids_come_from_the_content_and_not_from_the_place(tmp_path_factory, order):
@@ -365,6 +401,44 @@ def test_letter_is_the_one_the_answer_starts_with(text, letter):
     assert extract_answer(text, CHOICE) == letter
 
 
+MARKED = [
+    "**{}**", "Answer: **{}**", "\\boxed{{{}}}", "Answer : {}", "(**{}**)", "__{}__", "*{}*",
+    "_{}_", "`{}`", "${}$", "***{}***", "**({})**", "**{}.** green", "**{}** red", "**{}. red**",
+    "**Answer: {}**", "**Answer:** {}", "**Answer**: {}", "Answer:\n\n**{}**", "* {}",
+    "### Answer: **{}**", "Option {}", "**Option {}: green**", "{} : green", "$\\boxed{{{}}}$",
+    "\\boxed{{ {} }}", "\\boxed{{({})}}", "\\boxed{{\\text{{{}}}}}", "\\boxed{{\\textbf{{({})}}}}",
+    "\\boxed{{{}. green}}", "\\fbox{{{}}}", "\\textbf{{{}}}", "\\[\\boxed{{{}}}\\]", "\\({}\\)",
+    "The answer is **{}**", "The answer is \\boxed{{{}}}.", "The correct answer is: **({})**"]
+
+
+@pytest.mark.parametrize("form", MARKED)
+def test_a_letter_may_be_in_bold_or_in_a_box(form):
+    """Catches instruct models that score nothing since they mark their letter."""
+    for letter in "ABCD":
+        assert extract_answer(form.format(letter), CHOICE) == letter
+        assert grade(form.format(letter), CHOICE) == (letter == "B")
+
+
+@pytest.mark.parametrize("text", [
+    "**A cat**", "**Based on** it", "*I* think B", "I think **B**", "\\boxed{A cat}", "\\boxed{5}",
+    "\\boxed{", "\\boxed{B", "$A$ and $B$", "**", "**AB**", "A **cat**", "A*B", "A_1",
+    "Because **B**", "B and **C**", "\\boxed{AB}", "The answer", "Option", "Options B", "$a = 5$"])
+def test_marks_make_no_letter_of_a_word(text):
+    """Catches an article or a variable counted as a choice since something is in bold."""
+    assert extract_answer(text, CHOICE) is None
+
+
+@pytest.mark.parametrize("form", [*MARKED, "{} cat", "({}) x", "**{} cat**", "I think {}"])
+@pytest.mark.parametrize("letter", "ABCI")
+def test_what_an_answer_begins_with_is_no_other_letter(form, letter):
+    """Catches "**Answer: B**" read as A, or as nothing, before its letter is written:
+    answers.settled_grade decides by the beginning of an answer. It waits after an A."""
+    whole = form.format(letter)
+    final = extract_answer(whole, CHOICE)
+    for end in range(len(whole) if final else 0):
+        assert extract_answer(whole[:end], CHOICE) in (None, "A", final), whole[:end]
+
+
 @pytest.mark.parametrize("letter", LETTERS)
 def test_every_letter_that_an_option_may_have_can_be_given(letter):
     """Catches options that a file may have and no answer can name."""
@@ -396,6 +470,25 @@ def test_expression_is_in_the_box_the_prompt_opened_or_in_the_last_one(question,
     opened box, the answer to a further example that a base model made up, and a box wanted where
     the prompt asked for none."""
     assert extract_answer(text, question) == found
+
+
+@pytest.mark.parametrize("question", [BOXED, VERBATIM])
+@pytest.mark.parametrize("text", [
+    "\\boxed{1} and \\boxed{2}", "So $\\boxed{2}$, $\\boxed{1}$.", "\\boxed{x=1} or \\boxed{x=2}",
+    "\\boxed{1} \\text{ and } \\boxed{2}", "\\boxed{0} no, \\boxed{1},\\boxed{2}", "\\boxed{1,2}",
+    "\\[\\boxed{1} \\quad \\text{or} \\quad \\boxed{2}\\]"])
+def test_several_boxes_are_one_answer_if_only_a_joining_word_is_between_them(question, text):
+    """Catches the last of several solutions taken for all of them, and for the only one."""
+    assert grade(text, replace(question, answer="1, 2")) == 1.0
+    assert grade(text, replace(question, answer="2")) == 0.0
+
+
+@pytest.mark.parametrize("text", ["\\boxed{1} so \\boxed{2}", "\\boxed{1} \\boxed{2}", "\\boxed{2}",
+                                  "\\boxed{2} or \\boxed{2.0}", "\\boxed{1}. And \\boxed{2}"])
+def test_boxes_with_other_text_between_them_are_different_answers(text):
+    """Catches a corrected answer that still counts as a part of the last."""
+    assert grade(text, replace(BOXED, answer="2")) == 1.0
+    assert grade(text, replace(BOXED, answer="1, 2")) == 0.0
 
 
 # ---- reward ----
@@ -441,7 +534,7 @@ def test_words_in_another_order_do_not_answer_the_demos_questions(task):
 def test_choice_is_graded_by_its_letter_only():
     """Catches the option's text, or a box, counted as the letter."""
     assert grade("B", CHOICE) == grade(" (B) green", CHOICE) == grade("Answer: b.", CHOICE) == 1.0
-    for text in ("A", "green", "\\boxed{B}", "C) green", "", "A\nB"):
+    for text in ("A", "green", "\\boxed{green}", "C) green", "", "A\nB"):
         assert grade(text, CHOICE) == 0.0
 
 

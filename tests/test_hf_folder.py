@@ -625,7 +625,8 @@ def test_bos_is_not_doubled(folder):
 
 @pytest.mark.parametrize("condition", [
     "add_generation_prompt", "enable_thinking is false",
-    f"strftime_now('%d %b %Y') == '{FIXED_DATE}'", "strftime_now('%Y-%m-%d') == '2024-07-26'", "date_string is not defined",
+    f"strftime_now('%d %b %Y') == '{FIXED_DATE}'",
+    "strftime_now('%Y-%m-%d') == '2024-07-26'", "date_string is not defined",
     "bos_token is not defined", "messages[0].role == 'user'", "tools is defined and tools is none",
     "documents is defined and documents is none", "unk_token is not defined"])
 def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):

@@ -8,8 +8,9 @@ memory does, and the next template gets a new one.
     text, problem = render("Q: {{ x }}", {"x": 1})
 
 What a template can use is what transformers gives it, and nothing else:
-- values, which tokenizer.py collects: `messages`, `add_generation_prompt`, `tools` and `documents`
-  (always None here), and the folder's special tokens by name;
+- values, which tokenizer.py collects: `messages`, without what is None in them,
+  `add_generation_prompt`, `tools` and `documents` (always None here), and the folder's special
+  tokens by name;
 - functions: `raise_exception`, `strftime_now`, the filter `tojson`, and jinja2's own;
 - statements: `{% break %}`, `{% continue %}`, and `{% generation %}`, which marks what a model has
   written and prints its contents.

@@ -34,6 +34,7 @@ class Tokenizer:
         settings = _read_if_there(self.folder / "tokenizer_config.json")
         self.fast = _fast_tokenizer(self.folder, settings)
         self.special = _special_tokens(self.folder, settings)
+        _mark_special(self.fast, self.special)
         self.template = _template(self.folder, settings.get("chat_template"))
         self.has_template = self.template is not None
         self.stop_ids = _stop_ids(self.folder, self.fast, self.special)
@@ -51,8 +52,10 @@ class Tokenizer:
     def render(self, messages, add_generation_prompt=True):
         """The text of a conversation; it waits for an answer if add_generation_prompt."""
         require(self.has_template, f"{self.folder}: no chat template; use encode")
+        given = [{key: value for key, value in message.items() if value is not None}
+                 for message in messages]
         values = {  # chat_template.py says why each of them is there
-            **self.special, "messages": messages, "add_generation_prompt": add_generation_prompt,
+            **self.special, "messages": given, "add_generation_prompt": add_generation_prompt,
             "tools": None, "documents": None, "enable_thinking": False}
         text, problem = chat_template.render(self.template, values)
         require(not problem, f"{self.folder}: chat template: {problem}")
@@ -113,8 +116,20 @@ def _special_tokens(folder, settings):
             special[key] = text
     listed = next((named[key] for key in LISTS if isinstance(named.get(key), list)), None)
     if listed is not None:
-        special[LISTS[0]] = [_text_of(token) for token in listed]
+        texts = [_text_of(token) for token in listed]
+        require(None not in texts, f"{side}: {LISTS[0]} must be texts, got {listed!r}")
+        special[LISTS[0]] = texts
     return special
+
+
+def _mark_special(fast, special):
+    """Keeps each special token whole in a text, also one that tokenizer.json has as a mere word;
+    what the vocabulary lacks stays out, since the model has no row for it."""
+    texts = [text for text in special.values() if isinstance(text, str)] + special.get(LISTS[0], [])
+    marked = {token.content for token in fast.get_added_tokens_decoder().values()}
+    for text in texts:
+        if text not in marked and fast.token_to_id(text) is not None:
+            fast.add_special_tokens([text])
 
 
 def _text_of(token):

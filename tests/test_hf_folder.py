@@ -726,6 +726,24 @@ def test_a_template_sees_the_special_tokens_that_transformers_hands_it(settings,
     assert json.loads(tokenizer.render(HI)) == [wanted.get(name, "-") for name in names]
 
 
+def test_a_special_token_that_is_a_mere_word_of_tokenizer_json_stays_whole(folder):
+    """Catches an end of text, printed by a template, that is cut into letters."""
+    edit_json(folder / "tokenizer_config.json", unk_token="z", additional_special_tokens=["y"],
+              pad_token="not in the vocabulary")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("3z4y5") == [5, 37, 6, 36, 7] and tokenizer.decode([5, 37, 36]) == "3"
+    assert tokenizer.fast.get_vocab_size() == 40
+    edit_json(folder / "tokenizer_config.json", additional_special_tokens=[3])
+    refused(lambda: load_tokenizer(folder), "additional_special_tokens must be texts, got [3]")
+
+
+def test_a_template_does_not_see_what_is_none_in_a_message(folder):
+    """Catches a template that takes the branch for tool calls, or prints None."""
+    edit_json(folder / "tokenizer_config.json",
+              chat_template="{{ 4 if messages[0].tool_calls is defined else 3 }}")
+    assert load_tokenizer(folder).chat([{**HI[0], "tool_calls": None}]) == [5]
+
+
 def test_an_end_of_text_that_only_the_special_tokens_map_names_ends_an_answer(folder):
     """Catches an answer that runs on: older folders name eos_token in that file alone."""
     edit_json(folder / "config.json", eos_token_id=ABSENT)

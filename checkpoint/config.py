@@ -9,7 +9,7 @@ family's computation (EXACT, FACTORS, SWITCHES); any other key is a note to some
 """
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -132,7 +132,7 @@ class Config:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    dtype: torch.dtype = field(default=torch.float32)
+    dtype: torch.dtype = torch.float32
 
 
 def read_config(folder):

@@ -52,11 +52,10 @@ class Tokenizer:
     def render(self, messages, add_generation_prompt=True):
         """The text of a conversation; it waits for an answer if add_generation_prompt."""
         require(self.has_template, f"{self.folder}: no chat template; use encode")
-        given = [{key: value for key, value in message.items() if value is not None}
-                 for message in messages]
         values = {  # chat_template.py says why each of them is there
-            **self.special, "messages": given, "add_generation_prompt": add_generation_prompt,
-            "tools": None, "documents": None, "enable_thinking": False}
+            **self.special, "messages": [_without_nulls(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt, "tools": None, "documents": None,
+            "enable_thinking": False}
         text, problem = chat_template.render(self.template, values)
         require(not problem, f"{self.folder}: chat template: {problem}")
         return text
@@ -120,6 +119,10 @@ def _special_tokens(folder, settings):
         require(None not in texts, f"{side}: {LISTS[0]} must be texts, got {listed!r}")
         special[LISTS[0]] = texts
     return special
+
+
+def _without_nulls(message):
+    return {key: value for key, value in message.items() if value is not None}
 
 
 def _mark_special(fast, special):

@@ -62,7 +62,7 @@ def hf_settings(config):
         "head_dim": config.head_dim, "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.rms_norm_eps, "rope_theta": config.rope_theta, "eos_token_id": 1,
         "tie_word_embeddings": config.tie_embeddings, "attention_bias": config.o_bias,
-        "mlp_bias": config.mlp_bias, "torch_dtype": "float32"}
+        "mlp_bias": config.mlp_bias, "torch_dtype": "float32", "sliding_window": None}
     if config.rope_scaling:
         settings["rope_scaling"] = {"rope_type": "llama3", **vars(config.rope_scaling)}
     return settings

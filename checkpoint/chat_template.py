@@ -1,13 +1,25 @@
-"""Somebody else's program, run in a process of its own that the system bounds in time and memory.
+"""Renders a chat template in a process of its own, which the system bounds in time and memory.
 
-A chat template is a program that came with a model folder. It runs in jinja2's immutable sandbox,
-which keeps it from files and from Python's classes but not from looping or growing, so this file
-is started as a second process: it renders, it ends when its deadline or its memory does, and
-the next template gets a new one.
+A chat template is a stranger's program that comes with a model folder. It runs in jinja2's
+immutable sandbox, which keeps it from files and from Python's classes but not from looping or
+growing. So this file is started as a second process: it renders, it ends when its deadline or its
+memory does, and the next template gets a new one.
 
     text, problem = render("Q: {{ x }}", {"x": 1})
+
+What a template can use is what transformers gives it, and nothing else:
+- values, which tokenizer.py collects: `messages`, without what is None in them,
+  `add_generation_prompt`, `tools` and `documents` (always None here), and the folder's special
+  tokens by name;
+- functions: `raise_exception`, `strftime_now`, the filter `tojson`, and jinja2's own;
+- statements: `{% break %}`, `{% continue %}`, and `{% generation %}`, which marks what a model has
+  written and prints its contents.
+Two things differ on purpose. `strftime_now` always knows the same day, that of the Llama 3
+templates, so that labels made today still fit the prompts of tomorrow. And `enable_thinking` is
+false, so that Qwen3 answers without a chain of thought, which nobody would grade.
 """
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -17,15 +29,19 @@ import subprocess
 import sys
 import threading
 
-SECONDS, MEMORY, LARGEST = 2.0, 2 ** 29, 10 ** 6  # of work, bytes, characters: one rendering
-FIXED_DATE = "26 Jul 2024"  # of the Llama 3 templates: labels made today must hold tomorrow
+SECONDS = 2.0  # of work for one rendering
+MEMORY = 2 ** 29  # bytes
+LARGEST = 10 ** 6  # characters of a rendered prompt
+FIXED_DAY = datetime.datetime(2024, 7, 26)
+FIXED_DATE = FIXED_DAY.strftime("%d %b %Y")  # as the Llama 3 templates print it
 ALONE = threading.Lock()  # for one conversation at a time with the process that renders
 
 
 def render(template, values):
     """(text, "") of a template, or ("", why not). values: {name: JSON value} for it to use."""
+    answer = ""
     with ALONE:
-        child, answer = _child(os.getpid()), ""
+        child = _child(os.getpid())
         try:
             with contextlib.suppress(BrokenPipeError):
                 print(json.dumps([template, values, SECONDS]), file=child.stdin, flush=True)
@@ -35,7 +51,9 @@ def render(template, values):
                 child.kill()
                 child.wait()
                 _child.cache_clear()
-    return json.loads(answer or f'["", "ran over {SECONDS} s or out of memory"]')
+    if not answer:
+        return "", f"ran over {SECONDS} s or out of memory"
+    return json.loads(answer)
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,35 +64,59 @@ def _child(parent):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def serve():
-    """Renders for ever, as the other process: of a line [template, values, seconds] in JSON it
-    makes a line [text, why not]. The system ends it after `seconds` of work on one line; waiting
-    for a busy machine is no work."""
-    from jinja2 import TemplateError
+# ---- in the other process ----
+
+def make_sandbox():
+    """The jinja2 environment with the functions and statements that templates expect."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def fail(message=""):
+    class Generation(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.Scope(body, lineno=line)  # what is set inside stays inside
+
+    def raise_exception(message):
         raise TemplateError(message)
-    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                            extensions=["jinja2.ext.loopcontrols"])
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent)
-    sandbox.globals.update(raise_exception=fail, date_string=FIXED_DATE,
-                           strftime_now=lambda form: FIXED_DATE)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                          sort_keys=sort_keys)  # jinja2's own writes < and & as in HTML
+
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+    sandbox.filters["tojson"] = tojson
+    sandbox.globals["raise_exception"] = raise_exception
+    sandbox.globals["strftime_now"] = FIXED_DAY.strftime
+    return sandbox
+
+
+def serve():
+    """Renders until its input ends: a line [template, values, seconds] in JSON gives a line
+    [text, why not]. The system ends the process after `seconds` of work on one line; waiting for a
+    busy machine is no work."""
+    sandbox = make_sandbox()
     compiled = functools.lru_cache(maxsize=16)(sandbox.from_string)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
+        text, problem = "", ""
         try:
             template, values, seconds = json.loads(line)
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            text, problem = compiled(template).render(values), ""
+            text = compiled(template).render(values)
             if len(text) > LARGEST:
-                text, problem = "", f"renders {len(text)} characters; the limit is {LARGEST}"
+                problem = f"renders {len(text)} characters; the limit is {LARGEST}"
         except MemoryError:
-            text, problem = "", f"takes over {MEMORY} bytes"
+            problem = f"takes over {MEMORY} bytes"
         except Exception as error:  # a stranger's program may fail in any way there is
-            text, problem = "", f"{type(error).__name__}: {error}"[:500]
+            problem = f"{type(error).__name__}: {error}"[:500]
         signal.setitimer(signal.ITIMER_PROF, 0)
+        if problem:
+            text = ""
         print(json.dumps([text, problem]), flush=True)
 
 

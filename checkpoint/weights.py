@@ -2,15 +2,17 @@
 
     list_tensors("demo/model")["model.norm.weight"]
 """
+import os
 from pathlib import Path
 
 import torch
 
-from storage.files import open_tensors, read_json, require
+from storage.files import InputError, open_tensors, read_json, require
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes that weights may have
 HEAD = "lm_head.weight"
 TABLES = {HEAD, "model.embed_tokens.weight"}  # which some folders tie: one tensor for both
+ROTARY_CONSTANT = "rotary_emb.inv_freq"  # old exports store it in every layer
 
 
 def tensor_files(folder):
@@ -21,49 +23,68 @@ def tensor_files(folder):
     require(index.exists(), f"{folder}: no {single.name} and no {index.name}")
     shards = read_json(index).get("weight_map")
     require(isinstance(shards, dict) and shards, f"{index}: no weight_map")
-    for name in shards.values():
-        require(isinstance(name, str) and Path(name).name == name,
-                 f"{index}: shard {name!r} lies outside the folder")
-    return [folder / name for name in sorted(set(shards.values()))]
+    names = set()
+    for shard in shards.values():
+        require(isinstance(shard, str) and shard, f"{index}: shard {shard!r} is no file name")
+        # by its text alone: a hub's cache has links in the folder, which lead out of it
+        name = os.path.normpath(shard)
+        require(not os.path.isabs(name) and Path(name).parts[:1] != ("..",),
+                f"{index}: shard {shard!r} lies outside the folder")
+        names.add(name)
+    return [folder / name for name in sorted(names)]
 
 
 def list_tensors(folder):
     """{name: (file, shape)} of every tensor of a folder; only the files' headers are read."""
-    found = {}
+    places = {}
     for file in tensor_files(Path(folder)):
         with open_tensors(file) as tensors:
             for name in tensors.keys():
-                if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports store
+                if name.endswith(ROTARY_CONSTANT):
                     continue
-                piece = tensors.get_slice(name)
-                require(piece.get_dtype() in FLOATS, f"{file}: {name} has dtype "
-                         f"{piece.get_dtype()}; weights are one of {', '.join(FLOATS)}")
-                require(name not in found,
-                         f"{file}: {name} also stands in {found.get(name, [0])[0]}")
-                found[name] = file, tuple(piece.get_shape())
-    return found
+                header = tensors.get_slice(name)
+                dtype = header.get_dtype()
+                require(dtype in FLOATS, f"{file}: {name} has dtype {dtype}; weights are one of "
+                        f"{', '.join(FLOATS)}")
+                if name in places:
+                    raise InputError(f"{file}: {name} is also in {places[name][0]}")
+                places[name] = file, tuple(header.get_shape())
+    return places
 
 
 def read_weights(folder, config, shapes, device, dtype):
     """The model's state dict from a folder: names as stored, without a leading "model.".
 
     shapes: {name: shape} that the model wants. InputError names what is missing, unexpected or
-    mis-shaped, before a tensor is read, and then what is not finite. Where config ties the two
+    mis-shaped, before a tensor is read, and then what is not finite. If config ties the two
     tables and one is absent, or both are equal, they are the same tensor."""
-    wanted = {name if name == HEAD else f"model.{name}": tuple(shapes[name]) for name in shapes}
-    found, weights = list_tensors(folder), {}
-    spare = TABLES if config.tie_embeddings and found.keys() & TABLES else set()
-    missing, extra = sorted(wanted.keys() - found - spare), sorted(found.keys() - wanted)
-    require(not missing and not extra, f"{folder}: {len(missing)} tensors missing {missing[:3]}, "
-             f"{len(extra)} unexpected {extra[:3]}")
-    for name, (file, shape) in found.items():
-        require(shape == wanted[name],
-                 f"{file}: {name} has shape {shape}; config.json says {wanted[name]}")
-    for name, (file, _) in found.items():
+    places = list_tensors(folder)
+    _check_names(folder, config, places, shapes)
+    weights = {}
+    for stored_name, (file, _) in places.items():
         with open_tensors(file) as tensors:  # one at a time: what is mapped counts as memory
-            weights[name] = tensors.get_tensor(name).to(device, dtype, copy=True)
-        require(weights[name].isfinite().all(), f"{file}: {name} holds NaN or infinite values")
+            weight = tensors.get_tensor(stored_name).to(device, dtype, copy=True)
+        require(weight.isfinite().all(), f"{file}: {stored_name} holds NaN or infinite values")
+        weights[stored_name] = weight
     tables = [weights[name] for name in TABLES if name in weights]
     if config.tie_embeddings and (len(tables) == 1 or torch.equal(*tables)):
         weights |= dict.fromkeys(TABLES, tables[0])
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def _check_names(folder, config, places, shapes):
+    """InputError unless the folder has the tensors that the model wants, and no others."""
+    wanted = {}
+    for name, shape in shapes.items():
+        stored_name = name if name == HEAD else f"model.{name}"
+        wanted[stored_name] = tuple(shape)
+    missing = wanted.keys() - places.keys()
+    if config.tie_embeddings and len(missing & TABLES) == 1:
+        missing -= TABLES  # the other table is there, for both
+    unexpected = sorted(places.keys() - wanted.keys())
+    require(not missing and not unexpected,
+            f"{folder}: {len(missing)} tensors missing {sorted(missing)[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}")
+    for name, (file, shape) in places.items():
+        require(shape == wanted[name],
+                f"{file}: {name} has shape {shape}; config.json says {wanted[name]}")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 HERE = Path(__file__).resolve().parent
@@ -230,7 +230,8 @@ def save_folder(model, folder, record):
     """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.cpu() for name, weight in model.named_weights().items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    data = save(tensors, {"format": "pt"})  # its save_file makes files only their owner can read
+    (folder / "model.safetensors").write_bytes(data)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "vocab_size": CONFIG.vocab_size, "hidden_size": CONFIG.hidden_size,
               "intermediate_size": CONFIG.intermediate_size, "head_dim": CONFIG.head_dim,

@@ -1,6 +1,7 @@
 """GGUF files made with the gguf package's own writer, read back as folders. (pip install gguf)"""
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
@@ -14,7 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import checkpoint.config
+import tiny
 from conftest import ROOT
+import tools.gguf
 from tools.gguf import convert, stretching
 from checkpoint.config import Llama3Rope
 from checkpoint.tokenizer import load_tokenizer
@@ -135,7 +139,8 @@ def gguf_arrays(model):
     arrays, config = {}, model.config
     for name, weight in model.named_weights().items():
         *before, part, kind = name.removeprefix("model.").split(".")
-        if config.model_type == "llama" and part in ("q_proj", "k_proj"):
+        interleaved = checkpoint.config.FAMILIES[config.model_type].gguf_interleaved
+        if interleaved and part in ("q_proj", "k_proj"):
             weight = llama_cpp_order(weight, config.num_heads if part == "q_proj"
                                      else config.num_kv_heads)
         block = f"blk.{before[1]}." if before else ""
@@ -150,7 +155,8 @@ def write_gguf(file, model, kind="F32", pre="gpt-2", vocabulary=None, tensors=()
     (dots spelt __) and arrays; None leaves one out."""
     gguf = pytest.importorskip("gguf", reason="no gguf package (pip install gguf)")
     config, (tokens, kinds, merges) = model.config, vocabulary or small_vocabulary()
-    arch = changes.pop("architecture", config.model_type)
+    family = checkpoint.config.FAMILIES[config.model_type]
+    arch = changes.pop("architecture", family.gguf)
     keys = {"block_count": config.num_layers, "context_length": config.max_positions,
             "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
             "attention.head_count": config.num_heads,
@@ -202,7 +208,8 @@ def rounded(model, kind):
 
 # ---- weights ----
 
-FAMILIES = ["llama", "llama-bias", "llama3", "qwen2", "qwen3"]
+FAMILIES = [name for name in sorted(tiny.FAMILIES)
+            if checkpoint.config.FAMILIES[tiny_config(name).model_type].gguf]
 TOKENS = torch.arange(5, 35).reshape(2, 15)
 
 
@@ -439,6 +446,26 @@ def test_damaged_file_is_read_or_refused(tmp_path, data):
         assert str(file) in str(error)
         assert not [*(tmp_path / "home").iterdir()]
     shutil.rmtree(tmp_path / "home", ignore_errors=True)
+
+
+def test_a_family_whose_record_names_no_gguf_is_refused(tmp_path, monkeypatch):
+    """Catches a converter that opens every family of the decoder, without knowing how llama.cpp
+    stores it."""
+    assert tools.gguf.ARCHITECTURES.keys() == {"llama", "qwen2", "qwen3"}
+    monkeypatch.delitem(tools.gguf.ARCHITECTURES, "qwen2")
+    refuses(write_gguf(tmp_path / "m.gguf", gguf_model("qwen2")), "'qwen2' is not supported")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_may_be_read_by_whom_the_user_says(tmp_path, umask):
+    """Catches weights that only their owner can read: the library makes them so."""
+    before = os.umask(umask)
+    try:
+        convert(write_gguf(tmp_path / "m.gguf", gguf_model()), tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
 
 
 def test_folder_with_files_is_left_alone(tmp_path):

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from checkpoint import weights
-from checkpoint.config import Config, Llama3Rope, read_config
+from checkpoint.config import FAMILIES as CONFIG_FAMILIES
+from checkpoint.config import Config, Family, Llama3Rope, read_config
 from checkpoint.weights import list_tensors, read_weights, tensor_files
 from checkpoint.tokenizer import load_tokenizer
 from model_llama import generate, load_model
@@ -87,6 +88,42 @@ def test_a_sharded_folder_is_the_same_model(family, count, rng):
                        for file in sorted(set(homes))})
         assert tensor_files(folder) == [folder / file for file in sorted(set(homes))]
         assert torch.equal(load_model(folder)(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("names", [
+    ("sub/a.safetensors", "b.safetensors"), ("./a.safetensors", "a.safetensors"),
+    ("sub/../a.safetensors", "sub/deep/b.safetensors")])
+def test_a_shard_may_be_anywhere_inside_the_folder(names, folder):
+    """Catches a legal folder refused, and a shard read twice under two spellings."""
+    wanted = load_model(folder)(TOKENS)
+    tensors = list(list_tensors(folder))
+    homes = {name: os.path.normpath(name) for name in names}
+    for name in homes.values():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    contents = {name: tensors[n::2] for n, name in enumerate(names)}
+    shard(folder, {home: [t for name in names if homes[name] == home for t in contents[name]]
+                   for home in homes.values()})
+    edit_json(folder / "model.safetensors.index.json",
+              weight_map={t: name for name in names for t in contents[name]})
+    assert torch.equal(load_model(folder)(TOKENS), wanted)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/tmp/a.safetensors", "sub/../../a", "..",
+                                  "", 7, None, ["a.safetensors"]])
+def test_a_shard_outside_the_folder_is_refused(name, folder):
+    """Catches a folder that reads another one's files."""
+    edit_json(folder / "model.safetensors.index.json", weight_map={"model.norm.weight": name})
+    (folder / "model.safetensors").unlink()
+    refused(lambda: list_tensors(folder), "model.safetensors.index.json", repr(name))
+
+
+def test_a_shard_may_be_a_link_as_in_the_cache_of_a_hub(folder, tmp_path):
+    """Catches a refusal of what the hub's own cache looks like."""
+    wanted = load_model(folder)(TOKENS)
+    shard(folder, {"a.safetensors": list(list_tensors(folder))})
+    (folder / "a.safetensors").rename(tmp_path / "blob")
+    (folder / "a.safetensors").symlink_to(tmp_path / "blob")
+    assert torch.equal(load_model(folder)(TOKENS), wanted)
 
 
 def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
@@ -259,6 +296,7 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
     ({"architectures": "LlamaForCausalLM", "model_type": "mamba"}, "mamba"),
     ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
     ({"model_type": "qwen2_moe"}, "qwen2_moe"), ({"model_type": ABSENT}, "model_type"),
+    ({"model_type": {}}, "model_type {} is not supported"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
     ({"text_config": {"hidden_size": 8}}, "text_config"),
@@ -268,7 +306,34 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
       for kind in ("linear", "yarn", "dynamic", "longrope")),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
-    ({"rope_parameters": NESTED}, "rope_parameters: type ['full_attention', 'sliding_att"),
+    ({"rope_parameters": NESTED}, "rope_parameters: full_attention {"),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+     "rope_parameters: partial_rotary_factor 0.5"),
+    ({"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "rope_scaling: factor 8.0"),
+    ({"rope_scaling": {"type": "default", "mrope_section": [2, 1, 1]}}, "mrope_section [2, 1, 1]"),
+    ({"rope_scaling": {**LLAMA3, "attention_factor": 2.0}}, "attention_factor 2.0"),
+    ({"rope_parameters": {"rope_type": ["llama3"]}}, "type ['llama3']"),
+    ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor must be a number, got '8'"),
+    ({"rope_theta": True}, "rope_theta must be a number, got True"),
+    ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
+    ({"is_causal": False}, "is_causal False"),
+    *(({key: value}, f"{key} {value!r}") for key, value in [
+        ("logits_scaling", 8.0), ("logit_scale", 0.0625), ("residual_multiplier", 0.22),
+        ("embedding_multiplier", 12.0), ("attention_multiplier", 1.0), ("scale_emb", 12),
+        ("mlp_multipliers", [0.9, 0.5]), ("scale_embedding", True), ("scale_depth", 1.4),
+        ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 1.0), ("clip_qkv", 8.0),
+        ("query_pre_attn_scalar", 256), ("no_rope_layers", [1, 0, 1]), ("use_qk_norm", True),
+        ("qk_layernorm", True), ("alibi", True), ("use_parallel_residual", True),
+        ("parallel_attn", True), ("attention_chunk_size", 8), ("sliding_window_pattern", 4),
+        ("use_bidirectional_attention", True), ("num_kv_shared_layers", 2), ("use_mrope", True),
+        ("per_layer_config", {"0": {"head_dim": 8}}), ("hidden_activation", "gelu_pytorch_tanh"),
+        ("kv_lora_rank", 512), ("moe_intermediate_size", 8), ("num_experts_per_tok", 2),
+        ("use_dynamic_ntk", True), ("use_logn_attn", True), ("rotary_pct", 0.25),
+        ("position_embedding_type", "alibi"), ("rope_interleave", True), ("swiglu_limit", 7.0),
+        ("vision_config", {"depth": 2}), ("quantization", {"bits": 4}), ("loop_num_passes", 2)]),
+    ({"attention_bias": "false"}, "attention_bias must be true or false, got 'false'"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+    ({"mlp_bias": [0]}, "mlp_bias must be true or false"),
     ({"rope_scaling": "linear"}, "rope_scaling must be an object, got 'linear'"),
     ({"rope_parameters": ["linear"]}, "rope_parameters must be an object, got ['linear']"),
     ({"rope_scaling": {**LLAMA3, "factor": 0}}, "factor"),
@@ -283,6 +348,8 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
     ({"num_attention_heads": 0}, "0"), ({"num_attention_heads": 0, "head_dim": ABSENT}, "head"),
     ({"hidden_size": ABSENT}, "hidden_size"), ({"vocab_size": ABSENT}, "vocab_size"),
     ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"), ({"dtype": "int8"}, "int8"),
+    ({"dtype": {"": "float32"}}, "dtype {'': 'float32'} is not supported"),
+    ({"torch_dtype": ["float32"]}, "dtype ['float32'] is not supported"),
 ], ids=lambda value: str(value)[:70])
 def test_a_config_that_cannot_be_honoured_is_refused_by_name(changes, word, folder):
     """Catches a key that changes the computation and is read over in silence."""
@@ -312,6 +379,71 @@ def test_any_config_is_read_or_refused(changes, no_head_dim):
             assert isinstance(config_with(folder, **{**head, **changes}), Config)
         except InputError as error:
             assert "config.json" in str(error)
+
+
+REAL_NOTES = {  # keys of real folders, and what old versions of transformers wrote of defaults
+    "_name_or_path": "x", "transformers_version": "4.49.0", "use_cache": True,
+    "attn_implementation": "sdpa", "_attn_implementation_autoset": True, "pretraining_tp": 1,
+    "initializer_range": 0.02, "attention_dropout": 0.0, "pad_token_id": 0, "torchscript": False,
+    "use_mrope": False, "max_window_layers": 36, "unsloth_fixed": True, "max_sequence_length": 64,
+    "add_cross_attention": False, "chunk_size_feed_forward": 0, "pruned_heads": {},
+    "cross_attention_hidden_size": None, "is_encoder_decoder": False, "length_penalty": 1.0,
+    "output_router_logits": False, "num_experts": 0, "logits_scaling": 1.0, "is_causal": True,
+    "final_logit_softcapping": None, "partial_rotary_factor": 1, "residual_multiplier": 1,
+    "is_decoder": True, "id2label": {"0": "LABEL_0"}, "quantization_config": {}, "alibi": False,
+    "hidden_act": "swish", "ffn_dim_multiplier": 1.3, "multiple_of": 256}
+
+
+@pytest.mark.parametrize("model_type", sorted(CONFIG_FAMILIES))
+def test_a_note_that_changes_nothing_is_read_over(model_type, folder):
+    """Catches legal folders refused: other programs leave notes in config.json."""
+    plain = config_with(folder, architectures=ABSENT, model_type=model_type)
+    for key, value in REAL_NOTES.items():
+        assert config_with(folder, **{key: value}) == plain
+
+
+# ---- config.json: one record per family ----
+
+@pytest.mark.parametrize("model_type", sorted(CONFIG_FAMILIES))
+def test_a_window_of_each_family_is_refused(model_type, folder):
+    """Catches a family whose layers see less in its library of origin than here: whichever keys
+    its record reads."""
+    record = CONFIG_FAMILIES[model_type]
+    edit_json(folder / "config.json", architectures=ABSENT, model_type=model_type)
+    switch = {record.window_switch: True} if record.window_switch else {}
+    wanted = {"sliding_window": 8, "max_window_layers": 2, **switch}
+    refused(lambda: config_with(folder, **wanted), "sliding_window")
+    refused(lambda: config_with(folder, sliding_window=0), "sliding_window")
+    assert config_with(folder, max_window_layers=3)  # no layer is left that has one
+    refused(lambda: config_with(folder, layer_types=["full_attention", "sliding_attention"]),
+            "sliding_window")
+    assert config_with(folder, layer_types=["full_attention"] * 3, max_window_layers=0)
+    edit_json(folder / "config.json", layer_types=ABSENT, sliding_window=ABSENT)
+    if "sliding_window" in record.defaults:  # 4096 is meant if none is named
+        refused(lambda: config_with(folder), "sliding_window")
+    if record.window_switch:
+        assert config_with(folder, **{record.window_switch: False}, sliding_window=8)
+        assert config_with(folder, **{record.window_switch: ABSENT})
+
+
+MISTRAL = Family(  # as its library has it; a record is all that a family of known blocks needs
+    "mistral", "MistralForCausalLM", ignored=frozenset({"attention_bias", "mlp_bias"}),
+    defaults={**CONFIG_FAMILIES["llama"].defaults, "num_key_value_heads": 8, "head_dim": None,
+              "max_position_embeddings": 131072, "sliding_window": 4096})
+
+
+def test_a_new_family_is_what_its_record_says_and_nothing_of_the_others(folder, monkeypatch):
+    """Catches a family that inherits the defaults, the switch or the biases of another one."""
+    monkeypatch.setitem(CONFIG_FAMILIES, "mistral", MISTRAL)
+    edit_json(folder / "config.json", architectures=["MistralForCausalLM"], model_type="mistral")
+    for window in (ABSENT, 8):
+        refused(lambda: config_with(folder, sliding_window=window, use_sliding_window=False),
+                "sliding_window")
+    config = config_with(folder, sliding_window=None, attention_bias=True, mlp_bias=True,
+                         num_attention_heads=16, hidden_size=64, head_dim=ABSENT,
+                         num_key_value_heads=ABSENT, max_position_embeddings=ABSENT)
+    assert (config.num_kv_heads, config.max_positions, config.head_dim) == (8, 131072, 4)
+    assert not (config.qkv_bias or config.o_bias or config.mlp_bias or config.qk_norm)
 
 
 # ---- config.json: how defaults resolve ----
@@ -365,6 +497,40 @@ def test_config_defaults_resolve_as_in_the_library_of_origin(changes, wanted, fo
 
 
 # ---- tokenizer and stop ids ----
+
+CUTS = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADS = {"strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": 8, "pad_id": 1,
+        "pad_type_id": 0, "pad_token": "<eos>"}
+
+
+@pytest.mark.parametrize("left", [
+    {"truncation": CUTS}, {"truncation": {**CUTS, "direction": "Left"}}, {"padding": PADS},
+    {"padding": {**PADS, "strategy": "BatchLongest"}}, {"truncation": CUTS, "padding": PADS}])
+def test_what_training_leaves_in_tokenizer_json_is_switched_off(left, folder):
+    """Catches prompts that are cut or filled up without a word: of 77.5% correct answers 19.0%
+    are left. transformers switches both off when it encodes."""
+    wanted = load_tokenizer(folder).encode("Question: 3 4 5")
+    edit_json(folder / "tokenizer.json", **left)
+    assert load_tokenizer(folder).encode("Question: 3 4 5") == wanted
+    assert len(wanted) == 4
+
+
+def test_a_text_has_the_same_tokens_every_time(folder):
+    """Catches BPE dropout that training left behind: another prompt at every call."""
+    words = ["<unk>", "<eos>", "a", "b", "ab", "abab"]
+    edit_json(folder / "tokenizer.json", pre_tokenizer=None, normalizer=None, model={
+        "type": "BPE", "dropout": 0.9, "vocab": {word: n for n, word in enumerate(words)},
+        "merges": ["a b", "ab ab"], "unk_token": "<unk>"})
+    tokenizer = load_tokenizer(folder)
+    assert [tokenizer.encode("abababab") for _ in range(20)] == [[5, 5]] * 20
+
+
+def test_special_tokens_in_a_text_are_split_only_where_the_folder_says_so(folder):
+    """Catches a key of tokenizer_config.json that transformers obeys."""
+    assert load_tokenizer(folder).encode("3<eos>4") == [5, 1, 6]
+    edit_json(folder / "tokenizer_config.json", split_special_tokens=True)
+    assert load_tokenizer(folder).encode("3<eos>4") == [0]
+
 
 @pytest.mark.parametrize("generation, config, wanted", [
     (5, 1, {1, 5}), ([5, 7, 5], 1, {1, 5, 7}), (None, 6, {1, 6}), (ABSENT, 6, {1, 6}),
@@ -459,8 +625,11 @@ def test_bos_is_not_doubled(folder):
 
 
 @pytest.mark.parametrize("condition", [
-    "add_generation_prompt", "enable_thinking is false", f"date_string == '{FIXED_DATE}'",
-    "bos_token is not defined", "messages[0].role == 'user'"])
+    "add_generation_prompt", "enable_thinking is false",
+    f"strftime_now('%d %b %Y') == '{FIXED_DATE}'",
+    "strftime_now('%Y-%m-%d') == '2024-07-26'", "date_string is not defined",
+    "bos_token is not defined", "messages[0].role == 'user'", "tools is defined and tools is none",
+    "documents is defined and documents is none", "unk_token is not defined"])
 def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):
     """Catches a conversation that waits for nobody, a chain of thought, and today's date."""
     edit_json(folder / "tokenizer_config.json",
@@ -470,6 +639,15 @@ def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):
 
 @pytest.mark.parametrize("template, wanted", [
     ("{{ strftime_now('%d %b %Y') }}", FIXED_DATE), ("{{ x | tojson }}", '{"a": "<é>"}'),
+    ("{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=True, sort_keys=True) }}",
+     '{"a": 1, "b": "\\u00e9"}'),
+    ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", '[1,{"a":2}]'),
+    ("{{ {'a': 1} | tojson(indent=2) }}", '{\n  "a": 1\n}'),
+    ("{% generation %}a{{ x.a }}{% endgeneration %}b", "a<é>b"),
+    ("{%- generation -%} a {%- endgeneration -%} b", "ab"),
+    ("{% set y = 1 %}{% generation %}{% set y = 2 %}{{ y }}{% endgeneration %}{{ y }}", "21"),
+    ("{% for i in 'ab' %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}", "12"),
+    ("{{ dict(a=1).a }}{{ dict.fromkeys('ab', 2).b }}", "12"),
     ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
     ("{% set ns = namespace(n=1) %}{% set ns.n = ns.n * 3 %}{{ ns.n }}", "3"),
     ("{{ 'a b c' | wordwrap(3) }}", "a b\nc"), ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
@@ -510,6 +688,70 @@ def test_what_a_template_may_not_see_is_empty(template):
         assert render(template, x=[1]).strip() == ""
     except InputError:
         pass
+
+
+TOKENS_OF_A_FOLDER = [  # (tokenizer_config.json, special_tokens_map.json, what a template sees)
+    ({"unk_token": "U"}, {}, {"unk_token": "U", "eos_token": "<eos>"}),
+    ({"sep_token": "S", "cls_token": {"content": "C"}, "mask_token": "M", "pad_token": None},
+     {}, {"sep_token": "S", "cls_token": "C", "mask_token": "M", "eos_token": "<eos>"}),
+    ({}, {"unk_token": {"content": "U", "lstrip": False}, "bos_token": "B"},
+     {"unk_token": "U", "bos_token": "B", "eos_token": "<eos>"}),
+    ({"unk_token": "old"}, {"unk_token": "U"}, {"unk_token": "U", "eos_token": "<eos>"}),
+    ({"added_tokens_decoder": {}}, {"unk_token": "U"}, {"eos_token": "<eos>"}),
+    ({"additional_special_tokens": ["A", {"content": "B"}], "add_bos_token": True}, {},
+     {"additional_special_tokens": ["A", "B"], "eos_token": "<eos>"}),
+    ({"extra_special_tokens": {"image_token": "I"}, "boi_token": "J"}, {},
+     {"image_token": "I", "boi_token": "J", "eos_token": "<eos>"}),
+    ({"tokenizer_class": "LlamaTokenizerFast"}, {},
+     {"bos_token": "<s>", "eos_token": "<eos>", "unk_token": "<unk>"}),
+    ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, {},
+     {"eos_token": "<eos>", "unk_token": "<unk>"}),
+    ({"tokenizer_class": "Qwen2Tokenizer", "pad_token": "P"}, {},
+     {"eos_token": "<eos>", "unk_token": "<|endoftext|>", "pad_token": "P"})]
+
+
+@pytest.mark.parametrize("settings, special_map, wanted", TOKENS_OF_A_FOLDER)
+def test_a_template_sees_the_special_tokens_that_transformers_hands_it(settings, special_map,
+                                                                       wanted, folder):
+    """Catches a token that a template prints as nothing, whichever file or class names it."""
+    edit_json(folder / "tokenizer_config.json", **settings, chat_template=(
+        "{{ [bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token,"
+        " image_token, boi_token, additional_special_tokens, add_bos_token] | map('default', '-')"
+        " | list | tojson }}"))
+    if special_map:
+        edit_json(folder / "special_tokens_map.json", **special_map)
+    names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+             "mask_token", "image_token", "boi_token", "additional_special_tokens", "add_bos_token"]
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.special == wanted
+    assert json.loads(tokenizer.render(HI)) == [wanted.get(name, "-") for name in names]
+
+
+def test_a_special_token_that_is_a_mere_word_of_tokenizer_json_stays_whole(folder):
+    """Catches an end of text, printed by a template, that is cut into letters."""
+    edit_json(folder / "tokenizer_config.json", unk_token="z", additional_special_tokens=["y"],
+              pad_token="not in the vocabulary")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("3z4y5") == [5, 37, 6, 36, 7] and tokenizer.decode([5, 37, 36]) == "3"
+    assert tokenizer.fast.get_vocab_size() == 40
+    edit_json(folder / "tokenizer_config.json", additional_special_tokens=[3])
+    refused(lambda: load_tokenizer(folder), "additional_special_tokens must be texts, got [3]")
+
+
+def test_a_template_does_not_see_what_is_none_in_a_message(folder):
+    """Catches a template that takes the branch for tool calls, or prints None."""
+    edit_json(folder / "tokenizer_config.json",
+              chat_template="{{ 4 if messages[0].tool_calls is defined else 3 }}")
+    assert load_tokenizer(folder).chat([{**HI[0], "tool_calls": None}]) == [5]
+
+
+def test_an_end_of_text_that_only_the_special_tokens_map_names_ends_an_answer(folder):
+    """Catches an answer that runs on: older folders name eos_token in that file alone."""
+    edit_json(folder / "config.json", eos_token_id=ABSENT)
+    edit_json(folder / "tokenizer_config.json", eos_token=ABSENT)
+    assert load_tokenizer(folder).stop_ids == ()
+    edit_json(folder / "special_tokens_map.json", eos_token={"content": "<eos>"})
+    assert load_tokenizer(folder).stop_ids == (1,)
 
 
 ENDLESS = ("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}")

@@ -5,17 +5,19 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
+from checkpoint import config as checkpoint_config
 from checkpoint.config import Config, Llama3Rope
 from model_llama import Llama
 
 WORDS = ["<unk>", "<eos>", *"0123456789abcdefghijklmnopqrstuvwxyz", "Question:", "Answer:"]
+# Every model family as its record says, and further settings that a family may have. A new record
+# in checkpoint/config.py is a new row here, and so a case of every test that goes through FAMILIES.
 FAMILIES = {
-    "llama": {},
-    "llama-bias": {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
-    "llama3": {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16), "tie_embeddings": True},
-    "qwen2": {"model_type": "qwen2", "qkv_bias": True},
-    "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 12},
-}
+    name: {"model_type": name, "qkv_bias": family.qkv_bias, "qk_norm": family.qk_norm}
+    for name, family in checkpoint_config.FAMILIES.items()}
+FAMILIES["llama-bias"] = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
+FAMILIES["llama3"] = {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16), "tie_embeddings": True}
+FAMILIES["qwen3"]["head_dim"] = 12  # not the hidden size divided by the heads
 
 
 def tiny_config(family="llama", **changes):
@@ -41,40 +43,49 @@ def tiny_model(seed=0, family="llama", dtype=torch.float64, **changes):
 
 def save_tiny(folder, model):
     """Writes a tiny Llama as a Hugging Face folder with a word-level tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
     folder.mkdir(parents=True, exist_ok=True)
-    c = model.config
     views = {name: view.float().contiguous() for name, view in model.named_weights().items()}
     save_file(views, folder / "model.safetensors")
-    names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-    config = {"architectures": [names[c.model_type]], "model_type": c.model_type,
-              "vocab_size": c.vocab_size, "hidden_size": c.hidden_size,
-              "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_layers,
-              "num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads,
-              "head_dim": c.head_dim, "max_position_embeddings": c.max_positions,
-              "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta, "eos_token_id": 1,
-              "tie_word_embeddings": c.tie_embeddings, "attention_bias": c.o_bias,
-              "mlp_bias": c.mlp_bias, "torch_dtype": "float32"}
-    if c.rope_scaling:
-        config["rope_scaling"] = {"rope_type": "llama3", **vars(c.rope_scaling)}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    (folder / "config.json").write_text(json.dumps(hf_settings(model.config)))
+    save_tokenizer(folder)
+    return folder
+
+
+def hf_settings(config):
+    """What config.json says of a Config."""
+    family = checkpoint_config.FAMILIES[config.model_type]
+    settings = {
+        "architectures": [family.architecture], "model_type": config.model_type,
+        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size, "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim, "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.rms_norm_eps, "rope_theta": config.rope_theta, "eos_token_id": 1,
+        "tie_word_embeddings": config.tie_embeddings, "attention_bias": config.o_bias,
+        "mlp_bias": config.mlp_bias, "torch_dtype": "float32", "sliding_window": None}
+    if config.rope_scaling:
+        settings["rope_scaling"] = {"rope_type": "llama3", **vars(config.rope_scaling)}
+    return settings
+
+
+def save_tokenizer(folder):
+    """Writes a tokenizer of the WORDS between blanks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    number = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(number, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<unk>", "<eos>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}),
-                                                  encoding="utf-8")
-    return folder
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
 
 
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
 
 
 def edit_json(file, **changes):
-    value = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    value = json.loads(file.read_text()) if file.exists() else {}
     value.update(changes)
-    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}),
-                    encoding="utf-8")
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
 
 
 def edit_tensors(folder, **changes):

@@ -1,8 +1,8 @@
 """A GGUF file (llama.cpp's format) as a folder that load_model and load_tokenizer read.
 
-Read are models of the llama, qwen2 and qwen3 architectures, in every quantisation that the gguf
-package turns back into numbers, with a byte-level BPE tokenizer whose pre-tokenizer is in PRE.
-Whatever else would change the computation is refused by name: nothing is guessed.
+It reads the model families whose record in checkpoint/config.py names a GGUF architecture, in
+every quantisation that the gguf package turns back into numbers, with a byte-level BPE tokenizer
+whose pre-tokenizer is in PRE. Whatever else would change the computation is refused by name.
 
 Two things are stored differently there. llama.cpp turns neighbouring channels of a llama head by
 one angle, Hugging Face channels half a head apart, so the rows of queries and keys are put back
@@ -16,7 +16,6 @@ Left out: sentencepiece tokenizers, files split into parts, chat templates besid
 import os
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +28,9 @@ from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normaliz
 import cli
 from checkpoint.config import FAMILIES, read_config
 from model_llama import Llama, inverse_frequencies
-from storage.files import InputError, open_file, write_json
+from storage.files import InputError, open_file, require, write_json
 
+ARCHITECTURES = {family.gguf: family for family in FAMILIES.values() if family.gguf}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PARTS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
          "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -50,30 +50,28 @@ WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}"
 PRE = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)],
        "qwen2": [pre_tokenizers.Split(Regex(WORDS % 1), "isolated")],
        "llama-bpe": [pre_tokenizers.Split(Regex(WORDS % 3), "isolated")]}
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # kinds of tokens
-ENDING = {"eos", "eot", "eom"}  # the file's own names of what ends an answer; and their texts:
-ENDS = {"<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
-
-
-def _require(holds, otherwise):
-    if not holds:
-        raise InputError(otherwise)
+CONTROL = 3  # kinds of tokens, as llama.cpp numbers them
+USER_DEFINED = 4
+UNUSED = 5
+STOP_NAMES = {"eos", "eot", "eom"}  # what ends an answer, by its name in the file
+STOP_TEXTS = {  # and by its text: many files name only one of them
+    "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
 
 
 def convert(file, folder, dtype="bfloat16"):
     """Writes the folder of a GGUF file, whole or not at all; the number of weights.
 
-    Raises InputError naming the file and what cannot be read or followed.
-    """
+    InputError names the file and what cannot be read or followed."""
     folder = Path(folder).resolve()
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    _require(not folder.exists() or folder.is_dir() and not any(folder.iterdir()),
-             f"{folder}: exists already and is not an empty folder")
+    require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+            f"{folder}: exists already and is not an empty folder")
     with open_file(file):  # a regular file that may be read
         pass
     try:
         part.mkdir(parents=True)
-        number = fill(part, *read(file), dtype)
+        keys, tensors = read(file)
+        number = write_folder(part, keys, tensors, dtype)
         os.replace(part, folder)
     except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
@@ -93,53 +91,57 @@ def read(file):
     class Reader(GGUFReader):
         def _get(self, offset, dtype, count=1, **order):  # a slice would end early, and say nothing
             end = int(offset) + int(count) * np.dtype(dtype).itemsize
-            _require(end <= len(self.data), f"the file ends at byte {len(self.data)}, before the "
-                     f"bytes from {offset} to {end}")
+            require(end <= len(self.data), f"the file ends at byte {len(self.data)}, before the "
+                    f"bytes from {offset} to {end}")
             return super()._get(offset, dtype, count, **order)
 
     reader = Reader(file)
-    _require(reader.byte_order == "I", "its numbers have their bytes in the other order")
-    return ({key: field.contents() for key, field in reader.fields.items()},
-            {tensor.name: tensor for tensor in reader.tensors})
+    require(reader.byte_order == "I", "its numbers have their bytes in the other order")
+    keys = {key: field.contents() for key, field in reader.fields.items()}
+    return keys, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def fill(folder, values, tensors, dtype):
+def write_folder(folder, keys, tensors, dtype):
     """Writes all files of the folder; the number of weights."""
-    parts = values.get("split.count", 0)
-    _require(parts < 2, f"one of {parts} parts; join them first (llama-gguf-split --merge)")
-    settings = read_settings(values, tensors)
-    tokenizer, side, ends = read_tokenizer(values, settings["vocab_size"])
+    parts = keys.get("split.count", 0)
+    require(parts < 2, f"one of {parts} parts; join them first (llama-gguf-split --merge)")
+    name = keys["general.architecture"]
+    require(name in ARCHITECTURES, f"architecture {name!r} is not supported; supported are "
+            f"{', '.join(ARCHITECTURES)}")
+    family = ARCHITECTURES[name]
+    settings = read_settings(family, keys, tensors)
+    tokenizer, tokenizer_settings, stop_ids = read_tokenizer(keys, settings["vocab_size"])
     write_json(folder / "config.json", settings | {"torch_dtype": dtype})
     config = read_config(folder)
     check(config, tensors)
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", side)
-    if ends:
-        write_json(folder / "generation_config.json", {"eos_token_id": ends})
-    weights = {hf_name(name): read_weight(tensor, config, cli.DTYPES[dtype])
+    write_json(folder / "tokenizer_config.json", tokenizer_settings)
+    if stop_ids:
+        write_json(folder / "generation_config.json", {"eos_token_id": stop_ids})
+    weights = {hf_name(name): read_weight(tensor, family, config, cli.DTYPES[dtype])
                for name, tensor in tensors.items() if name != ROPE}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file(weights, file, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", file)  # the library lets nobody else read it
     return sum(weight.numel() for weight in weights.values())
 
 
 # ---- config.json ----
 
-def read_settings(values, tensors):
+def read_settings(family, keys, tensors):
     """What config.json says, but for the dtype."""
-    family = values["general.architecture"]
-    _require(family in FAMILIES, f"architecture {family!r} is not supported; supported are "
-             f"{', '.join(FAMILIES)}")
-    own = {key.removeprefix(f"{family}."): value for key, value in values.items()
-           if key.startswith(f"{family}.")}
+    prefix = f"{family.gguf}."
+    own = {key.removeprefix(prefix): keys[key] for key in keys if key.startswith(prefix)}
     hidden, heads = own["embedding_length"], own["attention.head_count"]
     head_dim = own.get("attention.key_length", hidden // heads)
     followed = HARMLESS | dict.fromkeys(HEAD_DIMS, (head_dim,))
     for key, value in own.items():
-        _require(key in READ or value in followed.get(key, ()),
-                 f"{family}.{key} {value!r} is not supported")
+        require(key in READ or value in followed.get(key, ()),
+                f"{prefix}{key} {value!r} is not supported")
     settings = {
-        "architectures": [FAMILIES[family]], "model_type": family, "hidden_act": "silu",
-        "vocab_size": int(tensors["token_embd.weight"].shape[-1]), "hidden_size": hidden,
+        "architectures": [family.architecture], "model_type": family.model_type,
+        "hidden_act": "silu", "hidden_size": hidden,
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
         "intermediate_size": own["feed_forward_length"], "num_hidden_layers": own["block_count"],
         "num_attention_heads": heads,
         "num_key_value_heads": own.get("attention.head_count_kv", heads),
@@ -150,9 +152,11 @@ def read_settings(values, tensors):
         "attention_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors}
     if ROPE in tensors:
-        _require(family == "llama", f"tensor {ROPE} is not supported in a {family} model")
-        settings["rope_scaling"] = stretching(
-            read_numbers(tensors[ROPE]), settings["rope_theta"], head_dim)
+        # llama.cpp reads it in the computation that turns neighbouring channels, and in no other
+        require(family.gguf_interleaved,
+                f"tensor {ROPE} is not supported in a {family.model_type} model")
+        divisors = read_numbers(tensors[ROPE])
+        settings["rope_scaling"] = stretching(divisors, settings["rope_theta"], head_dim)
     return settings
 
 
@@ -169,7 +173,7 @@ def stretching(divisors, theta, head_dim):
     two bounds; the rule knows no more than the ratios of bounds and context.
     """
     turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)  # per position
-    _require(divisors.shape == turns.shape,
+    require(divisors.shape == turns.shape,
              f"{ROPE} has {len(divisors)} numbers; a head has {len(turns)} frequencies")
     factor, original = float(divisors.max()), 8192
     between = (divisors > 1.0001) & (divisors < 0.9999 * factor)
@@ -183,19 +187,19 @@ def stretching(divisors, theta, head_dim):
 def check(config, tensors):
     """InputError unless the tensors are those of the config, and turn as the file says."""
     with torch.device("meta"):  # shapes only
-        wanted = {name: tuple(weight.shape)
-                  for name, weight in Llama(config).named_weights().items()}
-    found = {hf_name(name): tuple(tensor.shape[::-1].tolist())
-             for name, tensor in tensors.items() if name != ROPE}
-    for name in sorted(wanted.keys() | found.keys()):
-        _require(name in found, f"no tensor {name}")
-        _require(found[name] == wanted.get(name), f"tensor {name} has shape {found[name]}; the "
-                 f"model wants {wanted.get(name, 'none of this name')}")
+        model = Llama(config)
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_weights().items()}
+    stored = {hf_name(name): tuple(tensor.shape[::-1].tolist())
+              for name, tensor in tensors.items() if name != ROPE}
+    for name in sorted(wanted.keys() | stored.keys()):
+        require(name in stored, f"no tensor {name}")
+        require(stored[name] == wanted.get(name), f"tensor {name} has shape {stored[name]}; the "
+                f"model wants {wanted.get(name, 'none of this name')}")
     if ROPE in tensors:
-        turns, divisors = inverse_frequencies(config), read_numbers(tensors[ROPE])
         plain = inverse_frequencies(replace(config, rope_scaling=None))
-        _require(torch.allclose(turns, plain / torch.from_numpy(divisors), rtol=1e-4, atol=0),
-                 f"{ROPE} is not the llama3 scaling of a context by 1 and 4 turns")
+        divided = plain / torch.from_numpy(read_numbers(tensors[ROPE]))
+        require(torch.allclose(inverse_frequencies(config), divided, rtol=1e-4, atol=0),
+                f"{ROPE} is not the llama3 scaling of a context by 1 and 4 turns")
 
 
 # ---- weights ----
@@ -207,7 +211,7 @@ def hf_name(name):
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if block and block[2] in PARTS:
         return f"model.layers.{block[1]}.{PARTS[block[2]]}.{kind}"
-    _require(stem in TOP, f"tensor {name!r} is not supported")
+    require(stem in TOP, f"tensor {name!r} is not supported")
     return f"{TOP[stem]}.{kind}"
 
 
@@ -218,55 +222,62 @@ def read_numbers(tensor):
         return np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
 
 
-def read_weight(tensor, config, dtype):
+def read_weight(tensor, family, config, dtype):
     """A tensor of the file as the decoder wants it."""
-    weight, part = torch.from_numpy(read_numbers(tensor)), tensor.name.split(".")[-2]
-    if config.model_type == "llama" and part in ("attn_q", "attn_k"):
+    weight = torch.from_numpy(read_numbers(tensor))
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    part = tensor.name.split(".")[-2]
+    if family.gguf_interleaved and part in heads:
         # in every head, channels 0, 2, 4, ... and then 1, 3, 5, ...
-        heads = config.num_heads if part == "attn_q" else config.num_kv_heads
-        weight = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        pairs = weight.unflatten(0, (heads[part], -1, 2))
+        weight = pairs.transpose(1, 2).flatten(0, 2)
     weight = weight.to(dtype).contiguous()
-    _require(weight.isfinite().all(), f"{tensor.name} holds NaN or infinite values in {dtype}")
+    require(weight.isfinite().all(), f"{tensor.name} holds NaN or infinite values in {dtype}")
     return weight
 
 
 # ---- tokenizer ----
 
-def read_tokenizer(values, rows):
-    """(tokenizer, what tokenizer_config.json says, ids that end an answer)."""
-    own = {key.removeprefix("tokenizer.ggml."): value for key, value in values.items()}
-    _require(own["model"] == "gpt2",
-             f"tokenizer {own['model']!r} is not supported; byte-level BPE ('gpt2') is")
+def read_tokenizer(keys, rows):
+    """(tokenizer, what tokenizer_config.json says, ids that end an answer). rows: of embeddings."""
+    own = {key.removeprefix("tokenizer.ggml."): value for key, value in keys.items()}
+    require(own["model"] == "gpt2",
+            f"tokenizer {own['model']!r} is not supported; byte-level BPE ('gpt2') is")
     pre, tokens, kinds = own["pre"], own["tokens"], own["token_type"]
-    _require(pre in PRE, f"pre-tokenizer {pre!r} is not supported; supported are {', '.join(PRE)}")
-    _require(not own.get("add_space_prefix"), "tokenizer.ggml.add_space_prefix is not supported")
-    _require(len({*tokens}) == len(kinds) <= rows, f"{len({*tokens})} different tokens, "
-             f"{len(kinds)} token types, {rows} rows of embeddings")
-    special = {name: own[f"{name}_token_id"] for name in ("bos", "eos", "padding", "eot", "eom")
-               if f"{name}_token_id" in own}
-    for name, i in special.items():
-        _require(i in range(len(tokens)), f"{name} token {i}; there are {len(tokens)} tokens")
+    require(pre in PRE, f"pre-tokenizer {pre!r} is not supported; supported are {', '.join(PRE)}")
+    require(not own.get("add_space_prefix"), "tokenizer.ggml.add_space_prefix is not supported")
+    require(len({*tokens}) == len(kinds) <= rows, f"{len({*tokens})} different tokens, "
+            f"{len(kinds)} token types, {rows} rows of embeddings")
+    special = {}  # {name: id}
+    for name in ("bos", "eos", "padding", "eot", "eom"):
+        if f"{name}_token_id" in own:
+            special[name] = own[f"{name}_token_id"]
+            require(special[name] in range(len(tokens)),
+                    f"{name} token {special[name]}; there are {len(tokens)} tokens")
+    tokenizer = build(tokens, kinds, own["merges"], pre)
     before = ["bos"] if own.get("add_bos_token", pre == "llama-bpe") else []  # llama.cpp's default
     after = ["eos"] if own.get("add_eos_token") else []
-    side = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(before),
-            **{f"{name[:3]}_token": tokens[special[name]] for name in ("bos", "eos", "padding")
-               if name in special}}
-    if "tokenizer.chat_template" in values:
-        side["chat_template"] = values["tokenizer.chat_template"]
-    tokenizer = build(tokens, kinds, own["merges"], pre)
     if before + after:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[*before, "$A", *after], special_tokens=[
                 {"id": name, "ids": [special[name]], "tokens": [tokens[special[name]]]}
                 for name in before + after])
-    ends = {i for i, token in enumerate(tokens) if token in ENDS and kinds[i] == CONTROL}
-    return tokenizer, side, sorted(ends | {special[name] for name in special.keys() & ENDING})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": bool(before)}
+    for name, key in (("bos", "bos_token"), ("eos", "eos_token"), ("padding", "pad_token")):
+        if name in special:
+            settings[key] = tokens[special[name]]
+    if "tokenizer.chat_template" in keys:
+        settings["chat_template"] = keys["tokenizer.chat_template"]
+    stop_ids = {special[name] for name in special.keys() & STOP_NAMES}
+    stop_ids |= {i for i, token in enumerate(tokens)
+                 if token in STOP_TEXTS and kinds[i] == CONTROL}
+    return tokenizer, settings, sorted(stop_ids)
 
 
 def build(tokens, kinds, merges, pre):
     """The byte-level BPE tokenizer. Rows of embeddings beyond the tokens in use have none."""
     for merge in merges:
-        _require(merge.count(" ") == 1, f"merge {merge!r} is not of two tokens")
+        require(merge.count(" ") == 1, f"merge {merge!r} is not of two tokens")
     used = max(i + 1 for i, kind in enumerate(kinds) if kind != UNUSED)
     try:
         tokenizer = Tokenizer(models.BPE(
@@ -289,9 +300,9 @@ def main(argv=None):
     parser.add_argument("file", type=Path, metavar="FILE.gguf")
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; must not exist yet")
     parser.add_argument("--dtype", choices=cli.DTYPES, default="bfloat16", help="of the weights")
-    args, began = parser.parse_args(argv), time.perf_counter()
+    args = parser.parse_args(argv)
     number = convert(args.file, args.folder, args.dtype)
-    print(f"{args.folder}: {number} weights in {args.dtype}, {time.perf_counter() - began:.0f} s")
+    print(f"{args.folder}: {number} weights in {args.dtype}")
 
 
 if __name__ == "__main__":

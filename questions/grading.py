@@ -458,6 +458,10 @@ class Comparison:
 
     # -- equality --
 
+    def same_answer(self, a, b):
+        """True if two whole answers say the same."""
+        return self.equal(a, b) or self.same_element(a, b)
+
     def equal(self, a, b):
         """True if two readings say the same."""
         # From here on a is the relation if there is one, and has a unit if one of them has.
@@ -466,7 +470,7 @@ class Comparison:
             return self.same_number(a, b)
         if a.unit and b.unit and a.unit != b.unit:
             return False
-        return self.same_items(a, b) or self.same_element(a, b) or self.same_region(a, b)
+        return self.same_items(a, b) or self.same_region(a, b)
 
     def same_number(self, a, b):
         """True if two numbers are equal; a unit, percent or degree sign may be missing in b."""
@@ -540,11 +544,15 @@ class Comparison:
 
     def answers(self, relation, other):
         """True if the relation is "x = other", or a chain of numbers equal to the other."""
+        if other.kind in ("list", "set") and relation.label:
+            names = {item.label for item in other.items if item.kind == "relation"}
+            if names - {"", relation.label}:  # y = 1 or y = 2 does not say what x is
+                return False
         lefts, signs, rights = zip(*relation.items)
         sides = [lefts[0], *rights]
         if relation.label:
             sides.pop(0 if sides[0].label else -1)
-        return set(signs) == {"="} and all(self.equal(side, other) for side in sides)
+        return set(signs) == {"="} and all(self.same_answer(side, other) for side in sides)
 
     def same_comparison(self, a, b):
         """True if two comparisons are the same up to a constant (positive) factor."""
@@ -552,7 +560,7 @@ class Comparison:
         if sign != other_sign:
             return False
         if {reading.kind for reading in (x, y, u, v)} != {"number"}:
-            return self.equal(x, u) and self.equal(y, v)
+            return self.equal(x, u) and self.same_answer(y, v)  # x \in \{5\} is x = 5
         ratio = self.compute(truediv, self.compute(sub, x, y), self.compute(sub, u, v))
         factor = next((value for value in ratio.items if value != nan), Integer(0))
         fits = factor.is_positive if sign[0] == "<" else factor != 0
@@ -672,7 +680,7 @@ def answers_equal(prediction, gold):
         with LOCK:
             comparison = Comparison(first + second)
             readings = [Parser(tokens, comparison).answer() for tokens in (first, second)]
-            return bool(comparison.equal(*readings))
+            return bool(comparison.same_answer(*readings))
     except (ValueError, RecursionError):
         return False
 

@@ -162,7 +162,7 @@ def tokenize(text):
     text = " ".join(text.replace('"', " ").split()).rstrip(" .,;\\$")
     for pattern, new in REWRITINGS:
         text = pattern.sub(new, text)
-    if not re.search(r"[(\[]|\\\{", text):  # in brackets, a comma stands between two items
+    if not re.search(r"[(\[]|\\\{", text):  # in brackets, a comma is between two items
         text = DIGIT_GROUPS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
     return [ALIASES.get(token, token) for token in TOKEN.findall(WORD.sub(quoted, text))]
 
@@ -185,7 +185,7 @@ class Reading(NamedTuple):
     """What an answer, or a part of it, says."""
     kind: str  # number, relation, list, group (in brackets), set or union
     items: tuple  # of a number its values, of a relation triples (left, sign, right), else readings
-    marks: tuple = ()  # what stands between the items and around them
+    marks: tuple = ()  # the signs between the items and around them
     unit: str = ""
     label: str = ""  # the name of a lone variable, or of one that occurs once in a relation
 
@@ -253,7 +253,7 @@ def unit_name(text):
 class Parser:
     """Recursive descent over one answer; its methods go from the whole to the smallest part."""
     CLOSING = {"(": ")]", "[": ")]", "{": "}", r"\{": [r"\}"], r"\begin": [r"\end"]}
-    FACTORS = {*CLOSING, *COMMANDS, "%", "°"}  # a number may stand before these without a sign
+    FACTORS = {*CLOSING, *COMMANDS, "%", "°"}  # no sign is needed between a number and these
 
     def __init__(self, tokens, comparison):
         self.tokens = ["", *reversed(tokens)]  # the next one is the last; "" is the end
@@ -360,7 +360,7 @@ class Parser:
         return reading
 
     def atom(self):
-        """A number, a variable, or what stands in brackets or behind the name of a function."""
+        """A number, a variable, or the content of brackets, or of a function with its argument."""
         token = self.last_atom = self.tokens.pop()
         if token in CONSTANTS:
             return Reading("number", (CONSTANTS[token],))
@@ -409,7 +409,7 @@ class Comparison:
     def __init__(self, tokens):
         self.work = 0
         self.is_real = "i" not in tokens  # then complex values do not count
-        # Sample points lie in c - r ... c + r: some beyond, or near, the numbers in the text.
+        # Sample points are drawn from c - r ... c + r: beyond, or near, the numbers in the text.
         literals = sorted({decimal(token) for token in tokens if NUMBER.fullmatch(token)} | {1})
         top = literals[-1] + 1
         self.ranges = [(5, 5), (-9, 9)]
@@ -458,6 +458,10 @@ class Comparison:
 
     # -- equality --
 
+    def same_answer(self, a, b):
+        """True if two whole answers say the same."""
+        return self.equal(a, b) or self.same_element(a, b)
+
     def equal(self, a, b):
         """True if two readings say the same."""
         # From here on a is the relation if there is one, and has a unit if one of them has.
@@ -466,7 +470,7 @@ class Comparison:
             return self.same_number(a, b)
         if a.unit and b.unit and a.unit != b.unit:
             return False
-        return self.same_items(a, b) or self.same_element(a, b) or self.same_region(a, b)
+        return self.same_items(a, b) or self.same_region(a, b)
 
     def same_number(self, a, b):
         """True if two numbers are equal; a unit, percent or degree sign may be missing in b."""
@@ -518,11 +522,13 @@ class Comparison:
 
     def distinct(self, items):
         """The items, fewer than MAX_ITEMS, without those that equal an earlier one."""
-        kept = ()
-        for item in items[:MAX_ITEMS]:
-            if not any(self.equal(item, earlier) for earlier in kept):
-                kept += (item,)
-        return kept if len(items) < MAX_ITEMS else items
+        if len(items) >= MAX_ITEMS:
+            return items
+        different = ()
+        for item in items:
+            if not any(self.equal(item, earlier) for earlier in different):
+                different += (item,)
+        return different
 
     def same_element(self, a, b):
         """True if one is a set, or a list that repeats one item, and the other is its element."""
@@ -540,11 +546,15 @@ class Comparison:
 
     def answers(self, relation, other):
         """True if the relation is "x = other", or a chain of numbers equal to the other."""
+        if other.kind in ("list", "set") and relation.label:
+            names = {item.label for item in other.items if item.kind == "relation"}
+            if names - {"", relation.label}:  # y = 1 or y = 2 does not say what x is
+                return False
         lefts, signs, rights = zip(*relation.items)
         sides = [lefts[0], *rights]
         if relation.label:
             sides.pop(0 if sides[0].label else -1)
-        return set(signs) == {"="} and all(self.equal(side, other) for side in sides)
+        return set(signs) == {"="} and all(self.same_answer(side, other) for side in sides)
 
     def same_comparison(self, a, b):
         """True if two comparisons are the same up to a constant (positive) factor."""
@@ -552,7 +562,7 @@ class Comparison:
         if sign != other_sign:
             return False
         if {reading.kind for reading in (x, y, u, v)} != {"number"}:
-            return self.equal(x, u) and self.equal(y, v)
+            return self.equal(x, u) and self.same_answer(y, v)  # x \in \{5\} is x = 5
         ratio = self.compute(truediv, self.compute(sub, x, y), self.compute(sub, u, v))
         factor = next((value for value in ratio.items if value != nan), Integer(0))
         fits = factor.is_positive if sign[0] == "<" else factor != 0
@@ -672,7 +682,7 @@ def answers_equal(prediction, gold):
         with LOCK:
             comparison = Comparison(first + second)
             readings = [Parser(tokens, comparison).answer() for tokens in (first, second)]
-            return bool(comparison.equal(*readings))
+            return bool(comparison.same_answer(*readings))
     except (ValueError, RecursionError):
         return False
 

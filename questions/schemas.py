@@ -50,7 +50,7 @@ def f1(text, golds):
 
 
 def word_f1(words, gold_words):
-    if not words or not gold_words:  # one that says "no answer" has nothing in common with words
+    if not words or not gold_words:  # "no answer" has nothing in common with words
         return float(words == gold_words)
     common = (Counter(words) & Counter(gold_words)).total()
     return 2 * common / (len(words) + len(gold_words))
@@ -319,7 +319,7 @@ def multiple_choice(question, options, key, keys=None, **more):
     if len(keys) != len(options):
         raise ValueError(f"{len(options)} options for {len(keys)} labels")
     if str(key) not in keys:
-        raise ValueError(f"the right option {key!r} is not among {', '.join(keys)}")
+        raise ValueError(f"the correct option {key!r} is not among {', '.join(keys)}")
     letter = chr(ord("A") + keys.index(str(key)))
     return {"question": question, "choices": options, "answer": letter, **more}
 

@@ -302,7 +302,7 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path, 
     file.write_text("".join(f"{train.json.dumps(row)}\n" for row in rows), encoding="utf-8")
     command = ["--model", str(model), "--data", str(file), "--out", str(tmp_path / "run"),
                "--simulations", "2", "--seeds", "1"]
-    with pytest.raises(InputError, match="chance 50.0% ± .* --force goes on"):
+    with pytest.raises(InputError, match="chance 50.0% ± .* --force continues"):
         train.main(command)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="0 questions with a right path"):

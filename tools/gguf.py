@@ -29,7 +29,7 @@ from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normaliz
 import cli
 from checkpoint.config import FAMILIES, read_config
 from model_llama import Llama, inverse_frequencies
-from storage.files import InputError, open_file, write_json
+from storage.files import InputError, open_file, write_json, write_whole
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 PARTS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -118,7 +118,8 @@ def fill(folder, values, tensors, dtype):
         write_json(folder / "generation_config.json", {"eos_token_id": ends})
     weights = {hf_name(name): read_weight(tensor, config, cli.DTYPES[dtype])
                for name, tensor in tensors.items() if name != ROPE}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_whole(folder / "model.safetensors",
+                lambda part: save_file(weights, part, metadata={"format": "pt"}))
     return sum(weight.numel() for weight in weights.values())
 
 

@@ -2,8 +2,8 @@
 
 Hundreds of searches advance in lockstep (paper Algorithm 1 each): a step gathers one path per
 question and answers them all in a few batched calls. A finished question is a line of labels.jsonl,
-flushed at once, so the same command goes on where it stopped; a file of another model or search is
-refused. A question's seed comes from its id, so its tree does not depend on others.
+flushed at once, so the same command continues where it stopped; a file of another model or search
+is refused. A question's seed comes from its id, so its tree does not depend on others.
 
     python label.py --model demo/model --out labels.jsonl --limit 100
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
@@ -32,12 +32,13 @@ from answers import judge, prepare
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
-ASKED = 400  # label questions that are asked first, at most
+ASKED = 400  # training questions that are asked first, at most: 95% intervals of 5 points
+WARM_UP = 32  # questions whose time is not measured, since the first call makes kernels
 AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m tools.explain` "
            "shows one answer")
 
 
-# ---- the plain model, before a search ----
+# ---- the base model, before a search ----
 
 def margin(share, number):
     """Half the width of a 95% interval of a share that was measured on so many questions."""
@@ -45,46 +46,48 @@ def margin(share, number):
 
 
 def plain_model(model, tokenizer, prompts, args, refuse=False):
-    """Says what the plain model answers of the first questions, beside chance; returns how many
-    seconds a question took. refuse: InputError where chance explains multiple choice."""
-    some = prompts[:ASKED]
-    default = torch.ones(len(some), model.config.num_layers, dtype=torch.long)
-    judge(model, tokenizer, some[:32], default[:32])  # the first call makes kernels
+    """Prints how often the base model is correct on the first questions, beside chance; returns how
+    many seconds a question took. refuse: InputError if chance explains multiple choice."""
+    prompts = prompts[:ASKED]
+    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+    judge(model, tokenizer, prompts[:WARM_UP], default[:WARM_UP])
     began = time.time()
-    right, _ = judge(model, tokenizer, some, default, args.batch_size)
-    each = (time.time() - began) / len(some)
-    options = torch.tensor([len(prompt.question.choices) for prompt in some])
-    likely = "--score likelihood, " if args.score == "letter" else ""
-    for rows in (options > 0, options == 0):
-        if rows.any():
-            said, lucky = plain_score(right[rows], options[rows], args.simulations + 1)
-            if lucky:
-                said += (f". What a search finds is luck then. Use {likely}questions with examples "
-                         "in their prompt, or a model that can do it")
-            if lucky and refuse:
-                raise InputError(f"{args.model}: {said}; --force goes on all the same")
-            print(said)
-    return each
+    correct, _ = judge(model, tokenizer, prompts, default, args.batch_size)
+    seconds_each = (time.time() - began) / len(prompts)
+    num_options = torch.tensor([len(prompt.question.choices) for prompt in prompts])
+    for group in (num_options > 0, num_options == 0):  # multiple choice, and open questions
+        if not group.any():
+            continue
+        sentence, is_luck = plain_score(correct[group], num_options[group], args.simulations + 1)
+        if is_luck:
+            likelihood = "--score likelihood, " if args.score == "letter" else ""
+            sentence += (f". What a search finds is luck then. Use {likelihood}questions with "
+                         "examples in their prompt, or a model that can do it")
+        if is_luck and refuse:
+            raise InputError(f"{args.model}: {sentence}; --force continues all the same")
+        print(sentence)
+    return seconds_each
 
 
-def plain_score(right, options, paths):
-    """(a sentence on the plain model's answers, whether chance explains them). right (N,): rewards;
-    options (N,): how many each question has, 0 for an open one; paths: tried per question."""
-    share, number = right.mean().item(), len(right)
-    if not options[0]:
-        return (f"the plain model answers {100 * share:.1f}% of {number} open questions"
-                + (f". {AT_ZERO}" if share == 0 else ""), False)
-    chance, off = chance_of(options)
-    return (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice questions, "
-            f"chance {100 * chance:.1f}% ± {100 * off:.1f}; of {paths} paths per question luck "
-            f"alone makes {paths * chance:.0f} right", share <= chance + off)
+def plain_score(correct, num_options, paths):
+    """(a sentence on the base model's answers, whether chance explains them). correct (N,):
+    rewards; num_options (N,): of each question, 0 for an open one; paths: tried per question."""
+    share, number = correct.mean().item(), len(correct)
+    if not num_options[0]:
+        sentence = f"the plain model answers {100 * share:.1f}% of {number} open questions"
+        return (f"{sentence}. {AT_ZERO}" if share == 0 else sentence), False
+    chance, half_interval = chance_of(num_options)
+    sentence = (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice "
+                f"questions, chance {100 * chance:.1f}% ± {100 * half_interval:.1f}; of {paths} "
+                f"paths per question luck alone makes {paths * chance:.0f} right")
+    return sentence, share <= chance + half_interval
 
 
-def chance_of(options):
-    """(share of right answers by guessing, half of its 95% interval) of questions with so many
+def chance_of(num_options):
+    """(share that guessing answers correctly, half of its 95% interval) of questions with so many
     options (N,) each."""
-    chance = (1 / options).mean().item()
-    return chance, margin(chance, len(options))
+    chance = (1 / num_options).mean().item()
+    return chance, margin(chance, len(num_options))
 
 
 # ---- searches in lockstep ----

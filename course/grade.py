@@ -298,13 +298,15 @@ def parse_args(argv=None):
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument("--profile", choices=("quick", "grade"), default="grade",
                         help="examples per property test: 25 or 200 (default: grade)")
-    parser.add_argument("--json", type=Path, metavar="FILE",
+    parser.add_argument("--json", type=cli.file_or_folder, metavar="FILE",
                         help="the reports; those already in it, of the same files, are kept")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a row of points per student")
-    parser.add_argument("--feedback", type=Path, metavar="DIR", help="NAME.md per student")
-    parser.add_argument("--essays", type=Path, metavar="FILE",
+    parser.add_argument("--csv", type=cli.file_or_folder, metavar="FILE",
+                        help="a row of points per student")
+    parser.add_argument("--feedback", type=cli.file_or_folder, metavar="DIR",
+                        help="NAME.md per student")
+    parser.add_argument("--essays", type=cli.file_or_folder, metavar="FILE",
                         help='points that a reader gave, as {"NAME": 5, ...}')
-    parser.add_argument("--gradescope", type=Path, metavar="FILE",
+    parser.add_argument("--gradescope", type=cli.file_or_folder, metavar="FILE",
                         help="results.json of a single student")
     return parser.parse_args(argv)
 

@@ -205,7 +205,7 @@ def write_tree(out, keep=(), seed=None):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, help="new folder outside the project")
+    parser.add_argument("out", type=cli.file_or_folder, help="new folder outside the project")
     parser.add_argument("--keep", nargs="+", default=[], metavar="TASK",
                         help="tasks or parts whose solution stays in, e.g. 4.3 or 1")
     parser.add_argument("--seed", type=int, help="of a variant; without it, this project as it is")

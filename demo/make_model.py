@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +32,7 @@ import make_questions as questions  # noqa: E402
 
 import model_llama  # noqa: E402
 from checkpoint.config import Config  # noqa: E402
+from storage.files import write_whole  # noqa: E402
 
 IDS = {word: i for i, word in enumerate(questions.WORDS)}
 EOS, IGNORE = IDS["<eos>"], -100
@@ -230,8 +231,8 @@ def save_folder(model, folder, record):
     """A Hugging Face Llama folder: config.json, model.safetensors, tokenizer.json and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.cpu() for name, weight in model.named_weights().items()}
-    data = save(tensors, {"format": "pt"})  # its save_file makes files only their owner can read
-    (folder / "model.safetensors").write_bytes(data)
+    write_whole(folder / "model.safetensors",
+                lambda part: save_file(tensors, part, {"format": "pt"}))
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "vocab_size": CONFIG.vocab_size, "hidden_size": CONFIG.hidden_size,
               "intermediate_size": CONFIG.intermediate_size, "head_dim": CONFIG.head_dim,

@@ -1,4 +1,4 @@
-"""Answers that a run has had already, so that the same command goes on where it was stopped.
+"""Answers that a run has had already, so that the same command continues where it stopped.
 
 A cache of plain values, as JSON has them, by what they are about. It knows no model: whoever asks
 names everything that the values depend on (answers.py does it for a model's answers).
@@ -39,7 +39,7 @@ class Kept:
     def __init__(self, file=None):
         self.file, self.values = file, {}
         # a last line that a crash left unfinished is cut off
-        lines = whole_lines(file, mend=True) if file else []
+        lines = whole_lines(file, cut_unfinished=True) if file else []
         for number, line in enumerate(lines, 1):
             key, value = checked_line(line, f"{file}:{number}")
             self.values[key] = value

@@ -54,12 +54,12 @@ def read_file(path, most=MOST_BYTES):
         return file.read(most)
 
 
-def whole_lines(path, mend=False):
-    """The lines of a file, as bytes, that end in a newline; [] if there is none. mend: what a crash
-    left of a last line is cut off the file."""
+def whole_lines(path, cut_unfinished=False):
+    """The lines of a file, as bytes, that end in a newline; [] if there is none. cut_unfinished:
+    what a crash left of a last line is cut off the file."""
     data = read_file(path) if path.exists() else b""
     end = data.rfind(b"\n") + 1
-    if mend and end < len(data):
+    if cut_unfinished and end < len(data):
         os.truncate(path, end)
     return data[:end].splitlines()
 
@@ -152,8 +152,8 @@ def write_json(path, value):
 @contextlib.contextmanager
 def locked(path):
     """Keeps a file or folder to one process at a time; InputError naming the one that has it. The
-    lock lies beside it; the system lifts it however its process ends."""
-    side = Path(path).resolve()  # "." has no name of its own
+    lock is a file beside it; the system lifts it however its process ends."""
+    side = Path(path).resolve()  # "." has no name to put a lock beside
     side = side.with_name(f".{side.name}.lock")
     with writing(path):
         side.parent.mkdir(parents=True, exist_ok=True)

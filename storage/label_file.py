@@ -1,6 +1,6 @@
 """labels.jsonl, read strictly: a row that no search can have made is refused by file and line.
 
-Two runs cannot write one file. Under torchrun every process appends to a part of its own,
+Two runs cannot write one file. Under torchrun every process appends to its own part,
 labels.part-N.jsonl; the first process puts the rows of all parts into the one file.
 
     read_rows(Path("runs/demo/labels.jsonl"), num_layers=12)
@@ -49,12 +49,12 @@ def flat_header(header):
     return rest | header["search"]
 
 
-def read_rows(file, num_layers, mend=False):
+def read_rows(file, num_layers, cut_unfinished=False):
     """{id: row} of a labels file, paths as tuples; InputError naming the line that is no row of a
     model with so many layers. A question that was edited and searched again has several rows, of
-    which the last counts. mend: a last line that a crash left unfinished is cut off the file."""
+    which the last counts. cut_unfinished: what a crash left of a last line is cut off the file."""
     rows = {}
-    for number, line in enumerate(whole_lines(file, mend), 1):
+    for number, line in enumerate(whole_lines(file, cut_unfinished), 1):
         try:
             row = checked(parse_json(line, "the line"), num_layers)
             if row["id"] in rows and rows[row["id"]]["content"] == row["content"]:
@@ -99,7 +99,7 @@ def read_all(file, num_layers, mine):
     unfinished last line cut off: another process may be in the middle of its own."""
     rows = {}
     for written in [file, *part_files(file)]:
-        rows |= read_rows(written, num_layers, mend=written == mine)
+        rows |= read_rows(written, num_layers, cut_unfinished=written == mine)
     return rows
 
 

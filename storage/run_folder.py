@@ -15,14 +15,14 @@ from storage.files import PASSES, InputError, checked_path, read_file, read_json
 
 NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
 OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
-CARD = "library_name: dr-llm-from-scratch"  # stands in a README.md of tools/card.py
+CARD = "library_name: dr-llm-from-scratch"  # is in a README.md that tools/card.py wrote
 
 
 # ---- the folder ----
 
 def is_run(folder):
     """True if the folder holds a run of train.py, also one that made routers without a search, or
-    labels that a run may still go on from."""
+    labels from which a stopped run may still continue."""
     return (folder / "config.json").exists() or (folder / "labels.jsonl").exists()
 
 
@@ -46,8 +46,8 @@ def differing(folder, settings):
 
 
 def claim(folder, settings, overwrite):
-    """Makes sure that the folder has no finished run of other settings, or that it is to be
-    overwritten: InputError naming the first setting that differs."""
+    """InputError, naming the first setting that differs, if the folder has a finished run of other
+    settings and may not be overwritten."""
     differences, metrics = differing(folder, settings), folder / "metrics.json"
     if overwrite:
         return

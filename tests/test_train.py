@@ -303,7 +303,7 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["--model", str(model), "--data", str(tmp_path / "q.jsonl"), "--out",
                str(tmp_path / "run"), "--simulations", "2", "--seeds", "1"]
-    with pytest.raises(InputError, match="chance 50.0% ± .* --force goes on"):
+    with pytest.raises(InputError, match="chance 50.0% ± .* --force continues"):
         train.main(command)
     assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="0 questions with a correct path"):

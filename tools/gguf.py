@@ -28,7 +28,7 @@ from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normaliz
 import cli
 from checkpoint.config import FAMILIES, read_config
 from model_llama import Llama, inverse_frequencies
-from storage.files import InputError, open_file, require, write_json
+from storage.files import InputError, open_file, require, write_json, write_whole
 
 ARCHITECTURES = {family.gguf: family for family in FAMILIES.values() if family.gguf}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -120,9 +120,8 @@ def write_folder(folder, keys, tensors, dtype):
         write_json(folder / "generation_config.json", {"eos_token_id": stop_ids})
     weights = {hf_name(name): read_weight(tensor, family, config, cli.DTYPES[dtype])
                for name, tensor in tensors.items() if name != ROPE}
-    file = folder / "model.safetensors"
-    save_file(weights, file, metadata={"format": "pt"})
-    shutil.copymode(folder / "config.json", file)  # the library lets nobody else read it
+    write_whole(folder / "model.safetensors",
+                lambda part: save_file(weights, part, metadata={"format": "pt"}))
     return sum(weight.numel() for weight in weights.values())
 
 

@@ -6,9 +6,11 @@ the experiments share. Every row of a result is kept in a file, and not computed
 """
 import re
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+import cli
 import train
 from answers import prepare
 from choose import along_each, frontier, upper_hull
@@ -30,6 +32,16 @@ INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
 SCREEN = 100           # training questions that candidates for static paths are screened on
 DEPTHS = (0.7, 1.4)    # of the model's: between these, static paths are compared with
+
+
+def add_run_flags(parser, batch_size):
+    """The flags that name a finished run and its questions, the same in every experiment."""
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size)
+    parser.set_defaults(limit=1000)  # of test questions in domain, and as many out of it
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
+                        help="finished run folder of train.py, whose --data this takes too")
+    parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
 
 
 class FinishedRun:

@@ -13,7 +13,6 @@ import random
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from answers import judge, prepare
 from choose import along_each, edit_effects
 from cli import aligned, percent, progress_bar
 from evaluate import interval
-from experiments.lab import Lab
+from experiments.lab import Lab, add_run_flags
 from experiments.statistics import between, is_corrected, with_interval
 from model_llama import load_model
 from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal
@@ -307,12 +306,8 @@ def cells(row):
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, prog="python -m experiments.luck")
-    cli.add_model_flags(parser)
-    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=64)
-    parser.set_defaults(limit=1000, out=None, seeds=1, depth=None)  # the last three are a Lab's
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
-                        help="finished run folder of train.py, whose --data this takes too")
-    parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
+    add_run_flags(parser, batch_size=64)
+    parser.set_defaults(out=None, seeds=1, depth=None)  # which a Lab asks for
     return parser.parse_args(argv)
 
 

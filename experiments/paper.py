@@ -27,7 +27,7 @@ import torch
 import cli
 from cli import aligned, percent, progress_bar
 from experiments import pictures
-from experiments.lab import Lab
+from experiments.lab import Lab, add_run_flags
 from experiments.statistics import between
 from experiments.tables import EXPERIMENTS
 from storage.files import write_json
@@ -89,12 +89,7 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("names", nargs="+", choices=[*EXPERIMENTS, *ALIASES, "all"], metavar="NAME",
                         help=f"{', '.join(EXPERIMENTS)}, or all")
-    cli.add_model_flags(parser)
-    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=512)
-    parser.set_defaults(limit=1000)  # of test questions in domain, and as many out of it
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), metavar="DIR",
-                        help="finished run folder of train.py, whose --data this takes too")
-    parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
+    add_run_flags(parser, batch_size=512)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
     parser.add_argument("--seeds", type=cli.count, default=3, help="routers trained per row")
     parser.add_argument("--depth", type=cli.number(0.1, 1e6),

@@ -151,16 +151,6 @@ def answer_without_cache(model, prompt, path, stop_ids=()):
     return ids[len(prompt.ids):]
 
 
-def answer_by_transformers(theirs, prompts):
-    """The answers along the default path, one question at a time, with its cache. The paths of the
-    searches have the same length on average."""
-    for prompt in prompts:
-        ids = torch.tensor([prompt.ids], device=theirs.device)
-        theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                        max_new_tokens=prompt.question.budget,
-                        eos_token_id=list(prompt.stop_ids) or None)
-
-
 def labels(args, model):
     """Paths tried per second by whole searches: in lockstep, with and without the hidden states
     that paths share, and the same paths one at a time."""
@@ -174,17 +164,14 @@ def labels(args, model):
     tried = [(prompt, path) for prompt, result, _ in search_together(len(prompts), True)
              for path in result.rewards]
     few = random.Random(0).sample(tried, min(len(tried), SLOW_PATHS))
-    slow, rival = "one at a time, no cache", "transformers, one at a time"
+    slow = "one at a time, no cache"
     sides = {slow: lambda: [answer_without_cache(model, prompt, path, tokenizer.stop_ids)
                             for prompt, path in few]}
-    if transformers:
-        sides[rival] = partial(answer_by_transformers, transformers_model(model),
-                               [prompt for prompt, _ in few])
     for size in (size for size in args.together if size <= len(prompts)):
         sides[f"{size} together, nothing shared"] = partial(search_together, size, False)
         sides[f"{size} together, states shared"] = partial(search_together, size, True)
     times = interleaved(sides, args.repeats, model.embed_tokens.weight.device, "labels")
-    paths_of = {side: len(few) if side in (slow, rival) else len(tried) for side in sides}
+    paths_of = {side: len(few) if side == slow else len(tried) for side in sides}
     per_path = {side: [t / paths_of[side] for t in times[side]] for side in sides}
     return [{"what": side, "paths/s": 1 / median(took),
              "times as fast": paired(per_path[slow], took)} for side, took in per_path.items()]
@@ -193,14 +180,6 @@ def labels(args, model):
 # ---- the command ----
 
 SECTIONS = {"decoder": decoder, "labels": labels}
-
-
-def machine(device):
-    """Where the figures were measured."""
-    name = platform.machine() if device == "cpu" else torch.cuda.get_device_name(device)
-    return {"device": name, "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "date": datetime.date.today().isoformat(),
-            "transformers": getattr(transformers, "__version__", None)}
 
 
 def print_table(title, rows):
@@ -240,7 +219,9 @@ def main(argv=None):
     args = parse_args(argv)
     model = load_model(args.model, args.device, cli.DTYPES[args.dtype])
     result = {"command": " ".join(["python -m tools.bench", *(argv or sys.argv[1:])]),
-              **machine(args.device), "dtype": args.dtype, "sections": {}}
+              "machine": platform.platform(), "threads": torch.get_num_threads(),
+              "torch": torch.__version__, "date": datetime.date.today().isoformat(),
+              "transformers": getattr(transformers, "__version__", None), "sections": {}}
     print(" ".join(f"{key}={value}" for key, value in result.items() if key != "sections"))
     for name, section in SECTIONS.items():
         if name in args.sections or "all" in args.sections:

@@ -36,7 +36,7 @@ interval; layers are per forward pass.
 
 {routes}
 
-{verdict}
+If the interval of a gain includes 0, these questions could not tell it from chance.
 
 {by_task}
 
@@ -64,20 +64,6 @@ def table(rows):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def verdict(figures):
-    """What may be claimed, in a sentence. figures: of the route dr.llm."""
-    low, high = figures["interval"]
-    if low > 0:
-        claim = "these routers answer more questions correctly than the model as it is"
-    elif high < 0:
-        claim = "these routers answer fewer questions correctly than the model as it is"
-    elif figures["execute"] == 1:
-        claim = "none, as these routers execute every layer"
-    else:
-        claim = "none that these questions could tell from chance"
-    return f"Gain: {with_interval(figures['gain'], figures['interval'])} points: {claim}."
-
-
 def card(run, license="other", base_model=None):
     """The text of a finished run's README.md. InputError names the file that is missing, or the
     run if it is none of train.py's."""
@@ -93,7 +79,6 @@ def card(run, license="other", base_model=None):
                  for key in ("num_layers", "hidden_size", "model", "labels", "choice")}
         parts["tasks"] = ", ".join(map(escaped, notes["tasks"]))
         parts["seeds"], parts["n"] = len(metrics["seeds"]), metrics["routes"]["vanilla"]["n"]
-        parts["verdict"] = verdict(metrics["routes"]["dr.llm"])
         parts["routes"] = table([({"route": escaped(name)}, figures)
                                  for name, figures in metrics["routes"].items()])
         parts["by_task"] = table([({"task": escaped(name), "domain": escaped(task["domain"])},

@@ -24,7 +24,7 @@ import cli
 from choose import (CHOICES, SMALLEST_GROUP, confident, consensus_of_neighbours, frontier, menu,
                     shortest, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
-from evaluate import compare, interval, report
+from evaluate import compare, interval, prompts_that_fit, report
 from label import content_hash, digest, header, label, margin, plain_model, summary
 from mcts import EXECUTE, SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
@@ -325,7 +325,7 @@ def main(argv=None):
 def train(run):
     """Labels, routers and their evaluation, in the run's folder."""
     args, out, to_label = run.args, run.out, run.to_label[:run.args.limit]
-    tests, _ = prepare(run.held_out[:args.limit], run.tokenizer, run.model)
+    tests, too_long = prompts_that_fit(run.held_out[:args.limit], run.tokenizer, run.model)
     print(f"{args.model}: {len(to_label)} questions to label along {args.simulations + 1} paths "
           f"each, {len(tests)} to test, into {out}")
     prompts, _ = prepare(to_label, run.tokenizer, run.model)
@@ -354,7 +354,8 @@ def train(run):
                if args.choose in ("safe", "consensus") else [])
     table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
                     batch_size=args.batch_size, kept=run.kept)
-    report(table, "dr.llm", out, args.seed, {"command": " ".join(sys.argv)})
+    report(table, "dr.llm", out, args.seed,
+           {"command": " ".join(sys.argv), "too_long": too_long})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ import torch
 from tiny import save_tiny, tiny_model
 
 import cli
-import evaluate
 import label
 import train
-from evaluate import after
 from label import margin, plain_score
 from train import span
 from storage.files import InputError, write_json
@@ -57,64 +55,16 @@ def test_a_busy_machine_is_said_once_and_only_where_threads_were_not_chosen(monk
     assert not said(0.0, None) and not said(99, 1)
 
 
-def figures(gain, interval, layers=11.0, summed=20.0):
-    return {"gain": gain, "interval": interval, "layers": layers, "layers_executed": summed}
-
-
-@pytest.mark.parametrize("gain, interval, word", [
-    (0.07, [0.05, 0.09], "+7.0 points [+5.0, +9.0], surely more right"),
-    (-0.07, [-0.09, -0.05], "-7.0 points [-9.0, -5.0], surely fewer right"),
-    (0.01, [-0.02, 0.04], "+1.0 points [-2.0, +4.0], these questions do not tell"),
-    (0.0, [0.0, 0.0], "as many right answers as the plain model, at 11.00 of 12 layers.")])
-def test_a_sentence_says_what_the_table_says(gain, interval, word):
-    """Catches "surely" where the interval reaches over zero, and a control taken for a route."""
-    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0), "dr.llm": figures(gain, interval),
-              "static below": figures(0.5, [0.4, 0.6])}
-    said, = after({"routes": routes}, {"dr.llm": "Dr.LLM"})
-    assert said.startswith(f"Dr.LLM: {word}")
-
-
-@pytest.mark.parametrize("layers, summed, warned", [
-    (11, 25, True), (11, 23, False), (13, 26, False)])
-def test_answers_that_grow_longer_are_said_to_where_fewer_layers_would_hide_it(
-        layers, summed, warned):
-    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0),
-              "dr.llm": figures(0, [0, 0], layers, summed)}
-    assert any("longer" in line for line in after({"routes": routes}, {"dr.llm": "x"})) == warned
-
-
 def of_task(task, options, number):
     choices = tuple("abcd"[:options])
     return [SimpleNamespace(question=Question(f"{task}{n}", task, 0, "q", "a", choices))
             for n in range(number)]
 
 
-def test_tasks_that_chance_explains_are_named_below_the_table():
-    """Catches a gain on a benchmark that the model only guesses at."""
-    prompts = of_task("guessed", 4, 100) + of_task("known", 4, 100) + of_task("open", 0, 100)
-    right = torch.tensor([1.0] * 33 + [0.0] * 67 + [1.0] * 34 + [0.0] * 166)
-    table = lambda some: SimpleNamespace(prompts=prompts[some], outcomes={
-        "vanilla": SimpleNamespace(right=right[some])})
-    assert evaluate.tasks_at_chance(table(slice(0, 300))) == [
-        "The plain model is no better than chance on guessed (33.0%, chance 25.0 ± 8.5): there, "
-        "gains and losses are luck."]
-    assert evaluate.tasks_at_chance(table(slice(100, 300))) == []
-    assert evaluate.tasks_at_chance(table(slice(71, 100))) == []  # too few to say so
-
-
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
     said, lucky = plain_score(torch.zeros(7), torch.zeros(7), 51)
     assert said.startswith("the plain model answers 0.0% of 7 open questions. Does it answer in")
     assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
-
-
-def test_another_score_than_the_routers_learned_from_is_said():
-    seeds = [SimpleNamespace(notes={"score": "likelihood"})] * 2
-    said, = evaluate.other_score(seeds, "letter", of_task("x", 4, 1))
-    assert "by likelihood, and were asked by letter" in said
-    assert not evaluate.other_score(seeds, "likelihood", of_task("x", 4, 1))
-    assert not evaluate.other_score(seeds, "letter", of_task("x", 0, 1))
-    assert not evaluate.other_score([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
 
 
 def test_the_time_said_is_of_the_searches_that_are_left(tmp_path, monkeypatch, capsys):

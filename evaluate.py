@@ -440,7 +440,7 @@ def read_inputs(args):
     return Inputs(model, tokenizer, seeds, questions, prompts, too_long)
 
 
-def evaluate(args, inputs, others=()):
+def evaluate_routes(args, inputs, others=()):
     """Compares and reports the routes that the flags name. others: see compare()."""
     model, seeds = inputs.model, inputs.seeds
     folder = folder_of(args.routers) or args.out
@@ -464,7 +464,7 @@ def evaluate(args, inputs, others=()):
 
 def main(argv=None):
     args = parse_args(argv)
-    evaluate(args, read_inputs(args))
+    evaluate_routes(args, read_inputs(args))
 
 
 if __name__ == "__main__":

@@ -743,7 +743,7 @@ def main(argv=None):
 
     def add_methods(table, main):
         add(table, names, inputs.seeds, table.outcomes[main], calibration, labels)
-    evaluate.evaluate(args, inputs, others=[add_methods])
+    evaluate.evaluate_routes(args, inputs, others=[add_methods])
 
 
 if __name__ == "__main__":

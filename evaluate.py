@@ -275,20 +275,25 @@ def seed_sentences(table, main, first_file):
         return []
     sentences = ["The intervals are over questions only. They do not cover training again: "
                  "routers of another seed answer otherwise."]
-    outcome, vanilla = table.outcomes[main], table.outcomes["vanilla"]
-    if len(outcome.seeds) > 1:
-        mean_gain = (outcome.right - vanilla.right)[table.counted]
-        first_gain = (outcome.seeds[0].right - vanilla.right)[table.counted]
-        low, high = interval(mean_gain)
-        first = with_interval(first_gain.mean().item(), interval(first_gain))
-        text = (f"{outcome.name} is the mean of {len(outcome.seeds)} router seeds. The first of "
-                f"them, {first_file}, gains {first} points")
-        if not low <= first_gain.double().mean().item() <= high:
-            text += (f", which is outside the mean's interval "
-                     f"{with_interval(mean_gain.mean().item(), (low, high))}: the table does not "
-                     "hold for these routers")
-        sentences.append(f"{text}.")
+    if len(table.outcomes[main].seeds) > 1:
+        sentences.append(first_seed_sentence(table, main, first_file))
     return sentences
+
+
+def first_seed_sentence(table, main, first_file):
+    """Sets the routers that are handed on, of the first seed, beside the mean of all seeds."""
+    outcome, base = table.outcomes[main], table.outcomes["vanilla"].right
+    mean_gain = (outcome.right - base)[table.counted]
+    first_gain = (outcome.seeds[0].right - base)[table.counted]
+    low, high = interval(mean_gain)
+    first = with_interval(first_gain.mean().item(), interval(first_gain))
+    sentence = (f"{outcome.name} is the mean of {len(outcome.seeds)} router seeds. The first of "
+                f"them, {first_file}, gains {first} points")
+    if low <= first_gain.double().mean().item() <= high:
+        return f"{sentence}."
+    mean = with_interval(mean_gain.mean().item(), (low, high))
+    return (f"{sentence}, which is outside the mean's interval {mean}: the table does not hold for "
+            "these routers.")
 
 
 def chance_sentences(table):

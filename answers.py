@@ -79,6 +79,17 @@ def prepare(questions, tokenizer, model):
     return prompts, too_long
 
 
+def prompts_that_fit(questions, tokenizer, model, kind="test questions"):
+    """(prompts, number of the questions that exceed the model's context). That number is printed,
+    with the first of their ids, unless kind is None."""
+    prompts, too_long = prepare(questions, tokenizer, model)
+    if too_long and kind is not None:
+        ids = ", ".join(question.id for question in too_long[:5])
+        print(f"{len(too_long)} of {len(questions)} {kind} exceed the context "
+              f"({model.config.max_positions} tokens) and are left out: {ids}")
+    return prompts, len(too_long)
+
+
 def make_prompt(question, tokenizer):
     """The Prompt of a question for this tokenizer's model."""
     if question.metric.startswith("likelihood"):

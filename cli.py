@@ -1,11 +1,11 @@
-"""What every command line of this project shares: how it ends, and its flags.
+"""What every command line of this project shares: how it ends, what it prints, and its flags.
 
-A wrong input is the user's to mend, so it ends a command with one line on standard error
-and exit code 2, never with a traceback.
+Wrong input ends a command with one line on standard error and exit code 2, never with a traceback.
 """
 import argparse
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -49,25 +49,39 @@ def leave(line, code=2):
     sys.exit(code)
 
 
-# ---- what a person reads ----
+# ---- text: numbers, tables, progress ----
 
 def percent(value, sign=False):
     """percent(0.123, sign=True) is "+12.3"."""
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
+def bounds(interval):
+    """bounds((0.003, 0.021)) is "[+0.3, +2.1]", in points."""
+    low, high = interval
+    return f"[{percent(low, sign=True)}, {percent(high, sign=True)}]"
+
+
+def with_interval(gain, interval):
+    """with_interval(0.012, (0.003, 0.021)) is "+1.2 [+0.3, +2.1]", in points."""
+    return f"{percent(gain, sign=True)} {bounds(interval)}"
+
+
 def aligned(rows):
     """A table as text: rows {column: text} below a header, the first column flush left."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    width = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([first.ljust(width[0]), *map(str.rjust, others, width[1:])]).rstrip()
-                     for first, *others in lines)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns]
+    for row in rows:
+        lines.append([row.get(column, "") for column in columns])
+    first_width, *widths = [max(map(len, cells)) for cells in zip(*lines)]
+    padded = []
+    for name, *figures in lines:
+        cells = [name.ljust(first_width), *map(str.rjust, figures, widths)]
+        padded.append("  ".join(cells).rstrip())
+    return "\n".join(padded)
 
 
-# ---- progress ----
-
-EVERY = 30  # seconds between two lines
+EVERY = 30  # seconds between two lines of progress in a log file
 
 
 class Lines:
@@ -82,8 +96,8 @@ class Lines:
 
 
 def progress_bar(*args, leave=False, **options):
-    """tqdm(*args, **options), as it suits where it is shown. What is done before the first line is
-    due shows nothing."""
+    """tqdm(*args, **options): a bar on a terminal, a line every EVERY seconds elsewhere, where work
+    that is done before the first line is due shows nothing."""
     if sys.stderr.isatty():
         return tqdm(*args, leave=leave, **options)
     return tqdm(*args, **options, file=Lines(), mininterval=EVERY, delay=EVERY, leave=False)
@@ -91,27 +105,39 @@ def progress_bar(*args, leave=False, **options):
 
 # ---- flags ----
 
+# A value, not a flag: argparse itself takes "-1e-3" and "-inf" for flags.
+NEGATIVE_NUMBER = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each default as one would type it, where there is one."""
+
     def _get_help_string(self, action):
-        if isinstance(action.default, list) and action.default:
-            default = " ".join(map(str, action.default)).replace("%", "%%")
-            return f"{action.help} (default: {default})"
-        plain = not action.default and action.default != 0 or action.nargs == 0  # none, or a switch
-        return action.help if plain else super()._get_help_string(action)
+        default = action.default
+        is_switch = action.nargs == 0
+        if is_switch or default in (None, "", []):
+            return action.help
+        if isinstance(default, list):
+            typed = " ".join(map(str, default)).replace("%", "%%")
+            return f"{action.help} (default: {typed})"
+        return super()._get_help_string(action)
 
     def _get_default_metavar_for_optional(self, action):
-        return "N" if action.type is count else super()._get_default_metavar_for_optional(action)
+        if action.type is count:
+            return "N"
+        return super()._get_default_metavar_for_optional(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and whose help shows every default, and the first line
-    and the examples (what is indented) of a file's docstring."""
+    """A parser whose errors are one line. Its help shows every default, and of a file's docstring
+    the first line and the examples, which are indented."""
 
     def __init__(self, doc="", **options):
         first, *rest = doc.split("\n")
         examples = "\n".join(line for line in rest if line.startswith("    "))
         super().__init__(description=first, epilog=examples, formatter_class=_Help, **options)
         self.register("type", Path, file_or_folder)  # what type=Path stands for in every command
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
     def error(self, message):
         self.exit(2, f"error: {' '.join(message.split())}\n")
@@ -121,8 +147,9 @@ def number(low, high, kind=float):
     """The type of a flag that takes a number from low to high; nan and infinity are none."""
     def convert(text):
         with contextlib.suppress(ValueError):
-            if low <= kind(text) <= high:
-                return kind(text)
+            value = kind(text)
+            if low <= value <= high:
+                return value
         name = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low} to {high}")
     return convert
@@ -134,9 +161,28 @@ count = number(1, 10 ** 9, int)
 def file_or_folder(text):
     """The type of a flag that names one. Path("") would be the current folder, which an unset
     variable of a shell script does not mean."""
-    if not text:
+    if not text.strip():
         raise argparse.ArgumentTypeError("an empty name; the current folder is .")
     return Path(text)
+
+
+def names(text):
+    """The type of a flag that takes names between commas: each of them once, without blanks."""
+    parts = [part.strip() for part in text.split(",")]
+    if not any(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} has no name in it")
+    return list(dict.fromkeys(filter(None, parts)))
+
+
+class Gather(argparse.Action):
+    """Takes the values of a flag that is given several times together; argparse keeps the last
+    ones only."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        so_far = getattr(namespace, self.dest)
+        if so_far is self.default:
+            so_far = []
+        setattr(namespace, self.dest, [*so_far, *values])
 
 
 def add_model_flags(parser, model=DEMO_MODEL):
@@ -152,7 +198,7 @@ def add_model_flags(parser, model=DEMO_MODEL):
 
 def add_data_flags(parser, data, batch_size):
     """The flags that name questions and how many are taken, the same in every command."""
-    parser.add_argument("--data", nargs="+", default=data, metavar="FILE",
+    parser.add_argument("--data", nargs="+", action=Gather, default=data, metavar="FILE",
                         help="question files, FILE or TASK=FILE")
     parser.add_argument("--score", choices=SCORES, default=SCORES[0],
                         help="how multiple choice is answered: by the letter written, or by the "
@@ -169,9 +215,12 @@ def add_data_flags(parser, data, batch_size):
 def use_device(args):
     """Sets --threads and checks --device. Processes of torchrun share the cores of the CPU, and of
     several GPUs each has its own."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if args.threads or beside > 1:
-        torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // beside))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = args.threads
+    if threads is None and processes > 1:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+    if threads is not None:
+        torch.set_num_threads(threads)
     if args.device == "cuda" and "LOCAL_RANK" in os.environ:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     check_device(args.device)

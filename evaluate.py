@@ -1,12 +1,12 @@
-"""Every route side by side on questions that nobody trained on, with uncertainty.
+"""Every route side by side on test questions, with uncertainty.
 
-A route is worth its name only if it beats what needs no router, so two controls stand in every
-table: the best *static* path of the label questions at the same mean depth (two may be mixed to
-meet it), and the routers' own decisions *shuffled* over the layers. The paper's other methods come
-in through one hook, in compare(). Gains are paired: a bootstrap over the same questions.
+Routing has to beat what needs no router, so two controls are in every table: the best *fixed paths*
+of the training questions, of which the two around the routers' mean depth are shown, and the
+routers' own decisions *shuffled* over the layers. Gains are paired: a bootstrap over the same
+questions.
 
-"in" are tasks the labels knew, "out" others. layers: blocks per forward pass; layers_executed
-("summed"): over all forward passes, as the paper counts.
+"in" domain are the tasks of the training questions, "out" all others. layers: blocks per forward
+pass; layers_executed: total blocks per answer, over all of its forward passes, as the paper counts.
 
     python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
     python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
@@ -19,19 +19,22 @@ import numpy as np
 import torch
 
 import cli
-from cli import aligned, percent
+from answers import answer, cached_answer, prompts_that_fit
+from cli import aligned, bounds, percent, progress_bar, with_interval
 from drllm import RouterRoute, Routers
 from label import chance_of
-from model_llama import load_model, load_tokenizer
-from storage.files import InputError, write_json
+from model_llama import Llama, load
+from paths import DECISIONS
+from questions.loading import left_out, load_all
 from storage.answer_cache import Kept
-from cli import progress_bar
-from questions.loading import disjoint, left_out, load_all
-from storage.run_folder import folder_of, make_folder, read_chosen, read_statics
-from answers import answer, cached_answer, prepare
+from storage.files import InputError, write_json
+from storage.run_folder import folder_of, make_folder, read_statics
 
 ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
-ACTIONS = ("skip", "execute", "repeat")
+ACTIONS = tuple(decision.name for decision in DECISIONS)
+OTHER_METHODS = "python -m experiments.methods --routes"  # what asks the paper's other methods
+
+# N questions   L layers
 
 
 # ---- one route's answers ----
@@ -39,18 +42,21 @@ ACTIONS = ("skip", "execute", "repeat")
 @dataclass
 class Outcome:
     """A route's answers: one Answers per router seed, a single one for routes without seeds.
-    depth: (N,) layers per pass, where decisions don't say it."""
+    depth: (N,) layers per forward pass, for routes whose decisions do not say it."""
     name: str
     seeds: list
     depth: torch.Tensor = None
 
     def __post_init__(self):
-        self.right = torch.stack([a.right for a in self.seeds]).mean(0)  # (N,), mean over seeds
-        self.decisions = torch.stack([a.decisions for a in self.seeds])  # (seeds, N, L)
-        layers = self.decisions.sum(2).float() if self.depth is None else self.depth[None]
-        passes = torch.stack([a.passes for a in self.seeds]).float()
+        self.right = torch.stack([answers.right for answers in self.seeds]).mean(0)  # (N,)
+        self.decisions = torch.stack([answers.decisions for answers in self.seeds])  # (seeds, N, L)
+        passes = torch.stack([answers.passes for answers in self.seeds]).float()  # (seeds, N)
+        if self.depth is None:
+            layers = self.decisions.sum(2).float()  # (seeds, N)
+        else:
+            layers = self.depth[None]
         self.layers = layers.mean(0)  # (N,) blocks per forward pass
-        self.layers_executed = (layers * passes).mean(0)  # (N,) summed over all forward passes
+        self.layers_executed = (layers * passes).mean(0)  # (N,) over all forward passes
 
 
 def interval(difference, resamples=1000, seed=0):
@@ -61,17 +67,24 @@ def interval(difference, resamples=1000, seed=0):
     return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
-def summarise(outcome, vanilla, rows):
-    """The figures of one route on some questions, rows (N,) bool. sd: over router seeds."""
-    right, gain = outcome.right[rows], (outcome.right - vanilla.right)[rows]
-    decisions = outcome.decisions[:, rows]
-    by_seed = [a.right[rows].mean().item() for a in outcome.seeds]
-    return {"accuracy": right.mean().item(), "layers": outcome.layers[rows].mean().item(),
-            "layers_executed": outcome.layers_executed[rows].mean().item(),
-            "n": int(rows.sum()), "gain": gain.mean().item(), "interval": list(interval(gain)),
-            "sd": float(np.std(by_seed, ddof=1)) if by_seed[1:] else None,
-            **{name: (decisions == count).float().mean().item()
-               for count, name in enumerate(ACTIONS)}}
+def summarise(outcome, vanilla, chosen):
+    """The figures of one route on the chosen questions, (N,) bool. sd: over router seeds."""
+    correct = outcome.right[chosen]
+    gain = correct - vanilla.right[chosen]  # paired: question by question
+    decisions = outcome.decisions[:, chosen]  # (seeds, n, L)
+    by_seed = [answers.right[chosen].mean().item() for answers in outcome.seeds]
+    sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    figures = {
+        "accuracy": correct.mean().item(),
+        "layers": outcome.layers[chosen].mean().item(),
+        "layers_executed": outcome.layers_executed[chosen].mean().item(),
+        "n": int(chosen.sum()),
+        "gain": gain.mean().item(),
+        "interval": list(interval(gain)),
+        "sd": sd}
+    for code, action in enumerate(ACTIONS):
+        figures[action] = (decisions == code).float().mean().item()
+    return figures
 
 
 # ---- the controls ----
@@ -83,18 +96,37 @@ def shuffled(decisions, seed=0):
     return decisions.gather(1, order)
 
 
+def add_static(table, main, statics):
+    """Asks every fixed path of statics, [(length, path)]. The two whose lengths are around the
+    depth of the route `main` become routes of the table; table.fixed_paths has them all."""
+    for length, path in statics:
+        decisions = torch.tensor([path] * len(table.prompts))  # (N, L)
+        table.fixed_paths[length] = table.ask(f"static, {length} layers", [decisions])
+    lengths = list(table.fixed_paths)
+    depth = table.outcomes[main].layers[table.counted].mean().item()
+    below = max((length for length in lengths if length <= depth), default=min(lengths))
+    above = min((length for length in lengths if length > depth), default=below)
+    table.outcomes["static below"] = table.fixed_paths[below]
+    if above != below:
+        table.outcomes["static above"] = table.fixed_paths[above]
+
+
 # ---- the comparison ----
 
 class Comparison:
-    """Asks every route the same questions and keeps what the tables need."""
+    """Asks every route the same questions and keeps what the tables need.
+
+    outcomes: {key of a route: Outcome}. fixed_paths: {length: Outcome}. inside: (N,) which
+    questions are in domain. counted: (N,) which questions the totals are over."""
 
     def __init__(self, model, tokenizer, prompts, known_tasks, batch_size=512, kept=None):
         self.model, self.tokenizer, self.prompts = model, tokenizer, prompts
         self.batch_size, self.kept = batch_size, kept or Kept()
-        self.tasks = [p.question.task for p in prompts]
+        self.tasks = [prompt.question.task for prompt in prompts]
         self.inside = torch.tensor([task in known_tasks for task in self.tasks])
-        self.counted = self.inside if self.inside.any() else ~self.inside  # what totals are over
-        self.outcomes, self.statics = {}, []
+        self.counted = self.inside if self.inside.any() else ~self.inside
+        self.outcomes = {}
+        self.fixed_paths = {}
 
     def ask(self, title, routes, model=None, layers_of=None):
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
@@ -103,38 +135,50 @@ class Comparison:
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
             seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
                          self.batch_size, bar.update) for route in routes]
-        depth = layers_of and torch.stack([layers_of(a.decisions) for a in seeds]).mean(0)
+        depth = None
+        if layers_of:
+            depth = torch.stack([layers_of(answers.decisions) for answers in seeds]).mean(0)
         return Outcome(title, seeds, depth)
 
     def add(self, name, routes, title=None, **view):
+        """Asks the routes, and makes their Outcome a route of the tables."""
         self.outcomes[name] = self.ask(title or name, routes, **view)
         return self.outcomes[name]
 
-    def summary(self, rows):
+    def summary(self, chosen):
+        """{key of a route: its figures on the chosen questions, (N,) bool}."""
         vanilla = self.outcomes["vanilla"]
-        return {name: summarise(o, vanilla, rows) for name, o in self.outcomes.items()}
+        return {name: summarise(outcome, vanilla, chosen)
+                for name, outcome in self.outcomes.items()}
+
+    def task_metrics(self, task):
+        """The figures of one task, and of its levels where it has several."""
+        of_task = torch.tensor([name == task for name in self.tasks])
+        metrics = {"domain": "in" if self.inside[of_task].all() else "out",
+                   "routes": self.summary(of_task)}
+        level_of = [prompt.question.level for prompt in self.prompts]
+        levels = sorted({level for level, name in zip(level_of, self.tasks) if name == task})
+        if len(levels) > 1:
+            metrics["levels"] = {}
+            for level in levels:
+                of_level = torch.tensor([other == level for other in level_of])
+                metrics["levels"][level] = self.summary(of_task & of_level)
+        return metrics
 
     def metrics(self):
         """The object of metrics.json."""
-        tasks, questions = {}, [prompt.question for prompt in self.prompts]
-        for task in dict.fromkeys(self.tasks):
-            rows = torch.tensor([q.task == task for q in questions])
-            domain = "in" if self.inside[rows].all() else "out"
-            tasks[task] = {"domain": domain, "routes": self.summary(rows)}
-            levels = sorted({q.level for q in questions if q.task == task})
-            if len(levels) > 1:
-                tasks[task]["levels"] = {level: self.summary(rows & torch.tensor(
-                    [q.level == level for q in questions])) for level in levels}
+        tasks = {task: self.task_metrics(task) for task in dict.fromkeys(self.tasks)}
         return {"routes": self.summary(self.counted), "tasks": tasks}
 
 
 def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUTES,
-            batch_size=512, calibration=None, labels=None, kept=None):
-    """The Comparison of the named routes, and of vanilla, which gains are measured against.
+            batch_size=512, kept=None, others=()):
+    """The Comparison of the named routes, and of the base model, which gains are measured against.
 
     routed: {name: (title, a RouterRoute per seed)}; controls take their depth from the first.
-    statics: [(length, path)] of the label questions' frontier, or []. calibration: prompts that
-    other methods are fitted on; labels: {id: path} for them. kept: answers there are, a Kept.
+    statics: [(length, path)] of the best fixed paths, or []. kept: answers there are, a Kept.
+    others: functions that add further methods; they are called with the Comparison and the name of
+    the first of `routed`.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, kept)
     table.add("vanilla", [None])
@@ -147,147 +191,210 @@ def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUT
         add_static(table, main, statics)
     if "shuffled" in routes:
         table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
-    if others := [name for name in routes if name not in ROUTES]:
-        from experiments import methods as baselines  # the hook: it builds on this project, which works without it
-        baselines.add(table, others, [route.routers for route in routed[main][1]],
-                      table.outcomes[main], calibration, labels)
+    for add_methods in others:
+        add_methods(table, main)
     if "dr.llm" not in routes:  # it was asked for its depth and decisions only
         del table.outcomes[main]
     return table
 
 
-def add_static(table, main, statics):
-    """Asks every static path of the frontier; the two around the routers' depth become routes."""
-    paths = {length: torch.tensor([path] * len(table.prompts)) for length, path in statics}
-    asked = {length: table.ask(f"static, {length} layers", [path])
-             for length, path in paths.items()}
-    table.statics = [(length, outcome.right) for length, outcome in asked.items()]
-    layers = table.outcomes[main].layers[table.counted].mean().item()
-    below = max((length for length in asked if length <= layers), default=min(asked))
-    above = min((length for length in asked if length > layers), default=below)
-    table.outcomes["static below"] = asked[below]
-    if above != below:
-        table.outcomes["static above"] = asked[above]
+# ---- the tables that a person reads ----
 
+MOST_COLUMNS = 6  # routes beside each other in the table by task: what fits on a screen
 
-# ---- what a person reads ----
 
 def total_row(name, figures):
-    """A line of the table over all questions of the tasks the labels knew."""
-    low, high = (percent(end, True) for end in figures["interval"])
+    """A line of the table over all questions in domain."""
     return {"route": name, "right %": percent(figures["accuracy"]),
-            "gain": percent(figures["gain"], True), "95% interval": f"[{low}, {high}]",
+            "gain": percent(figures["gain"], sign=True),
+            "95% interval": bounds(figures["interval"]),
             "layers": f"{figures['layers']:.2f}", "summed": f"{figures['layers_executed']:.1f}"}
 
 
-def task_rows(metrics, names):
-    """A line per task and level: right % (layers) of the first six routes; metrics.json has all."""
-    columns = [name for name in metrics["routes"] if name != "shuffled"][:6]
-    for task, figures in sorted(metrics["tasks"].items(), key=lambda task: task[1]["domain"]):
-        for level, routes in (figures.get("levels") or {"": figures["routes"]}).items():
-            yield {"task": f"{figures['domain']} {task} {level}".rstrip(),
-                   "n": str(routes["vanilla"]["n"])} | {
-                names[c]: f"{percent(routes[c]['accuracy'])} ({routes[c]['layers']:.2f})"
-                for c in columns}
+def task_row(label, routes, titles):
+    """A line of the table by task: accuracy % (layers) of the routes in titles {key: title}."""
+    row = {"task": label, "n": str(routes["vanilla"]["n"])}
+    for key, title in titles.items():
+        row[title] = f"{percent(routes[key]['accuracy'])} ({routes[key]['layers']:.2f})"
+    return row
 
+
+def task_rows(metrics, titles):
+    """The lines of the table by task and level, in domain first; metrics.json has all routes."""
+    columns = [key for key in metrics["routes"] if key != "shuffled"][:MOST_COLUMNS]
+    titles = {key: titles[key] for key in columns}
+    lines = []
+    for task, figures in sorted(metrics["tasks"].items(), key=lambda item: item[1]["domain"]):
+        label = f"{figures['domain']} {task}"
+        if "levels" not in figures:
+            lines.append(task_row(label, figures["routes"], titles))
+        for level, routes in figures.get("levels", {}).items():
+            lines.append(task_row(f"{label} {level}", routes, titles))
+    return lines
+
+
+# ---- the sentences below the tables ----
 
 FEW = 30  # questions below which nothing is said of a task
 
 
-def tasks_at_chance(table):
-    """A sentence that names the multiple-choice tasks of a Comparison on which chance explains what
-    the plain model answers, of FEW questions or more; [] if there are none."""
-    found, right = [], table.outcomes["vanilla"].right
-    asked = [(prompt.question.task, len(prompt.question.choices)) for prompt in table.prompts]
-    for task in dict.fromkeys(name for name, options in asked if options):
-        rows = [n for n, one in enumerate(asked) if one[0] == task and one[1]]
-        chance, off = chance_of(torch.tensor([asked[n][1] for n in rows]))
-        if len(rows) >= FEW and (share := right[rows].mean().item()) <= chance + off:
-            found.append(f"{task} ({100 * share:.1f}%, chance {100 * chance:.1f} ± "
-                         f"{100 * off:.1f})")
-    return [f"The plain model is no better than chance on {', '.join(found)}: there, gains and "
-            "losses are luck."] if found else []
+def gain_sentences(metrics, titles):
+    """What the table says of every trained route. metrics: of metrics.json."""
+    routes, sentences = metrics["routes"], []
+    base = routes["vanilla"]
+    for key in routes:
+        if key.startswith("dr.llm"):
+            sentences += sentences_on(titles[key], routes[key], base)
+    return sentences
 
 
-def other_score(seeds, score, prompts):
-    """A sentence where multiple choice is asked otherwise than routers learned it; else []."""
-    learned = {one.notes.get("score") or score for one in seeds} - {score}
-    asked = any(prompt.question.choices for prompt in prompts)
-    return [f"These routers learned from multiple choice by {', '.join(learned)}, and were asked "
-            f"by {score}: see --score."] if learned and asked else []
+def sentences_on(title, routed, base):
+    """One sentence on a trained route's gain, and one on the length of its answers where fewer
+    layers per pass are more in total."""
+    low, high = routed["interval"]
+    change = f"{with_interval(routed['gain'], routed['interval'])} points"
+    if low == high == 0:
+        verdict = "as many correct answers as the base model"
+    elif low > 0:
+        verdict = f"{change}, significantly more correct answers than the base model"
+    elif high < 0:
+        verdict = f"{change}, significantly fewer correct answers than the base model"
+    else:
+        verdict = f"{change}, no significant difference from the base model"
+    sentences = [f"{title}: {verdict}, at {routed['layers']:.2f} of {base['layers']:.0f} layers."]
+    if (routed["layers"] < base["layers"]
+            and routed["layers_executed"] > base["layers_executed"]):
+        sentences.append(f"Its answers are longer: {routed['layers_executed']:.1f} blocks per "
+                         f"answer in total, {base['layers_executed']:.1f} of the base model.")
+    return sentences
 
 
-def after(metrics, names):
-    """Sentences that say what the table says of every trained route. metrics: of metrics.json."""
-    routes, said = metrics["routes"], []
-    plain = routes["vanilla"]
-    for name in (name for name in routes if name.startswith("dr.llm")):
-        found = routes[name]
-        (low, high), gain = found["interval"], 100 * found["gain"]
-        sure = ("surely more" if low > 0 else "surely fewer" if high < 0 else
-                "these questions do not tell if more or fewer")
-        against = ("as many right answers as the plain model" if low == high == 0 else
-                   f"{gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], {sure} right "
-                   "answers than the plain model")
-        said.append(f"{names[name]}: {against}, at {found['layers']:.2f} of "
-                    f"{plain['layers']:.0f} layers.")
-        fewer, more = (found[key] - plain[key] for key in ("layers", "layers_executed"))
-        if fewer < 0 < more:
-            said.append(f"Its answers are longer: {found['layers_executed']:.1f} layers run per "
-                        f"answer, {plain['layers_executed']:.1f} along the default path.")
-    return said
+def seed_sentences(table, main, first_file):
+    """What the intervals leave out: the training of the routers. first_file: where the routers of
+    the first seed are."""
+    if main not in table.outcomes:
+        return []
+    sentences = ["The intervals are over questions only. They do not cover training again: "
+                 "routers of another seed answer otherwise."]
+    if len(table.outcomes[main].seeds) > 1:
+        sentences.append(first_seed_sentence(table, main, first_file))
+    return sentences
 
 
-def report(table, main, out, first_seed=0, extra=None, told=True):
+def first_seed_sentence(table, main, first_file):
+    """Sets the routers that are handed on, of the first seed, beside the mean of all seeds."""
+    outcome, base = table.outcomes[main], table.outcomes["vanilla"].right
+    mean_gain = (outcome.right - base)[table.counted]
+    first_gain = (outcome.seeds[0].right - base)[table.counted]
+    low, high = interval(mean_gain)
+    first = with_interval(first_gain.mean().item(), interval(first_gain))
+    sentence = (f"{outcome.name} is the mean of {len(outcome.seeds)} router seeds. The first of "
+                f"them, {first_file}, gains {first} points")
+    if low <= first_gain.double().mean().item() <= high:
+        return f"{sentence}."
+    mean = with_interval(mean_gain.mean().item(), (low, high))
+    return (f"{sentence}, which is outside the mean's interval {mean}: the table does not hold for "
+            "these routers.")
+
+
+def chance_sentences(table):
+    """Names the multiple-choice tasks, of FEW questions or more, on which the base model is no
+    better than chance."""
+    correct = table.outcomes["vanilla"].right
+    numbers_of = {}  # {task: numbers of its multiple-choice questions}
+    for n, prompt in enumerate(table.prompts):
+        if prompt.question.choices:
+            numbers_of.setdefault(prompt.question.task, []).append(n)
+    guessed = []
+    for task, numbers in numbers_of.items():
+        options = torch.tensor([len(table.prompts[n].question.choices) for n in numbers])
+        chance, half_width = chance_of(options)
+        accuracy = correct[numbers].mean().item()
+        if len(numbers) >= FEW and accuracy <= chance + half_width:
+            guessed.append(f"{task} ({100 * accuracy:.1f}%, chance {100 * chance:.1f} ± "
+                           f"{100 * half_width:.1f})")
+    if not guessed:
+        return []
+    return [f"The base model is no better than chance on {', '.join(guessed)}. Gains and losses "
+            "there are luck."]
+
+
+def score_sentences(seeds, score, prompts):
+    """Says when multiple choice is scored in another way than the routers learned from."""
+    if not any(prompt.question.choices for prompt in prompts):
+        return []
+    learned = {routers.notes.get("score") or score for routers in seeds} - {score}
+    return [f"These routers learned from multiple choice scored by {other}; here it is scored by "
+            f"{score}: see --score." for other in sorted(learned)]
+
+
+def report(table, main, out, first_seed=0, extra=None, checked=True,
+           first_file="routers.safetensors"):
     """Prints the tables, writes metrics.json and returns it. main: the route whose router seeds,
-    from first_seed on, are listed; told: it is known that no question was labelled."""
-    metrics, rows = table.metrics(), table.counted
+    from first_seed on, are listed; the first of them is in first_file. extra: further values of
+    metrics.json. checked: no question is a training question, as far as the router files know."""
+    metrics = table.metrics()
     if main in table.outcomes:
-        metrics["seeds"] = [{"seed": seed, "accuracy": a.right[rows].mean().item(),
-                             "layers": a.decisions[rows].sum(1).float().mean().item()}
-                            for seed, a in enumerate(table.outcomes[main].seeds, first_seed)]
-    metrics["static"] = [{"layers": layers, "accuracy": right[rows].mean().item()}
-                         for layers, right in table.statics]
-    write_json(Path(out) / "metrics.json", metrics | (extra or {}))  # first: `| head` ends us
-    names = {key: outcome.name for key, outcome in table.outcomes.items()}
-    print(f"\n{'In' if table.inside.any() else 'Out of'} domain, {int(rows.sum())} questions, "
-          + ("none of them labelled or trained on" if told else "perhaps among those labelled"))
-    print(aligned([total_row(names[name], one) for name, one in metrics["routes"].items()]))
-    print("\nRight % (layers) by task and level, in domain and out of it")
-    print(aligned(list(task_rows(metrics, names))))
-    print("", *after(metrics, names), *tasks_at_chance(table), sep="\n")
+        metrics["seeds"] = []
+        for seed, answers in enumerate(table.outcomes[main].seeds, first_seed):
+            metrics["seeds"].append({
+                "seed": seed, "accuracy": answers.right[table.counted].mean().item(),
+                "layers": answers.decisions[table.counted].sum(1).float().mean().item()})
+    metrics["static"] = [{"layers": length, "accuracy": outcome.right[table.counted].mean().item()}
+                         for length, outcome in table.fixed_paths.items()]
+    # first the file: a closed pipe (`| head`) ends the command while it prints
+    write_json(Path(out) / "metrics.json", metrics | (extra or {}))
+    titles = {key: outcome.name for key, outcome in table.outcomes.items()}
+    domain = "In" if table.inside.any() else "Out of"
+    known = ("none of them labelled or trained on" if checked
+             else "perhaps some of them labelled or trained on")
+    print(f"\n{domain} domain, {int(table.counted.sum())} questions, {known}")
+    print(aligned([total_row(titles[key], row) for key, row in metrics["routes"].items()]))
+    print("\nAccuracy % (layers) by task and level, in domain and out of it")
+    print(aligned(task_rows(metrics, titles)))
+    print("", *gain_sentences(metrics, titles), *seed_sentences(table, main, first_file),
+          *chance_sentences(table), sep="\n")
     return metrics
 
 
 # ---- the command ----
 
-def parse_args(argv=None):
-    parser = cli.Parser(__doc__)
+def add_flags(parser, names=ROUTES):
+    """The flags of an evaluation. names: of the routes that it knows."""
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
-    parser.add_argument("--routers", type=Path, nargs="+", default=[], metavar="FILE",
-                        help="router files; several are taken as seeds of one recipe")
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), help="result folder")
-    parser.add_argument("--routes", default=",".join(ROUTES),
-                        help="comma-separated: these, or a method of experiments/methods.py. vanilla "
-                             "is always asked, since gains are against it; static needs the "
-                             "paths.json that training leaves beside the routers")
-    parser.add_argument("--calibration", nargs="+", metavar="FILE",
-                        help="question files that other methods are fitted on, e.g. those labelled")
+    parser.add_argument("--routers", type=Path, nargs="+", action=cli.Gather, default=[],
+                        metavar="FILE", help="router files; several are taken as seeds of one "
+                                             "recipe")
+    parser.add_argument("--out", type=Path, default=Path("runs/evaluation"),
+                        help="result folder")
+    parser.add_argument("--routes", type=cli.names, default=",".join(ROUTES),
+                        help=f"of {', '.join(names)}. vanilla, the base model, is always asked, "
+                             "since gains are against it; static needs the paths.json that "
+                             "training leaves beside the routers")
     parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
-                        help="the paper's knob, -1 to 1; -0.5 is the routers themselves")
+                        help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "
+                             "decide alone")
     parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
+
+
+def check_routes(parser, args, names=ROUTES):
+    """Ends the command when a route's name is unknown, or when routers are missing."""
+    unknown = [name for name in args.routes if name not in names]
+    if unknown:
+        parser.error(f"unknown routes {', '.join(unknown)}; known are {', '.join(names)}. The "
+                     f"paper's other methods: {OTHER_METHODS} {','.join(unknown)}")
+    if not args.routers and args.routes != ["vanilla"]:
+        parser.error("every route but vanilla needs --routers FILE; train.py makes one, and "
+                     "--routes vanilla asks the base model alone")
+
+
+def parse_args(argv=None):
+    parser = cli.Parser(__doc__)
+    add_flags(parser)
     args = parser.parse_args(argv)
-    args.routes = args.routes.split(",")
-    if set(args.routes) - set(ROUTES):
-        from experiments.methods import BASELINES
-        unknown = sorted(set(args.routes) - {*ROUTES, *BASELINES})
-        if unknown:
-            parser.error(f"unknown routes {', '.join(unknown)}; known are "
-                         f"{', '.join((*ROUTES, *BASELINES))}")
-    if not args.routers and set(args.routes) != {"vanilla"}:
-        parser.error("every route but vanilla needs --routers")
+    check_routes(parser, args)
     return args
 
 
@@ -310,30 +417,57 @@ def load_seeds(files, model):
     return seeds
 
 
+@dataclass
+class Inputs:
+    """What an evaluation's flags name, read and checked. seeds: Routers, one per file. questions:
+    all of --data. prompts: of those that are asked. too_long: how many exceed the context."""
+    model: Llama
+    tokenizer: object
+    seeds: list
+    questions: list
+    prompts: list
+    too_long: int
+
+
+def read_inputs(args):
+    """The Inputs that the flags name."""
+    make_folder(args.out)  # rather now than after an hour
+    tokenizer, model = load(args)
+    seeds = load_seeds(args.routers, model)
+    questions = load_all(args.data, args.skip_bad_rows, args.score)
+    learned = set()  # wordings of training questions
+    for routers in seeds:
+        learned.update(routers.notes.get("questions", ()))
+    new = left_out(args.data, questions, learned, "were labelled for these routers")
+    prompts, too_long = prompts_that_fit(new[:args.limit], tokenizer, model)
+    return Inputs(model, tokenizer, seeds, questions, prompts, too_long)
+
+
+def evaluate_routes(args, inputs, others=()):
+    """Compares and reports the routes that the flags name. others: see compare()."""
+    model, seeds = inputs.model, inputs.seeds
+    folder = folder_of(args.routers) or args.out
+    statics = read_statics(folder / "paths.json", model.config.num_layers,
+                           "static" in args.routes)
+    if seeds:
+        known_tasks = seeds[0].notes["tasks"]
+    else:
+        known_tasks = {question.task for question in inputs.questions}
+    routes = [RouterRoute(routers, args.tilt, args.control) for routers in seeds]
+    kept = Kept(args.out / "kept.jsonl")
+    table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
+                    {"dr.llm": ("Dr.LLM", routes)}, statics, args.routes, args.batch_size, kept,
+                    others)
+    report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
+           checked=all(routers.notes.get("questions") for routers in seeds),
+           first_file=args.routers[0] if seeds else None)
+    print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
+          sep="\n")
+
+
 def main(argv=None):
     args = parse_args(argv)
-    make_folder(args.out)  # rather now than after an hour
-    cli.use_device(args)
-    tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    seeds = load_seeds(args.routers, model)
-    data, fitted = (load_all(files, args.skip_bad_rows, args.score) if files else []
-                    for files in (args.data, args.calibration))
-    fitted = disjoint(args.data, data, "--calibration", fitted)
-    learned = {name for one in seeds for name in one.notes.get("questions", ())}
-    data = left_out(args.data, data, learned, "were labelled for these routers")
-    prompts, calibration = (some and prepare(some[:args.limit], tokenizer, model)[0]
-                            for some in (data, fitted))
-    beside = folder_of(args.routers) or args.out
-    statics = read_statics(beside / "paths.json", model.config.num_layers, "static" in args.routes)
-    known = seeds[0].notes["tasks"] if seeds else {question.task for question in data}
-    routes = [RouterRoute(one, args.tilt, args.control) for one in seeds]
-    kept = Kept(args.out / "kept.jsonl")
-    table = compare(model, tokenizer, prompts, known, {"dr.llm": ("Dr.LLM", routes)}, statics,
-                    args.routes, args.batch_size, calibration,
-                    read_chosen(beside, model.config.num_layers), kept)
-    report(table, "dr.llm", args.out, told=all(one.notes.get("questions") for one in seeds))
-    print(*other_score(seeds, args.score, prompts), f"{args.out}: metrics.json", sep="\n")
+    evaluate_routes(args, read_inputs(args))
 
 
 if __name__ == "__main__":

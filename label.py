@@ -28,7 +28,7 @@ from storage.files import InputError, writing
 from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
 from cli import progress_bar
 from questions.loading import load_all
-from answers import judge, prepare
+from answers import judge, prompts_that_fit
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
@@ -192,14 +192,6 @@ def header(model, config, seed):
             "search": asdict(config), "seed": seed}
 
 
-def print_too_long(too_long, number, model):
-    """Says which of so many questions were set apart by prepare(), if any."""
-    if too_long:
-        first = ", ".join(question.id for question in too_long[:5])
-        print(f"{len(too_long)} of {number} questions exceed the context "
-              f"({model.config.max_positions} tokens) and are left out: {first} ...")
-
-
 def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256):
     """Rows of labels of the prepared prompts, made now or found in the file, in their order.
 
@@ -264,9 +256,9 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
-    prompts, too_long = prepare(questions, tokenizer, model)
+    kind = "questions" if process()[0] == 0 else None  # one process of several speaks
+    prompts, _ = prompts_that_fit(questions, tokenizer, model, kind)
     if process()[0] == 0:
-        print_too_long(too_long, len(questions), model)
         plain_model(model, tokenizer, prompts, args)
     rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size)
     if process()[0] == 0:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import check_device
+from cli import DTYPES, check_device, use_device
 from checkpoint.config import read_config
 from checkpoint.tokenizer import load_tokenizer  # noqa: F401 - for importers
 from checkpoint.weights import read_weights
@@ -459,3 +459,10 @@ def load_model(folder, device="cpu", dtype=None):
     if weights["lm_head.weight"] is weights["embed_tokens.weight"]:  # one table for both
         model.lm_head.weight = model.embed_tokens.weight
     return model.eval().requires_grad_(False)
+
+
+def load(args):
+    """(tokenizer, model) that the flags of a command name, on its device (cli.add_model_flags)."""
+    use_device(args)
+    tokenizer = load_tokenizer(args.model)
+    return tokenizer, load_model(args.model, args.device, DTYPES.get(args.dtype))

@@ -27,8 +27,7 @@ from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
                     consensus_of_neighbours, frontier, menu, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
-from label import (content_hash, header, label, margin, plain_model, print_too_long,
-                   summary)
+from label import (content_hash, header, label, margin, plain_model, summary)
 from mcts import SearchConfig
 from model_llama import fixed, load_model, load_tokenizer, pad, prefill
 from paths import DECISIONS, EXECUTE, blocks, default_path
@@ -37,8 +36,8 @@ from storage.files import InputError, locked, mapped_zeros, write_json
 from cli import progress_bar
 from questions.loading import disjoint, load_all, split
 from storage.run_folder import claim, read_menu, read_statics, take, write_menu
-from answers import (answer, batches, cached_answers, cached_judge, prepare, tokenizer_key,
-                     what_answers_depend_on)
+from answers import (answer, batches, cached_answers, cached_judge, prompts_that_fit,
+                     tokenizer_key, what_answers_depend_on)
 
 # N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
 
@@ -311,16 +310,6 @@ BUSY = 0.75  # load per core, from which on programs wait for each other's threa
 FEW_TESTS = 100  # questions: with fewer, an interval reaches 10 points or more to either side
 
 
-def prompts_that_fit(questions, tokenizer, model):
-    """(prompts, number of the test questions that exceed the model's context; it is printed)."""
-    prompts, too_long = prepare(questions, tokenizer, model)
-    if too_long:
-        ids = ", ".join(question.id for question in too_long[:5])
-        print(f"{len(too_long)} of {len(questions)} test questions exceed the context "
-              f"({model.config.max_positions} tokens) and are left out: {ids}")
-    return prompts, len(too_long)
-
-
 def prepare_questions(run):
     """(training prompts, test prompts, number of test questions that are too long). Says what the
     run is about to do; InputError if it would be in vain, or would replace another run."""
@@ -332,8 +321,7 @@ def prepare_questions(run):
         along = f", searched along {args.simulations + 1} paths each"
     print(f"{args.model}: {len(to_label)} training questions{along}, {len(tests)} test questions, "
           f"into {run.out}")
-    prompts, training_too_long = prepare(to_label, tokenizer, model)
-    print_too_long(training_too_long, len(to_label), model)
+    prompts, _ = prompts_that_fit(to_label, tokenizer, model, "training questions")
     claim(run.out, run.settings, args.overwrite)
     print_warnings(args, len(tests))
     plain_model(model, tokenizer, prompts, args, refuse=not args.force)

@@ -2,11 +2,13 @@
 
 Most need a route only. Some need a *view*: the same frozen weights under another list of layers.
 Four train *switches* on the answers' loss: small parts that say whether a layer is on, for a whole
-prompt or for a token. Methods that by nature train the base model stand here as "frozen retrofit".
-Sources and differences are named at each function. Everything is fitted on label questions only.
+prompt or for a token. Methods that by nature train the base model are here as "frozen retrofit".
+Sources and differences are named at each function. Everything is fitted on training questions only.
 
-    python evaluate.py --routers runs/demo/routers.safetensors --routes dr.llm,shortgpt,polar \\
-        --calibration demo/questions/label.jsonl --data demo/questions/test.jsonl
+The command is evaluate.py with these methods among its --routes, and with their --calibration.
+
+    python -m experiments.methods --routers runs/demo/routers.safetensors \\
+        --routes dr.llm,shortgpt,polar --calibration demo/questions/label.jsonl
 """
 import copy
 import math
@@ -17,13 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import cli
+import evaluate
+from answers import batches, prompts_that_fit
+from cli import progress_bar
 from drllm import RouterRoute, pool_windows
 from label import search_all
 from mcts import SearchConfig
 from model_llama import KVCache, Slot, pad, prefill
+from paths import DECISIONS, default_path
+from questions.loading import disjoint, load_all
 from storage.files import InputError
-from cli import progress_bar
-from answers import batches
+from storage.run_folder import folder_of, read_chosen
 
 # N prompts   L layers   T tokens   D hidden size   R width of a predictor
 
@@ -34,12 +41,10 @@ PONDER = 0.05   # nats per share of layers repeated
 
 @dataclass
 class Setting:
-    """What a method may use. depth: the mean layers per forward pass it is to meet.
-
-    decisions (N, L): what Dr.LLM decided for the prompts to answer. calibration: prompts of label
-    questions, the only ones anything is fitted on. labels: a path or None for each of those. Only
-    the oracle reads the answers of `prompts`.
-    """
+    """What a method may use. depth: the mean layers per forward pass it has to meet. decisions:
+    (N, L), Dr.LLM's for the prompts that are asked; only the oracle reads the answers of these.
+    calibration: prompts of training questions, the only ones anything is fitted on. labels: a path
+    or None for each of them."""
     model: nn.Module
     tokenizer: object
     prompts: list
@@ -64,52 +69,63 @@ class Entrant:
 # ---- controls made of Dr.LLM's own decisions ----
 
 def masked(*allowed):
-    """Dr.LLM that may only choose the allowed ones of (skip, execute, repeat)."""
-    return lambda setting: Entrant(setting.model, [RouterRoute(routers, allowed=allowed)
-                                                   for routers in setting.routers])
+    """The method that is Dr.LLM with some of (skip, execute, repeat) forbidden."""
+    def make(setting):
+        routes = [RouterRoute(routers, allowed=allowed) for routers in setting.routers]
+        return Entrant(setting.model, routes)
+    return make
+
+
+def from_decisions(choose):
+    """The method that makes paths of Dr.LLM's: choose(decisions, prompts, seed) gives (N, L)."""
+    def make(setting):
+        return Entrant(setting.model, [choose(setting.decisions, setting.prompts, setting.seed)])
+    return make
 
 
 def numbers_by_task(prompts):
     """Lists of the prompt numbers of every task."""
-    groups = {}
+    numbers_of = {}
     for n, prompt in enumerate(prompts):
-        groups.setdefault(prompt.question.task, []).append(n)
-    return list(groups.values())
+        numbers_of.setdefault(prompt.question.task, []).append(n)
+    return list(numbers_of.values())
 
 
 def random_choices(decisions, prompts, seed=0):
-    """(N, L) drawn independently with the frequencies of the three actions in the prompt's task."""
+    """(N, L) drawn independently with the frequencies of the decisions in the prompt's task."""
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.empty_like(decisions)
-    for some in numbers_by_task(prompts):
-        share = decisions[some].flatten().bincount(minlength=3).float()
-        picks = torch.multinomial(share, len(some) * decisions.shape[1], True, generator=rng)
-        drawn[some] = picks.view(len(some), -1)
+    for of_task in numbers_by_task(prompts):
+        frequencies = decisions[of_task].flatten().bincount(minlength=len(DECISIONS)).float()
+        size = len(of_task) * decisions.shape[1]
+        picks = torch.multinomial(frequencies, size, replacement=True, generator=rng)
+        drawn[of_task] = picks.view(len(of_task), -1)
     return drawn
 
 
 def swapped(decisions, prompts, seed=0):
-    """(N, L) every prompt gets the path of another one of its task: what is lost is routing within
-    a task."""
+    """(N, L): every prompt has the path of another prompt of its task. What a method loses by this
+    is its routing within a task."""
     rng = torch.Generator().manual_seed(seed)
-    given = decisions.clone()
-    for some in numbers_by_task(prompts):
-        order = torch.tensor(some)[torch.randperm(len(some), generator=rng)]
-        given[order] = decisions[order.roll(1)]
-    return given
+    moved = decisions.clone()
+    for of_task in numbers_by_task(prompts):
+        order = torch.tensor(of_task)[torch.randperm(len(of_task), generator=rng)]
+        moved[order] = decisions[order.roll(1)]
+    return moved
 
 
-# ---- static paths ----
+# ---- fixed paths ----
 
 def at_depth(depth, order, L, N, seed=0):
-    """(N, L) paths of this mean depth that go without the first layers of `order`: of two
-    neighbouring numbers of layers, random prompts go without the larger."""
-    removed = min(max(L - depth, 0.0), float(L))
-    low, share = int(removed), removed - int(removed)
-    more = torch.randperm(N, generator=torch.Generator().manual_seed(seed)) < round(share * N)
+    """(N, L) paths of this mean depth that skip the first layers of `order`. The number of skipped
+    layers is one of two neighbours; which prompts skip the larger number is random."""
+    skipped = min(max(L - depth, 0.0), float(L))  # a fraction, on average
+    fewer = int(skipped)
+    rank = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    skip_one_more = rank < round((skipped - fewer) * N)
     paths = torch.ones(N, L, dtype=torch.long)
-    paths[:, order[:low]] = 0
-    paths[more, order[min(low, L - 1)]] = 0
+    paths[:, order[:fewer]] = 0
+    paths[skip_one_more, order[min(fewer, L - 1)]] = 0
     return paths
 
 
@@ -117,7 +133,9 @@ class Influence:
     """A Route that executes everything and adds up how far each layer turns the hidden states."""
 
     def __init__(self, num_layers):
-        self.num_layers, self.total, self.before = num_layers, torch.zeros(num_layers), None
+        self.num_layers = num_layers
+        self.total = torch.zeros(num_layers)
+        self.before = None  # what entered the layer before this one
 
     def __call__(self, layer, hidden, lengths):
         if layer:
@@ -135,58 +153,71 @@ class Influence:
 @torch.inference_mode()
 def block_influence(model, prompts, batch_size=256):
     """(L,) ShortGPT: 1 - mean cosine of a block's input and output, over all calibration tokens."""
-    device, seen = model.embed_tokens.weight.device, Influence(model.config.num_layers)
-    for some in batches(prompts, batch_size):
-        tokens, lengths = pad([prompts[n].ids for n in some], device)
-        hidden, _ = prefill(model, tokens, seen, lengths)
-        seen.add(seen.num_layers - 1, hidden, torch.tensor(lengths, device=device))
-    return seen.total / sum(len(prompt.ids) for prompt in prompts)
+    device = model.embed_tokens.weight.device
+    influence = Influence(model.config.num_layers)
+    for batch in batches(prompts, batch_size):
+        tokens, lengths = pad([prompts[n].ids for n in batch], device)
+        hidden, _ = prefill(model, tokens, influence, lengths)
+        # no further layer asks: what leaves the last one is added here
+        influence.add(influence.num_layers - 1, hidden, torch.tensor(lengths, device=device))
+    return influence.total / sum(len(prompt.ids) for prompt in prompts)
 
 
 def answer_loss(model, prompts):
-    """Mean cross-entropy, nats per token, of the right answers after their prompts."""
-    tokens, lengths = pad([[*p.ids, *p.gold] for p in prompts], model.embed_tokens.weight.device)
+    """Mean cross-entropy, nats per token, of the gold answers after their prompts."""
+    device = model.embed_tokens.weight.device
+    tokens, lengths = pad([[*prompt.ids, *prompt.gold] for prompt in prompts], device)
     logits = model(tokens, lengths=lengths)[:, :-1].float()  # (N, T - 1, V)
     positions = torch.arange(1, tokens.shape[1])
-    begins = torch.tensor([len(p.ids) for p in prompts])[:, None]
-    wanted = (positions >= begins) & (positions < torch.tensor(lengths)[:, None])
-    wanted = wanted.to(tokens.device)
-    return F.cross_entropy(logits[wanted], tokens[:, 1:][wanted])
+    starts = torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
+    ends = torch.tensor(lengths)[:, None]
+    of_answer = ((positions >= starts) & (positions < ends)).to(device)  # (N, T - 1)
+    return F.cross_entropy(logits[of_answer], tokens[:, 1:][of_answer])
 
 
-def block_scores(model, prompts, most=128):
-    """(L,) LLM-Pruner's first-order importance, sum of |weight * gradient| over a whole block, the
-    gradient being that of the answers' loss on up to `most` calibration prompts."""
-    prompts, layers = prompts[:most], model.layers
+SCORED = 128   # calibration prompts that LLM-Pruner's score is taken on, at most
+
+
+def block_scores(model, prompts):
+    """(L,) LLM-Pruner's first-order importance: the sum of |weight * gradient| over a whole block.
+    The gradient is that of the answers' loss."""
+    prompts, layers = prompts[:SCORED], model.layers
     layers.requires_grad_(True)
     try:
-        for some in batches(prompts, 32):
-            (answer_loss(model, [prompts[n] for n in some]) * len(some)).backward()
-        return torch.stack([sum((weight * weight.grad).abs().sum() for weight in block.parameters())
-                            for block in layers]).detach().cpu()
+        for batch in batches(prompts, BATCH):
+            loss = answer_loss(model, [prompts[n] for n in batch])
+            (loss * len(batch)).backward()
+        scores = []
+        for block in layers:
+            parts = [(weight * weight.grad).abs().sum() for weight in block.parameters()]
+            scores.append(sum(parts))
+        return torch.stack(scores).detach().cpu()
     finally:
         layers.requires_grad_(False).zero_grad()
 
 
-def static(setting, order):
-    """Every question along one of two static paths that together meet the depth."""
-    return Entrant(setting.model, [at_depth(setting.depth, order, setting.model.config.num_layers,
-                                            len(setting.prompts), setting.seed)])
+def without_first(setting, order):
+    """The entrant that skips the first layers of `order` for every question."""
+    paths = at_depth(setting.depth, order, setting.model.config.num_layers, len(setting.prompts),
+                     setting.seed)
+    return Entrant(setting.model, [paths])
 
 
 def shortgpt(setting):
     """ShortGPT (Men 2024): the blocks of least influence are removed for every question."""
-    return static(setting, block_influence(setting.model, setting.calibration).argsort().tolist())
+    influence = block_influence(setting.model, setting.calibration)
+    return without_first(setting, influence.argsort().tolist())
 
 
 def pruner(setting):
     """LLM-Pruner (Ma 2023) at the grain of blocks; no LoRA recovery, the base stays frozen."""
-    return static(setting, block_scores(setting.model, setting.calibration).argsort().tolist())
+    scores = block_scores(setting.model, setting.calibration)
+    return without_first(setting, scores.argsort().tolist())
 
 
 def early_exit(setting):
     """LayerSkip (Elhoushi 2024) without its training: the last layers are left out."""
-    return static(setting, list(range(setting.model.config.num_layers))[::-1])
+    return without_first(setting, list(reversed(range(setting.model.config.num_layers))))
 
 
 # ---- a whole path before the first layer ----
@@ -204,19 +235,19 @@ class PathPredictor(nn.Module):
         self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
         layer = nn.TransformerEncoderLayer(width, heads, 2 * width, 0.0, batch_first=True)
         self.mix = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(width, 3)
+        self.head = nn.Linear(width, len(DECISIONS))
 
     def forward(self, embeddings, lengths):
         """Logits (N, L, 3) of embeddings (N, T, D), lengths (N,)."""
         N, T, _ = embeddings.shape
-        tokens = self.project(embeddings) + places(T, self.queries)
+        tokens = self.project(embeddings) + position_codes(T, self.queries)  # (N, T, R)
         padding = torch.arange(T, device=lengths.device) >= lengths[:, None]
-        queries = self.queries.expand(N, -1, -1)
-        read = self.attend(queries, tokens, tokens, key_padding_mask=padding)[0]
+        queries = self.queries.expand(N, -1, -1)  # (N, L, R)
+        read, _ = self.attend(queries, tokens, tokens, key_padding_mask=padding)
         return self.head(self.mix(queries + read))
 
 
-def places(T, like):
+def position_codes(T, like):
     """(T, R) sines and cosines of the positions, in the width and dtype of `like`."""
     half = like.shape[-1] // 2
     speed = torch.exp(-math.log(1000.0) * torch.arange(half, device=like.device) / half)
@@ -228,7 +259,8 @@ class Predicted:
     """The Route of a PathPredictor: all layers are decided when the first one asks."""
 
     def __init__(self, predictor):
-        self.predictor, self.num_layers, self.path = predictor, predictor.num_layers, None
+        self.predictor = predictor
+        self.num_layers = predictor.num_layers
 
     def __call__(self, layer, hidden, lengths):
         if layer == 0:
@@ -237,13 +269,14 @@ class Predicted:
 
 
 def fit(parameters, number, loss_of, epochs, seed, rate=1e-3, decay=0.01):
-    """AdamW on loss_of(numbers of some prompts), in a random order every epoch."""
+    """AdamW on loss_of(numbers of a batch's prompts), in a random order every epoch."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     rng = torch.Generator().manual_seed(seed)
-    order = [some.tolist() for _ in range(epochs)
-             for some in torch.randperm(number, generator=rng).split(BATCH)]
-    for some in progress_bar(order, desc="fitting", unit="step"):
-        loss = loss_of(some)
+    steps = []
+    for _ in range(epochs):
+        steps += torch.randperm(number, generator=rng).split(BATCH)
+    for batch in progress_bar(steps, desc="fitting", unit="step"):
+        loss = loss_of(batch.tolist())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -255,31 +288,32 @@ def train_predictor(model, prompts, paths, seed=0, epochs=25, rate=1e-3):
     torch.manual_seed(seed)
     predictor = PathPredictor(model.config.num_layers, model.config.hidden_size).to(device)
 
-    def loss_of(some):
-        tokens, lengths = pad([prompts[n].ids for n in some], device)
-        logits = predictor(model.embed_tokens(tokens).float(), torch.tensor(lengths, device=device))
-        wanted = torch.tensor([paths[n] for n in some], device=device)
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+    def loss_of(batch):
+        tokens, lengths = pad([prompts[n].ids for n in batch], device)
+        embeddings = model.embed_tokens(tokens).float()
+        logits = predictor(embeddings, torch.tensor(lengths, device=device))  # (B, L, 3)
+        labels = torch.tensor([paths[n] for n in batch], device=device)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     fit(predictor.parameters(), len(prompts), loss_of, epochs, seed, rate)
     return predictor.eval().requires_grad_(False)
 
 
 def polar(setting):
     """The whole path from the embeddings, learned from the labels Dr.LLM learns from."""
-    pairs = [pair for pair in zip(setting.calibration, setting.labels) if pair[1]]
-    prompts, paths = zip(*pairs)
-    return Entrant(setting.model,
-                   [Predicted(train_predictor(setting.model, prompts, paths, setting.seed))])
+    labelled = [pair for pair in zip(setting.calibration, setting.labels) if pair[1]]
+    prompts, paths = zip(*labelled)
+    predictor = train_predictor(setting.model, prompts, paths, setting.seed)
+    return Entrant(setting.model, [Predicted(predictor)])
 
 
 def cola(setting, simulations=25):
-    """CoLa (2507.07996): search for each question, told whether an answer is right. An oracle: the
-    gold answer chooses the path."""
-    found = {prompt.question.id: result.best for prompt, result, _ in
-             search_all(setting.model, setting.tokenizer, setting.prompts,
-                        SearchConfig(simulations=simulations), setting.seed, setting.batch_size)}
-    default = (1,) * setting.model.config.num_layers
-    paths = [found[prompt.question.id] or default for prompt in setting.prompts]
+    """CoLa (2507.07996): a search for each question, which is told whether an answer is correct. An
+    oracle: the gold answer chooses the path."""
+    searches = search_all(setting.model, setting.tokenizer, setting.prompts,
+                          SearchConfig(simulations=simulations), setting.seed, setting.batch_size)
+    path_of = {prompt.question.id: result.best for prompt, result, _ in searches}
+    default = default_path(setting.model.config.num_layers)
+    paths = [path_of[prompt.question.id] or default for prompt in setting.prompts]
     return Entrant(setting.model, [torch.tensor(paths)])
 
 
@@ -298,10 +332,11 @@ class SharedCache(KVCache):
 
     def admit(self, layer, counts):
         super().admit(layer, counts)
-        if self.slots[layer]:
-            first, *more = self.slots[layer]
-            first = Remembering(first.rows, first.capacity)
-            self.slots[layer] = [first, *(Reading(first, slot.rows) for slot in more)]
+        if not self.slots[layer]:
+            return
+        first, *later = self.slots[layer]
+        first = Remembering(first.rows, first.capacity)
+        self.slots[layer] = [first, *(Reading(first, slot.rows) for slot in later)]
 
 
 class Remembering(Slot):
@@ -317,13 +352,15 @@ class Reading(Slot):
 
     def __init__(self, first, rows):
         super().__init__(rows)
-        self.first, self.taken = first, rows
+        self.first, self.rows_of_first = first, rows
         if rows is not None and first.rows is not None:
-            self.taken = torch.searchsorted(first.rows, rows)
+            self.rows_of_first = torch.searchsorted(first.rows, rows)
 
     def write(self, keys, values, span):
-        visible = self.first.visible
-        return visible if self.taken is None else tuple(kept[self.taken] for kept in visible)
+        keys, values = self.first.visible
+        if self.rows_of_first is None:  # all of them
+            return keys, values
+        return keys[self.rows_of_first], values[self.rows_of_first]
 
 
 def sharing(model):
@@ -340,14 +377,15 @@ def sharing(model):
 def recursions(setting):
     """Mixture-of-Recursions (2507.10524), frozen retrofit: Dr.LLM's routes, but a repeated layer's
     second pass reads the first pass's keys and values."""
-    return Entrant(sharing(setting.model), [RouterRoute(routers) for routers in setting.routers])
+    routes = [RouterRoute(routers) for routers in setting.routers]
+    return Entrant(sharing(setting.model), routes)
 
 
 # ---- switches: trained on the answers' loss, the base model frozen ----
 
 class Switches(nn.Module):
-    """Linear scores: at or above 0 a switch is on. While it watches prompts of `lengths` (N,), the
-    shares that were on are noted, (N,) per switch, and what else is to be learned."""
+    """Linear scores: at or above 0 a switch is on. While they watch prompts of `lengths` (N,), the
+    switches note which shares were on, (N,) each, and further losses to learn from."""
 
     def __init__(self, number, hidden_size, bias=0.0):
         super().__init__()
@@ -356,7 +394,9 @@ class Switches(nn.Module):
         self.watch(None)
 
     def watch(self, lengths):
-        self.lengths, self.shares, self.more_losses = lengths, [], []
+        self.lengths = lengths
+        self.shares = []
+        self.more_losses = []
 
     def score(self, index, states):
         """(...) of states (..., D)."""
@@ -375,7 +415,8 @@ def mean_of(states, lengths):
 
 
 def best_share(score, lengths, share):
-    """(on (N, T), real (N, T)): the share of each prompt's tokens whose score (N, T) is highest."""
+    """(on (N, T), real (N, T)): on is the share of each prompt's tokens whose score (N, T) is
+    highest, real is what is no padding."""
     real = torch.arange(score.shape[1], device=score.device) < lengths[:, None]
     ranks = score.masked_fill(~real, -torch.inf).argsort(1, descending=True).argsort(1)
     return ranks < (share * lengths[:, None]).ceil(), real
@@ -383,8 +424,8 @@ def best_share(score, lengths, share):
 
 class Switched(nn.Module):
     """A layer with a switch, which sees the normed state of each token or, per_token=False, their
-    mean; where it is off an adapter, or nothing, stands in. share: the share of a prompt's tokens
-    that pass in training, by rank; None: by their score alone."""
+    mean. When it is off, the adapter runs instead, or nothing. share: the share of a prompt's
+    tokens that pass in training, by rank; None: by their score alone."""
 
     def __init__(self, inner, norm, switches, index, per_token=True, adapter=None, share=None):
         super().__init__()
@@ -405,23 +446,25 @@ class Switched(nn.Module):
         states = normed if self.per_token else mean_of(normed, lengths)[:, None]
         score = switches.score(self.index, states)
         chosen = score >= 0
-        if self.share is not None and switches.training:  # the score learns to predict the rank
+        if self.share is not None and switches.training:
             chosen, real = best_share(score, lengths, self.share)
+            # the score learns to predict the rank, which is not known when an answer is written
             switches.more_losses.append(F.binary_cross_entropy_with_logits(
                 score[real], chosen[real].to(score)))
         on = straight_through(chosen, score)
         if lengths is not None:
-            switches.shares.append(mean_of(on[..., None], lengths)[:, 0] if self.per_token
-                                   else on[:, 0])
+            share_on = mean_of(on[..., None], lengths) if self.per_token else on  # (N, 1)
+            switches.shares.append(share_on[:, 0])
         return on
 
 
 def switched(layers, norms, switches, adapters=None, **how):
-    """The layers, those of norms {layer: norm of what its switch sees} with a switch each."""
+    """The layers, with a switch for each in norms {layer: norm of what its switch sees}."""
     layers = list(layers)
-    for index, (n, norm) in enumerate(norms.items()):
-        adapter = adapters[index] if adapters else None
-        layers[n] = Switched(layers[n], norm, switches, index, adapter=adapter, **how)
+    adapters = adapters or [None] * len(norms)
+    for index, (layer, norm) in enumerate(norms.items()):
+        layers[layer] = Switched(layers[layer], norm, switches, index, adapter=adapters[index],
+                                 **how)
     return layers
 
 
@@ -440,7 +483,7 @@ class SwitchRoute:
 
 
 def above(capacity):
-    """The capacity term: what the share switched on exceeds the capacity by, times PRESSURE."""
+    """The capacity term: PRESSURE times the excess of the share that is on over the capacity."""
     return lambda share: PRESSURE * F.relu(share - capacity)
 
 
@@ -453,11 +496,13 @@ def train_switches(setting, layers, norms, penalty, bias, **how):
     trained = view(model, switched(layers, norms, switches, **how))
     new = [weight for weight in trained.parameters() if weight.requires_grad]  # the base is frozen
 
-    def loss_of(some):
-        chosen = [prompts[n] for n in some]
-        switches.watch(torch.tensor([len(p.ids) for p in chosen], device=device))
-        loss = answer_loss(trained, chosen) + penalty(torch.stack(switches.shares).mean())
-        return loss + sum(switches.more_losses)
+    def loss_of(batch):
+        chosen = [prompts[n] for n in batch]
+        lengths = [len(prompt.ids) for prompt in chosen]
+        switches.watch(torch.tensor(lengths, device=device))
+        loss = answer_loss(trained, chosen)
+        share_on = torch.stack(switches.shares).mean()
+        return loss + penalty(share_on) + sum(switches.more_losses)
     fit(new, len(prompts), loss_of, EPOCHS, setting.seed, RATE, decay=0.0)
     switches.watch(None)
     trained.requires_grad_(False)
@@ -480,33 +525,45 @@ class Half(nn.Module):
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
 
 
+def size(module):
+    """Number of weights."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def capacity_of(setting, number, share=1.0):
+    """The share of `number` switches that are on at the depth to meet, when each of them switches
+    this share of a layer."""
+    skipped = setting.model.config.num_layers - setting.depth
+    return 1 - skipped / max(1, number) / share
+
+
 def mindskip(setting):
     """MindSkip (Router-Tuning, 2410.13184): attention of every layer but the last may be skipped,
     once per prompt; half a block counts by its share of the weights."""
-    model, L = setting.model, setting.model.config.num_layers
-    halves = [Half(block, attention) for block in model.layers for attention in (True, False)]
-    size = lambda module: sum(weight.numel() for weight in module.parameters())
-    share = size(model.layers[0].self_attn) / size(model.layers[0])
-    capacity = 1 - (L - setting.depth) / max(1, L - 1) / share
-    norms = {2 * n: model.layers[n].input_layernorm for n in range(L - 1)}
+    blocks, L = setting.model.layers, setting.model.config.num_layers
+    halves = [Half(block, attention) for block in blocks for attention in (True, False)]
+    share = size(blocks[0].self_attn) / size(blocks[0])
+    norms = {2 * n: blocks[n].input_layernorm for n in range(L - 1)}
+    penalty = above(capacity_of(setting, L - 1, share))
     cost = torch.tensor([share, 1 - share] * L)
-    return prompt_entrant(setting, halves, norms, above(capacity), 0.5,
+    return prompt_entrant(setting, halves, norms, penalty, 0.5,
                           lambda decisions: decisions.float() @ cost)
 
 
 def halting(setting):
     """Universal Transformer (Dehghani 2018), frozen retrofit: after each layer a switch instead of
     a sum of halting probabilities may ask for one more pass; it pays a ponder cost."""
-    layers = [block for block in setting.model.layers for _ in range(2)]
-    norms = {2 * n + 1: block.input_layernorm for n, block in enumerate(setting.model.layers)}
-    return prompt_entrant(setting, layers, norms, lambda share: PONDER * share, -1.0)
+    blocks = setting.model.layers
+    twice = [block for block in blocks for _ in range(2)]
+    norms = {2 * n + 1: block.input_layernorm for n, block in enumerate(blocks)}
+    return prompt_entrant(setting, twice, norms, lambda share: PONDER * share, -1.0)
 
 
 def prompt_entrant(setting, layers, norms, penalty, bias, layers_of=None):
-    """The entrant of layers of which those of norms are switched, once per prompt."""
+    """The entrant of these layers, in which those of norms are switched once per prompt."""
     _, switches = train_switches(setting, layers, norms, penalty, bias, per_token=False)
-    return Entrant(view(setting.model, layers), [SwitchRoute(switches, norms, len(layers))],
-                   layers_of)
+    route = SwitchRoute(switches, norms, len(layers))
+    return Entrant(view(setting.model, layers), [route], layers_of)
 
 
 # ---- a switch per token: computed in full, so it saves nothing here; its layers are counted ----
@@ -523,12 +580,13 @@ def adapter(hidden_size, width):
 def token_layers(trained, switches, prompts, batch_size=256):
     """(N,) layers a prompt's tokens run on average, switched ones counted by their share."""
     layers = torch.zeros(len(prompts))
-    for some in batches(prompts, batch_size):
-        tokens, lengths = pad([prompts[n].ids for n in some], trained.embed_tokens.weight.device)
-        switches.watch(torch.tensor(lengths, device=tokens.device))
+    device = trained.embed_tokens.weight.device
+    for batch in batches(prompts, batch_size):
+        tokens, lengths = pad([prompts[n].ids for n in batch], device)
+        switches.watch(torch.tensor(lengths, device=device))
         prefill(trained, tokens, None, lengths)
         skipped = sum(1 - share for share in switches.shares)
-        layers[some] = (trained.config.num_layers - skipped).cpu()
+        layers[batch] = (trained.config.num_layers - skipped).cpu()
     switches.watch(None)
     return layers
 
@@ -538,29 +596,28 @@ def flexidepth(setting):
     adapter; tokens that skip still write their keys and values."""
     config = setting.model.config
     torch.manual_seed(setting.seed)
-    numbers = range(config.num_layers // 2, config.num_layers)
+    upper_half = range(config.num_layers // 2, config.num_layers)
     width = max(1, config.intermediate_size // 16)
-    adapters = nn.ModuleList(adapter(config.hidden_size, width) for _ in numbers)
-    return token_entrant(setting, numbers, 1.0,
-                         adapters=adapters.to(setting.model.embed_tokens.weight.device))
+    adapters = nn.ModuleList(adapter(config.hidden_size, width) for _ in upper_half)
+    adapters = adapters.to(setting.model.embed_tokens.weight.device)
+    return token_entrant(setting, upper_half, 1.0, adapters=adapters)
 
 
 def mod(setting):
     """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer some tokens run, the
     rest only write keys and values. They are the top k in training and those above a learned
     threshold afterwards, since top k would look ahead."""
-    L = setting.model.config.num_layers
-    numbers = range(1, L, 2)
-    share = 1 - (L - setting.depth) / max(1, len(numbers))
-    return token_entrant(setting, numbers, 0.0, share=min(1.0, max(0.0, share)))
+    every_other = range(1, setting.model.config.num_layers, 2)
+    share = min(1.0, max(0.0, capacity_of(setting, len(every_other))))
+    return token_entrant(setting, every_other, 0.0, share=share)
 
 
 def token_entrant(setting, numbers, bias, **how):
     """The entrant of a model whose layers of these numbers are switched token by token."""
     blocks = setting.model.layers
-    capacity = 1 - (len(blocks) - setting.depth) / max(1, len(numbers))
     norms = {n: blocks[n].input_layernorm for n in numbers}
-    trained, switches = train_switches(setting, blocks, norms, above(capacity), bias, **how)
+    penalty = above(capacity_of(setting, len(numbers)))
+    trained, switches = train_switches(setting, blocks, norms, penalty, bias, **how)
     layers = token_layers(trained, switches, setting.prompts)
     return Entrant(trained, [None], lambda decisions: layers)
 
@@ -583,10 +640,9 @@ BASELINES = {
     "no-skip": Baseline("skip forbidden", "Dr.LLM", masked(False, True, True)),
     "no-repeat": Baseline("repeat forbidden", "Dr.LLM", masked(True, True, False)),
     "random": Baseline("random", "control: Dr.LLM's frequencies per task",
-                       lambda s: Entrant(s.model, [
-                           random_choices(s.decisions, s.prompts, s.seed)])),
+                       from_decisions(random_choices)),
     "swapped": Baseline("swapped", "control: the path of another question of the task",
-                        lambda s: Entrant(s.model, [swapped(s.decisions, s.prompts, s.seed)])),
+                        from_decisions(swapped)),
     "shortgpt": Baseline("ShortGPT", "static, block influence", shortgpt, "calibration"),
     "pruner": Baseline("LLM-Pruner score", "static, |weight * gradient| per block", pruner,
                        "calibration"),
@@ -604,24 +660,38 @@ BASELINES = {
 }
 
 
-def setting_of(table, names, routers, outcome, calibration, labels, depth=None):
-    """What the named methods may use to answer a Comparison's questions at the depth of Dr.LLM's
-    outcome, or another. labels: {id: path}. InputError where a method would lack something."""
-    calibration, L = calibration or [], table.model.config.num_layers
-    paths = [(labels or {}).get(prompt.question.id) for prompt in calibration]
-    for path in filter(None, paths):
-        if not isinstance(path, list | tuple) or len(path) != L or not all(
-                type(count) is int and 0 <= count <= 2 for count in path):
-            raise InputError(f"chosen.json: {path} is no path of {L} layers")
+def check_needs(names, num_layers, calibration, labels):
+    """InputError when a named method would lack something, or when a label is no path. calibration:
+    prompts; labels: {id: path}."""
+    paths = [labels[prompt.question.id] for prompt in calibration
+             if labels.get(prompt.question.id)]
+    for path in paths:
+        if not is_path(path, num_layers):
+            raise InputError(f"chosen.json: {path} is no path of {num_layers} layers")
     for name in names:
         needs = BASELINES[name].needs
         if needs and not calibration:
-            raise InputError(f"route {name} is fitted on label questions and got none: give "
+            raise InputError(f"route {name} is fitted on training questions and got none: give "
                              "--calibration FILE")
-        if needs == "labels" and not any(paths):
+        if needs == "labels" and not paths:
             raise InputError(f"route {name} learns from labels, and none of {len(calibration)} "
                              "questions of --calibration has one: chosen.json, which train.py "
                              "leaves beside the routers, must know them")
+
+
+def is_path(path, num_layers):
+    """Whether a value from a file is a path: a decision per layer."""
+    codes = range(len(DECISIONS))
+    return (isinstance(path, list | tuple) and len(path) == num_layers
+            and all(type(code) is int and code in codes for code in path))
+
+
+def setting_of(table, names, routers, outcome, calibration, labels, depth=None):
+    """What the named methods may use to answer a Comparison's questions at the depth of Dr.LLM's
+    outcome, or another. calibration, labels: see check_needs()."""
+    calibration, labels = calibration or [], labels or {}
+    check_needs(names, table.model.config.num_layers, calibration, labels)
+    paths = [labels.get(prompt.question.id) for prompt in calibration]
     depth = depth or outcome.layers[table.counted].mean().item()
     return Setting(table.model, table.tokenizer, table.prompts, routers, outcome.decisions[0],
                    depth, calibration, paths, table.batch_size)
@@ -629,9 +699,51 @@ def setting_of(table, names, routers, outcome, calibration, labels, depth=None):
 
 def add(table, names, routers, outcome, calibration, labels):
     """Asks the named methods a Comparison's questions at the depth of Dr.LLM's outcome, whose
-    routers these are. calibration: prompts of label questions, labels: {id: path} of them."""
+    routers these are. calibration, labels: see check_needs()."""
     setting = setting_of(table, names, routers, outcome, calibration, labels)
     for name in names:
         entrant = BASELINES[name].make(setting)
         table.add(name, entrant.routes, BASELINES[name].title, model=entrant.model,
                   layers_of=entrant.layers_of)
+
+
+# ---- the command: evaluate.py, and these methods ----
+
+def parse_args(argv=None):
+    known = (*evaluate.ROUTES, *BASELINES)
+    parser = cli.Parser(__doc__, prog="python -m experiments.methods")
+    evaluate.add_flags(parser, known)
+    parser.add_argument("--calibration", nargs="+", action=cli.Gather, default=[], metavar="FILE",
+                        help="question files that methods are fitted on, e.g. those that the "
+                             "routers learned from")
+    args = parser.parse_args(argv)
+    evaluate.check_routes(parser, args, known)
+    return args
+
+
+def read_calibration(args, inputs):
+    """The prompts of --calibration, [] without it; none of them asks what a test question asks."""
+    if not args.calibration:
+        return []
+    questions = load_all(args.calibration, args.skip_bad_rows, args.score)
+    questions = disjoint(args.data, inputs.questions, "--calibration", questions)
+    prompts, _ = prompts_that_fit(questions[:args.limit], inputs.tokenizer, inputs.model,
+                                  "calibration questions")
+    return prompts
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    inputs = evaluate.read_inputs(args)
+    calibration = read_calibration(args, inputs)
+    labels = read_chosen(folder_of(args.routers) or args.out, inputs.model.config.num_layers)
+    names = [name for name in args.routes if name in BASELINES]
+    check_needs(names, inputs.model.config.num_layers, calibration, labels)
+
+    def add_methods(table, main):
+        add(table, names, inputs.seeds, table.outcomes[main], calibration, labels)
+    evaluate.evaluate_routes(args, inputs, others=[add_methods])
+
+
+if __name__ == "__main__":
+    cli.run(main)

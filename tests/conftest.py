@@ -105,3 +105,25 @@ def tiny_questions(tmp_path):
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     questions = [read_row(row) for row in own_answers(folder, 8)]
     return model, tokenizer, prepare(questions, tokenizer, model)[0]
+
+
+@pytest.fixture
+def command(tmp_path, tiny_questions):
+    """(routers, the command line that evaluates them on the tiny questions)."""
+    import json
+
+    from drllm import Routers
+    model, _, prompts = tiny_questions
+    routers = Routers(3, 16)
+    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
+    routers.save(tmp_path / "routers.safetensors")
+    rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
+             "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
+                 for n, row in enumerate(rows)]
+    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
+    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
+    return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
+                     "--out", str(tmp_path / "out"), "--routers",
+                     str(tmp_path / "routers.safetensors")]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 from conftest import ROOT
 from drllm import Routers
 from tools import ask
@@ -45,7 +46,7 @@ def typed(monkeypatch):
 
 @pytest.fixture
 def prompts(folders, monkeypatch):
-    """The prompts that are answered, as text, and None in place of the plain model's route."""
+    """The prompts that are answered, as text, and None in place of the base model's route."""
     tokenizer, seen = load_tokenizer(folders[0]), []
     real = ask.passes
 
@@ -128,8 +129,8 @@ def test_a_terminal_obeys_nothing_that_a_model_says(monkeypatch, capsys, text):
 def test_the_line_under_an_answer_counts_layers():
     """Decisions 0 1 2 2 1 1 run 7 layers a pass, of 6."""
     assert ask.cost(torch.tensor([0, 1, 2, 2, 1, 1]), 4) == (
-        "[layers per pass: 7 run, 1 skipped, 2 repeated; plain model: 6 of 6. Over 4 passes: 28; "
-        "plain model: 24]")
+        "[layers per pass: 7 run, 1 skipped, 2 repeated; base model: 6 of 6. Over 4 passes: 28; "
+        "base model: 24]")
 
 
 # ---- the conversation ----
@@ -185,11 +186,67 @@ def test_plain_shows_both_answers(folders, prompts, capsys):
     run(folders, "--plain", "a b c")
     out = capsys.readouterr().out
     assert prompts == ["0 a b c Answer:", None]
-    routed, plain = out.split("plain model:\n")
+    routed, plain = out.split("base model:\n")
     assert "0 skipped, 0 repeated" in plain and "0 skipped, 0 repeated" not in routed
     model, tokenizer = load_model(folders[0]), load_tokenizer(folders[0])
     made = generate(model, [tokenizer.encode("0 a b c Answer:")], None, 5, tokenizer.stop_ids)
     assert plain.startswith(tokenizer.decode(made.tokens[0]) + "\n[layers per pass: 3 run")
+
+
+# ---- without routers ----
+
+def base(folders, *more):
+    """run() without --routers."""
+    ask.main(["--model", str(folders[0]), "--max-new-tokens", "5", *more])
+
+
+def test_plain_needs_no_routers(folders, prompts, capsys, monkeypatch, tmp_path):
+    """Catches "runs/demo: No such file" for a user who has no routers yet, and the demo's routers
+    asked for another model."""
+    monkeypatch.chdir(tmp_path)
+    for there in (False, True):
+        if there:
+            Routers(3, 16).save(tmp_path / ask.DEMO_ROUTERS)
+        base(folders, "--plain", "a b c")
+        out, err = capsys.readouterr()
+        model, tokenizer = load_model(folders[0]), load_tokenizer(folders[0])
+        made = generate(model, [tokenizer.encode("0 a b c Answer:")], None, 5, tokenizer.stop_ids)
+        assert out.startswith(tokenizer.decode(made.tokens[0]) + "\n[layers per pass: 3 run")
+        assert prompts.pop() is None and not prompts and "base model:\n" not in out
+        assert err == "note: no routers, so the base model answers alone\n"
+
+
+def test_a_conversation_with_the_base_model_keeps_its_turns(folders, typed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    typed("a b\nc\n")
+    seen = []
+    monkeypatch.setattr(ask, "show", lambda model, tokenizer, ids, route, most: (
+        seen.append((tokenizer.decode(ids), route)) or "7"))
+    base(folders, "--plain")
+    assert seen == [("0 a b Answer:", None), ("0 a b 1 7 0 c Answer:", None)]
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], "no --routers FILE was given. `python train.py --model .*model --data FILE --out DIR` "
+         "makes routers; --plain without --routers"),
+    (["--routers", "nowhere"], "nowhere: No such file. `python train.py"),
+    (["--routers", "nowhere", "--plain"], "nowhere: No such file. `python train.py"),
+    (["--routers", "."], "routers.safetensors: No such file. `python train.py")])
+def test_missing_routers_are_named_with_the_way_to_make_them(folders, flags, words, monkeypatch,
+                                                             tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        base(folders, *flags, "a")
+
+
+def test_the_demo_s_routers_are_made_by_a_command_without_flags(folders, monkeypatch, tmp_path):
+    """Catches a wrong hint, and runs/demo that is looked for under the model's other name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "DEMO_MODEL", folders[0].resolve())
+    (tmp_path / "link").symlink_to(folders[0])
+    with pytest.raises(InputError, match="runs/demo/routers.safetensors: No such file. `python "
+                                         "train.py` makes routers"):
+        base([tmp_path / "link"], "a")
 
 
 # ---- bad input ----

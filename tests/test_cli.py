@@ -1,6 +1,6 @@
 """Claims about what all commands share: files read and written, locks, flags.
 
-More of them, through whole commands, stand in test_hostile.py.
+More of them, through whole commands, are in test_hostile.py.
 """
 import argparse
 import fcntl
@@ -211,6 +211,67 @@ def test_a_right_number_is_read_exactly(limit, share):
     """Catches a bound that is left out, and a number that is rounded."""
     args = parser().parse_args([f"--limit={limit}", f"--share={share!r}"])
     assert (args.limit, args.share) == (limit, share) and type(args.limit) is int
+
+
+@pytest.mark.parametrize("text, value", [
+    ("-1e-3", -1e-3), ("-1E-1", -0.1), ("-.5", -0.5), ("-1", -1.0), ("-0.25e0", -0.25),
+    ("-1.", -1.0)])
+def test_a_number_below_zero_is_the_value_of_the_flag_before_it(text, value):
+    """Catches "--price: expected one argument" for --price -1e-3."""
+    assert parser().parse_args(["--share", text]).share == value
+
+
+@pytest.mark.parametrize("flag, text, words", [
+    ("--share", "-inf", "'-inf' is not a number"), ("--share", "-nan", "'-nan' is not a number"),
+    ("--share", "-1e3", "'-1e3' is not a number from -1 to 1"),
+    ("--seed", "-1", "'-1' is not a whole number from 0"),
+    ("--limit", "-1e3", "'-1e3' is not a whole number from 1"),
+    ("--threads", "-2", "'-2' is not a whole number from 1"),
+    ("--share", "-x", "expected one argument"), ("--share", "--limit", "expected one argument")])
+def test_a_wrong_number_below_zero_is_named_and_a_flag_is_no_number(flag, text, words, capsys):
+    """Catches a refusal that does not say what is wrong with the number."""
+    with pytest.raises(SystemExit):
+        parser().parse_args([flag, text])
+    assert words in capsys.readouterr().err
+
+
+def test_a_question_may_begin_with_a_minus():
+    made = parser()
+    made.add_argument("question")
+    assert made.parse_args(["-5 + 3 ="]).question == "-5 + 3 ="
+    assert made.parse_args(["-5e1", "--share", "-1"]).question == "-5e1"
+
+
+@pytest.mark.parametrize("text, listed", [
+    ("a", ["a"]), ("a, b", ["a", "b"]), (" b ,a,,b,", ["b", "a"]), ("a b", ["a b"])])
+def test_names_between_commas_lose_their_blanks_and_repeats(text, listed):
+    """Catches "unknown routes  dr.llm"."""
+    assert cli.names(text) == listed
+
+
+@pytest.mark.parametrize("convert, text", [
+    (cli.names, ""), (cli.names, " , "), (cli.path, ""), (cli.path, " ")])
+def test_no_name_at_all_is_refused(convert, text):
+    """Catches --out "", which would be the current folder."""
+    with pytest.raises(argparse.ArgumentTypeError, match="name"):
+        convert(text)
+
+
+def test_values_of_a_flag_that_is_given_twice_are_taken_together():
+    """Catches `--data a --data b`, of which argparse keeps b alone."""
+    read = parser().parse_args
+    assert read(["--data", "a", "b", "--limit", "1", "--data", "c"]).data == ["a", "b", "c"]
+    assert read(["--data", "a"]).data == ["a"] and read([]).data == ["q.jsonl"]
+
+
+def test_a_gain_and_its_interval_in_points_by_hand():
+    assert cli.with_interval(0.012, (0.003, 0.021)) == "+1.2 [+0.3, +2.1]"
+    assert cli.with_interval(-0.5, [-1, 0]) == "-50.0 [-100.0, +0.0]"
+    assert cli.bounds((0.003, 0.021)) == "[+0.3, +2.1]"
+
+
+def test_a_table_of_a_single_column():
+    assert cli.aligned([{"a": "1"}, {"a": "22"}]) == "a\n1\n22"
 
 
 def test_help_shows_the_defaults_there_are(capsys):

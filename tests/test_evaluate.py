@@ -1,9 +1,11 @@
 """The figures of the report on cases one can work by hand."""
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from evaluate import Outcome, interval, shuffled, summarise
 from experiments.statistics import static_at
 from model_llama import fixed
 from storage.files import InputError
-from questions.loading import read_row
+from questions.loading import Question, read_row
 from answers import Answers, answer
 
 
@@ -111,30 +113,8 @@ def test_static_routes_are_those_around_the_routers_depth(tiny_questions, paths,
     table = evaluate.compare(*tiny_questions, {"own"}, routed, STATICS, ("static",))
     asked = [table.outcomes.get(f"static {side}") for side in ("below", "above")]
     assert [int(outcome.layers.mean()) for outcome in asked if outcome] == around
-    assert [length for length, _ in table.statics] == [1, 2, 3, 5]
+    assert list(table.fixed_paths) == [1, 2, 3, 5]
     assert set(table.outcomes) <= {"vanilla", "static below", "static above"}
-
-
-@pytest.fixture
-def command(tmp_path, tiny_questions):
-    """(routers, the command line that evaluates them on the tiny questions)."""
-    model, tokenizer, prompts = tiny_questions
-    routers = Routers(3, 16)
-    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
-    routers.save(tmp_path / "routers.safetensors")
-    rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
-             "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
-    fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
-                 for n, row in enumerate(rows)]
-    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on),
-                                          encoding="utf-8")
-    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}),
-                                         encoding="utf-8")
-    return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
-                     "--out", str(tmp_path / "out"), "--routers",
-                     str(tmp_path / "routers.safetensors")]
 
 
 def metrics_of(command, *more):
@@ -177,14 +157,33 @@ def test_what_a_killed_run_left_is_gone_after_the_next(command):
 
 
 @pytest.mark.parametrize("routes, asked", [
-    ("vanilla", ["vanilla"]), ("dr.llm", ["vanilla", "dr.llm"]),
-    ("shortgpt", ["vanilla", "shortgpt"]), ("shuffled,random", ["vanilla", "shuffled", "random"]),
-    ("dr.llm,executed-only,early-exit", ["vanilla", "dr.llm", "executed-only", "early-exit"])])
+    ("vanilla", []), ("dr.llm", ["dr.llm"]), ("shuffled", ["shuffled"]),
+    ("vanilla, dr.llm", ["dr.llm"]), ("dr.llm,,dr.llm ,vanilla,", ["dr.llm"])])
 def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, asked):
-    other = str(Path(command[1][3]).with_name("label.jsonl"))
-    metrics = metrics_of(command[1], "--routes", routes, "--calibration", other)
-    assert set(metrics["routes"]) == set(asked)
-    assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
+    """Catches " dr.llm" that is unknown."""
+    assert set(metrics_of(command[1], "--routes", routes)["routes"]) == {"vanilla", *asked}
+
+
+def test_flags_that_are_given_twice_are_taken_together(command):
+    """Catches `--data A --data B` that asks the questions of B alone."""
+    line, label = command[1], str(Path(command[1][3]).with_name("label.jsonl"))
+    assert metrics_of(line, "--data", label)["routes"]["vanilla"]["n"] == 16
+    assert evaluate.parse_args(["--data", "a", "b", "--data", "c", "--routers", "r", "--routers",
+                                "s"]).data == ["a", "b", "c"]
+    assert evaluate.parse_args(["--routes", "vanilla"]).data == evaluate.cli.DEMO_TEST
+
+
+def test_other_methods_are_added_by_functions(tiny_questions):
+    """Catches a method that is asked before there is a depth to meet, or not at all."""
+    seen = []
+
+    def add(table, main):
+        seen.append(sorted(table.outcomes))
+        table.add("plain", [None], "plain again")
+        assert table.outcomes[main].decisions.shape == (1, 8, 3)
+    routed = {"dr.llm": ("Dr.LLM", [fixed([(0, 1, 1)] * 8)])}
+    table = evaluate.compare(*tiny_questions, {"own"}, routed, [], ("plain",), others=[add])
+    assert seen == [["dr.llm", "vanilla"]] and sorted(table.outcomes) == ["plain", "vanilla"]
 
 
 def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
@@ -192,7 +191,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
     routers, line = command
     rows = [json.loads(row) for row in Path(line[3]).read_text(encoding="utf-8").splitlines()]
     words = [read_row(row).wording for row in rows]
-    for learned, asked, said in (([], 8, "perhaps among those labelled"),
+    for learned, asked, said in (([], 8, "perhaps some of them labelled"),
                                  (words[:3], 5, "none of them labelled or trained on"),
                                  (words + ["elsewhere"], 0, "8 of 8 questions were labelled")):
         routers.notes["questions"] = learned
@@ -253,17 +252,6 @@ def test_routers_among_the_seeds_of_a_run_find_its_paths(command):
     assert "static below" in metrics_of([*command[1][:-1], str(seed)])["routes"]
 
 
-def test_calibration_questions_that_are_also_asked_are_refused(command):
-    with pytest.raises(InputError, match="8 of 8 questions are also in --calibration"):
-        metrics_of(command[1], "--routes", "shortgpt", "--calibration", command[1][3])
-
-
-def test_static_methods_run_at_the_depth_of_the_routers(command):
-    metrics = metrics_of(command[1], "--routes", "dr.llm,early-exit")
-    wanted = min(3.0, metrics["routes"]["dr.llm"]["layers"])
-    assert metrics["routes"]["early-exit"]["layers"] == pytest.approx(wanted, abs=0.07)
-
-
 def test_layers_of_a_view_are_its_own_count():
     """A view's decisions count halves of blocks; what is reported are layers."""
     halves = Outcome("x", [answers([1.0, 1.0], [[1, 1, 0, 1], [1] * 4], passes=3)],
@@ -283,14 +271,135 @@ def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_quest
     assert "Out of domain" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--routes", "vanilla,teleport"], ["--control", "1.5"],
-                                       ["--routes", "dr.llm", "--routers"]])
-def test_unknown_routes_and_knobs_out_of_range_are_refused(arguments, capsys):
+@pytest.mark.parametrize("arguments, words", [
+    (["--routes", "vanilla, teleport"], "unknown routes teleport; known are vanilla, dr.llm"),
+    (["--routes", "dr.llm,shortgpt,polar"],
+     "unknown routes shortgpt, polar; .* python -m experiments.methods --routes shortgpt,polar$"),
+    (["--routes", " , "], "--routes: ' , ' has no name in it"),
+    (["--control", "1.5"], "'1.5' is not a number from -1 to 1"),
+    (["--control", "-1.5e0"], "'-1.5e0' is not a number from -1 to 1"),
+    (["--tilt", "-inf"], "'-inf' is not a number"),
+    (["--out", ""], "--out: '' names no file or folder"),
+    (["--routes", "dr.llm", "--routers"], "expected at least")])
+def test_unknown_routes_and_numbers_out_of_range_are_refused(arguments, words, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.parse_args(["--data", "q", "--routers", "r", *arguments])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert any(text in said for text in ("teleport", "1.5", "expected at least"))
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and re.search(words, line)
+
+
+def test_routes_without_routers_are_refused_with_the_way_out(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.parse_args(["--data", "q"])
+    assert re.search("needs --routers FILE; train.py .* --routes vanilla", capsys.readouterr().err)
+    assert evaluate.parse_args(["--routes", " vanilla ,vanilla"]).routes == ["vanilla"]
+
+
+# ---- what the tables do not say ----
+
+def test_questions_that_exceed_the_context_are_counted_and_named(command, capsys):
+    """Catches a report on 6 of 8 questions that says nothing of the other two."""
+    file = Path(command[1][3])
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for letter, row in zip("ab", rows[2:4]):
+        row["prompt"] = " ".join([letter] * 63)  # the context is 64, an answer takes 2
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    metrics = metrics_of(command[1])
+    assert metrics["too_long"] == 2 and metrics["routes"]["vanilla"]["n"] == 6
+    assert ("2 of 8 test questions exceed the context (64 tokens) and are left out: own-2, own-3\n"
+            in capsys.readouterr().out)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]), encoding="utf-8")
+    assert metrics_of(command[1])["too_long"] == 0
+    assert "exceed the context" not in capsys.readouterr().out
+
+
+def of_task(task, options, number):
+    choices = tuple("abcd"[:options])
+    return [SimpleNamespace(question=Question(f"{task}{n}", task, 0, "q", "a", choices))
+            for n in range(number)]
+
+
+def table_of(rights, number=200):
+    """A Comparison of `number` questions, of which the base model answers none; rights: the share
+    that the routers of each seed answer."""
+    table = evaluate.Comparison(None, None, of_task("own", 0, number), {"own"}, kept=1)
+    path = [[1, 1]] * number
+    outcome = lambda name, shares: Outcome(name, [
+        answers([float(n < share * number) for n in range(number)], path) for share in shares])
+    table.outcomes = {"vanilla": outcome("vanilla", [0.0]), "dr.llm": outcome("Dr.LLM", rights)}
+    return table
+
+
+@pytest.mark.parametrize("rights, words, outside", [
+    ([0.5], [], False), ([0.5, 0.5], ["mean of 2 router seeds", "gains +50.0 [+"], False),
+    ([0.5, 0.52, 0.48], ["mean of 3 router seeds", "gains +50.0"], False),
+    ([0.2, 0.5, 0.5], ["gains +20.0 [+", "interval +40.0 [+"], True),
+    ([0.9, 0.5], ["gains +90.0 [+", "interval +70.0 [+"], True)])
+def test_what_the_interval_leaves_out_is_said_below_the_table(rights, words, outside):
+    """Catches a table over five seeds, beside the routers of one that does much worse."""
+    [of_questions, *of_seeds] = evaluate.seed_sentences(table_of(rights), "dr.llm", "r.safetensors")
+    assert "over questions only" in of_questions and len(of_seeds) == (len(rights) > 1)
+    for sentence in of_seeds:
+        assert "The first of them, r.safetensors, gains" in sentence
+        assert all(word in sentence for word in words)
+        assert ("outside the mean's interval" in sentence) == outside
+
+
+def test_a_table_without_routers_says_nothing_of_seeds(tmp_path, capsys):
+    table = table_of([0.5])
+    assert evaluate.seed_sentences(table, "other", None) == []
+    evaluate.report(table, "dr.llm", tmp_path)
+    assert "over questions only" in capsys.readouterr().out
+
+
+def figures(gain, interval, layers=11.0, executed=20.0):
+    return {"gain": gain, "interval": interval, "layers": layers, "layers_executed": executed}
+
+
+@pytest.mark.parametrize("gain, interval, words", [
+    (0.07, [0.05, 0.09], "+7.0 [+5.0, +9.0] points, significantly more correct"),
+    (-0.07, [-0.09, -0.05], "-7.0 [-9.0, -5.0] points, significantly fewer correct"),
+    (0.01, [-0.02, 0.04], "+1.0 [-2.0, +4.0] points, no significant difference from the base"),
+    (0.0, [0.0, 0.0], "as many correct answers as the base model, at 11.00 of 12 layers.")])
+def test_a_sentence_says_what_the_table_says(gain, interval, words):
+    """Catches "significantly" when the interval includes zero, and a control taken for a route."""
+    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0), "dr.llm": figures(gain, interval),
+              "static below": figures(0.5, [0.4, 0.6])}
+    [sentence] = evaluate.gain_sentences({"routes": routes}, {"dr.llm": "Dr.LLM"})
+    assert sentence.startswith(f"Dr.LLM: {words}")
+
+
+@pytest.mark.parametrize("layers, executed, warned", [
+    (11, 25, True), (11, 23, False), (13, 26, False)])
+def test_answers_that_grow_longer_are_said_to_when_fewer_layers_would_hide_it(
+        layers, executed, warned):
+    routes = {"vanilla": figures(0, [0, 0], 12.0, 24.0),
+              "dr.llm": figures(0, [0, 0], layers, executed)}
+    sentences = evaluate.gain_sentences({"routes": routes}, {"dr.llm": "x"})
+    assert any("longer" in sentence for sentence in sentences) == warned
+
+
+def test_tasks_that_chance_explains_are_named_below_the_table():
+    """Catches a gain on a benchmark that the model only guesses at."""
+    prompts = of_task("guessed", 4, 100) + of_task("known", 4, 100) + of_task("open", 0, 100)
+    right = torch.tensor([1.0] * 33 + [0.0] * 67 + [1.0] * 34 + [0.0] * 166)
+    table = lambda some: SimpleNamespace(prompts=prompts[some], outcomes={
+        "vanilla": SimpleNamespace(right=right[some])})
+    assert evaluate.chance_sentences(table(slice(0, 300))) == [
+        "The base model is no better than chance on guessed (33.0%, chance 25.0 ± 8.5). Gains and "
+        "losses there are luck."]
+    assert evaluate.chance_sentences(table(slice(100, 300))) == []
+    assert evaluate.chance_sentences(table(slice(71, 100))) == []  # too few to say so
+
+
+def test_another_score_than_the_routers_learned_from_is_said():
+    seeds = [SimpleNamespace(notes={"score": "likelihood"})] * 2
+    [sentence] = evaluate.score_sentences(seeds, "letter", of_task("x", 4, 1))
+    assert "scored by likelihood; here it is scored by letter" in sentence
+    assert not evaluate.score_sentences(seeds, "likelihood", of_task("x", 4, 1))
+    assert not evaluate.score_sentences(seeds, "letter", of_task("x", 0, 1))
+    assert not evaluate.score_sentences([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
 
 
 def test_aligned_rows_by_hand():

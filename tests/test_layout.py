@@ -10,18 +10,24 @@ import pytest
 
 from conftest import ROOT
 
-# a file uses only files before it; the tutorial has them in this order
-ORDER = ["storage.files", "storage.answer_cache", "storage.run_folder", "storage.router_file",
-         "storage.label_file", "cli",
-         "checkpoint.chat_template", "checkpoint.config", "checkpoint.weights",
-         "checkpoint.tokenizer", "questions.grading", "questions.schemas", "questions.loading",
-         "questions.prompts", "questions.reward",
-         "paths", "model_llama", "mcts", "drllm", "answers", "label", "choose",
-         "evaluate", "train"]
-ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
-ABOVE = sorted(f"{room}.{file.stem}" for room in ("experiments", "tools")
-               for file in ROOT.glob(f"{room}/*.py") if file.stem != "__init__")
-HOOK = ("evaluate", "experiments.methods")  # other methods, asked for by name
+# Rooms that the core stands on, then the core in the order of reading: a file uses only files
+# before it.
+BELOW = ["storage.files", "storage.answer_cache", "storage.run_folder", "storage.router_file",
+         "storage.label_file", "cli", "checkpoint.chat_template", "checkpoint.config",
+         "checkpoint.weights", "checkpoint.tokenizer", "questions.grading", "questions.schemas",
+         "questions.loading", "questions.prompts", "questions.reward"]
+CORE = ["paths", "model_llama", "mcts", "drllm", "answers", "label", "choose", "evaluate", "train"]
+ORDER = [*BELOW, *CORE]
+ROOMS_BELOW, ROOMS_ABOVE = ("storage", "questions", "checkpoint"), ("experiments", "tools")
+
+
+def files_in(*rooms):
+    """The names of the files of some rooms, as one imports them."""
+    return sorted(f"{room}.{file.stem}" for room in rooms for file in ROOT.glob(f"{room}/*.py")
+                  if file.stem != "__init__")
+
+
+ABOVE = files_in(*ROOMS_ABOVE)
 NEVER = {"pickle", "shelve", "marshal", "dill", "cloudpickle", "joblib", "transformers"}
 OPTIONAL = {("tools.bench", "transformers")}  # compared with, where it is installed
 
@@ -31,16 +37,17 @@ def source(name):
 
 
 def modules_in(tree):
-    """The modules that are imported in a syntax tree, inside functions too. `from experiments import
-    lab` imports experiments.lab."""
+    """The modules that are imported in a syntax tree, inside functions too: experiments.lab for
+    `from experiments import lab`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "a relative import"
-            yield from {f"{node.module}.{alias.name}" if node.module in ROOMS
-                        else node.module
-                        for alias in node.names}
+            if node.module in ROOMS_BELOW + ROOMS_ABOVE:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
 
 
 @cache
@@ -49,27 +56,42 @@ def imports(name):
 
 
 def own(name):
-    """The files of this project that a file imports, but for the hook's late import."""
-    found = imports(name) & {*ORDER, *ABOVE}
-    return {other for other in found if (name, other) != HOOK}
+    """The files of this project that a file imports."""
+    return imports(name) & {*ORDER, *ABOVE}
 
 
 # ---- which files there are ----
 
 def test_these_files_are_at_the_top_level_and_in_the_rooms_that_the_core_imports():
-    found = {file.stem for file in ROOT.glob("*.py")}
-    found |= {f"{room}.{file.stem}" for room in ROOMS[:3] for file in ROOT.glob(f"{room}/*.py")
-              if file.stem != "__init__"}
-    assert found == set(ORDER)
+    assert {file.stem for file in ROOT.glob("*.py")} | {*files_in(*ROOMS_BELOW)} == set(ORDER)
 
 
 # ---- what imports what ----
 
-def test_every_file_uses_only_files_before_it():
-    """Catches an arrow that goes up, also one inside a function: the reader meets a name before it
-    is explained."""
-    for place, name in enumerate(ORDER):
-        assert own(name) <= {*ORDER[:place]}, name
+def arrows(names, targets):
+    """(importer, imported): the arrows from some files to others."""
+    return [(name, other) for name in names for other in sorted(own(name)) if other in targets]
+
+
+def arrows_back():
+    """The arrows that run against the order."""
+    return [(name, other) for name, other in arrows(ORDER, ORDER)
+            if ORDER.index(other) >= ORDER.index(name)]
+
+
+def test_no_arrow_runs_back():
+    """Catches an import of a later file, also one inside a function: the reader would meet a name
+    before it is explained."""
+    assert arrows_back() == []
+
+
+def test_what_the_core_imports_imports_nothing_of_the_core():
+    assert arrows(BELOW, CORE) == []
+
+
+def test_the_core_imports_no_experiment_and_no_tool():
+    """Catches a hook: without experiments/ and tools/ everything else still runs."""
+    assert arrows(ORDER, ABOVE) == []
 
 
 def test_imports_never_run_in_a_circle():
@@ -79,17 +101,6 @@ def test_imports_never_run_in_a_circle():
         for name in ready:
             del left[name]
     assert not left
-    assert not own("experiments.methods") & {"train", "evaluate"}  # which reaches for it by its hook
-
-
-def test_the_core_reaches_for_other_methods_only_when_they_are_asked_for():
-    """Catches an import at the top of evaluate.py, without which nothing ran if experiments/ were gone.
-    """
-    user, method = HOOK
-    assert method in imports(user)
-    top = [node for node in ast.parse(source(user)).body
-           if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert method not in set(modules_in(ast.Module(top, [])))
 
 
 @pytest.mark.parametrize("name", [*ORDER, *ABOVE])
@@ -137,12 +148,16 @@ def test_text_is_read_and_written_in_utf_8_whatever_the_locale(file):
 
 def test_a_circle_and_a_late_import_would_be_noticed(monkeypatch):
     """The tests around this one could not fail if they read nothing."""
-    assert "answers" in own("train") and "experiments.lab" in own("experiments.paper")
+    assert "questions.loading" in own("train") and "experiments.lab" in own("experiments.paper")
     late = ast.parse("def f():\n    import train\n    from experiments import lab, paper as p\n")
     assert set(modules_in(late)) == {"train", "experiments.lab", "experiments.paper"}
-    monkeypatch.setitem(globals(), "own", lambda name, own=own: own(name) | (
-        {"train"} if name == "cli" else set()))
-    for test in (test_imports_never_run_in_a_circle, test_every_file_uses_only_files_before_it):
+    added = {"cli": {"train"}, "evaluate": {"experiments.methods"}}
+    monkeypatch.setitem(globals(), "own",
+                        lambda name, own=own: own(name) | added.get(name, set()))
+    assert ("cli", "train") in arrows_back()
+    for test in (test_no_arrow_runs_back, test_imports_never_run_in_a_circle,
+                 test_what_the_core_imports_imports_nothing_of_the_core,
+                 test_the_core_imports_no_experiment_and_no_tool):
         with pytest.raises(AssertionError):
             test()
 

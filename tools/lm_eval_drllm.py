@@ -1,13 +1,13 @@
 """A routed model in the lm-evaluation-harness, so that numbers come from its own evaluator.
 
 A prompt is routed once, from its context alone; the choices of a question share one pass with it.
-What the routes did, per task, stands in the results' config under "drllm" and on the command's last
+What the routes did, per task, is in the results' config under "drllm" and on the command's last
 lines.
 
-Differs from the harness's `hf`, whose scores are otherwise met without routers: log-softmax in
-float32; chat templates with a fixed date, no thinking; generation greedy, ended early by special
-tokens only (other stop strings are cut off afterwards). A rolling window is routed by the tokens
-before its first scored one, mostly one. Left out: finding a batch size, several processes.
+Without routers the scores are those of the harness's `hf`, but for this: log-softmax in float32;
+chat templates with a fixed date, no thinking; generation greedy, ended early by special tokens only
+(other stop strings are cut off afterwards). A rolling window is routed by the tokens before its
+first scored one, mostly one. Left out: finding a batch size, several processes.
 
     python -m tools.lm_eval_drllm --model drllm --tasks arc_easy --batch_size 32 \\
         --model_args model=demo/model,routers=runs/demo/routers.safetensors
@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 
 import cli
+from answers import Prompt, option_scores
 from cli import DTYPES
 from drllm import RouterRoute, Routers
 from model_llama import generate, load_model, load_tokenizer
+from paths import DECISIONS
 from storage.files import InputError
-from answers import option_scores
-from answers import Prompt
 
 if __name__ == "__main__":
     if find_spec("lm_eval") is None:
         cli.leave("error: the lm-evaluation-harness is missing: pip install lm-eval")
-    # some tasks import the package `evaluate`: our evaluate.py must not come before it
+    # some tasks import the package `evaluate`: it must be found before our evaluate.py
     sys.path.sort(key=lambda entry: Path(entry).resolve() == Path(cli.__file__).parent)
 
 from lm_eval.api.model import TemplateLM  # noqa: E402
@@ -48,30 +48,41 @@ GREEDY = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "max_g
 def score(model, contexts, continuations, route=None):
     """(answers, decisions (B, L)): answers[b][k] is (log-probability, is greedy) of context b's
     k-th continuation. A context and its continuations are one sequence (answers.py)."""
-    prompts = [Prompt(None, tuple(ids), options=tuple(map(tuple, some)),
-                      scored=tuple(map(len, some))) for ids, some in zip(contexts, continuations)]
+    prompts = []
+    for ids, options in zip(contexts, continuations):
+        prompts.append(Prompt(None, tuple(ids), options=tuple(map(tuple, options)),
+                              scored=tuple(map(len, options))))
     return option_scores(model, prompts, route)
 
 
-def alike(method):
-    """The method, given requests of one task and one set of gen_kwargs at a time: generation
-    needs one limit, and the counts their task."""
+def kind_of(request):
+    """(task, generation settings) of a request: what those that are answered together share."""
+    settings = str(request.args[1]) if request.request_type == "generate_until" else None
+    return request.task_name, settings
+
+
+def by_kind(method):
+    """The method, called with requests of one kind at a time: generation needs one limit, and the
+    counts of decisions are per task."""
     @wraps(method)
     def each(self, requests, disable_tqdm=False):
-        kinds = [(r.task_name, r.request_type == "generate_until" and str(r.args[1]))
-                 for r in requests]
-        answers = {}
-        for kind in dict.fromkeys(kinds):
-            self.task, mine = kind[0], [n for n, other in enumerate(kinds) if other == kind]
-            answers |= zip(mine, method(self, [requests[n] for n in mine]))
-        return [answers[n] for n in range(len(requests))]
+        numbers_of = {}
+        for n, request in enumerate(requests):
+            numbers_of.setdefault(kind_of(request), []).append(n)
+        answers = [None] * len(requests)
+        for (task, _), numbers in numbers_of.items():
+            self.task = task
+            of_kind = method(self, [requests[n] for n in numbers])
+            for n, answer in zip(numbers, of_kind):
+                answers[n] = answer
+        return answers
     return each
 
 
 @register_model("drllm")
 class DrLLM(TemplateLM):
     """A folder's model with the routers of a file, or without; the arguments are model_args."""
-    latest = None  # the one made last, for the command's last lines
+    latest = None  # the instance made last, for the command's last lines
     max_gen_toks = 256  # the harness's own default
     tokenizer_name = eot_token_id = prefix_token_id = None  # properties of the base class
 
@@ -84,9 +95,12 @@ class DrLLM(TemplateLM):
         if not torch.cuda.is_available() and str(device).startswith("cuda"):
             device = "cpu"  # the harness asks for cuda:0 wherever it runs
         self.model = load_model(model, device, DTYPES.get(dtype))
-        self.route = routers and RouterRoute(Routers.load(routers, self.model), float(tilt),
-                                             float(control), guard)
-        self.tokenizer, self.tokenizer_name = load_tokenizer(model), str(model)
+        self.route = None
+        if routers:
+            self.route = RouterRoute(Routers.load(routers, self.model), float(tilt),
+                                     float(control), guard)
+        self.tokenizer = load_tokenizer(model)
+        self.tokenizer_name = str(model)
         special, context = self.tokenizer.special, self.model.config.max_positions
         texts = [special[name] for name in ("bos_token", "eos_token") if name in special]
         self.max_length = int(max_length or context)
@@ -98,7 +112,8 @@ class DrLLM(TemplateLM):
                                                       (self.prefix, self.end))
         automatic = str(batch_size).startswith("auto")  # the command gives a string
         self.batch_size = int(max_batch_size if automatic else batch_size)
-        self.task, self.counts = None, {}  # counts: task -> (3,)
+        self.task = None  # of the requests that are being answered
+        self.counts = {}  # {task: (3,) how often each decision was made}
         DrLLM.latest = self
 
     @classmethod
@@ -126,74 +141,92 @@ class DrLLM(TemplateLM):
         last = chat_history[-1]["content"].strip()
         return text if add_generation_prompt else text[:text.rindex(last) + len(last)]
 
-    def ask(self, asked, reply):
-        """Answers in the order of requests. asked: {context ids: request numbers}; reply(contexts)
-        gives the answers to every context's requests, and the decisions (B, L)."""
-        answers, order = {}, sorted(asked, key=len, reverse=True)
+    def ask(self, numbers_of, reply):
+        """Answers in the order of requests. numbers_of: {context ids: request numbers};
+        reply(contexts) gives the answers to every context's requests, and the decisions (B, L)."""
+        answers = {}  # by request number
+        order = sorted(numbers_of, key=len, reverse=True)
         for start in tqdm(range(0, len(order), self.batch_size), desc=str(self.task)):
             contexts = order[start:start + self.batch_size]
-            made, decisions = reply(contexts)
-            counts = torch.bincount(decisions.flatten().cpu(), minlength=3)
+            replies, decisions = reply(contexts)
+            counts = torch.bincount(decisions.flatten().cpu(), minlength=len(DECISIONS))
             self.counts[self.task] = self.counts.get(self.task, 0) + counts
-            for ids, some in zip(contexts, made):
-                answers |= zip(asked[ids], some)
+            for ids, of_context in zip(contexts, replies):
+                answers |= zip(numbers_of[ids], of_context)
         return [answers[n] for n in sorted(answers)]
 
-    loglikelihood = alike(TemplateLM.loglikelihood)
+    loglikelihood = by_kind(TemplateLM.loglikelihood)
 
     def _loglikelihood_tokens(self, requests, **_):
         """[(log-probability, is greedy)] of (texts, context ids, continuation ids)."""
-        asked = {}
+        numbers_of = {}
         for n, (_, context, continuation) in enumerate(requests):
-            room = self.max_length + 1 - len(continuation)  # the last token need not run
-            if not continuation or room < 1:
+            most = self.max_length + 1 - len(continuation)  # the last token need not run
+            if not continuation or most < 1:
                 raise InputError(f"a continuation of {len(continuation)} tokens; the model can "
                                  f"score 1..{self.max_length}")
-            asked.setdefault(tuple(context[-room:]) or (self.prefix_token_id,), []).append(n)
-        return self.ask(asked, lambda contexts: score(
-            self.model, contexts, [[requests[n][2] for n in asked[ids]] for ids in contexts],
-            self.route))
+            ids = tuple(context[-most:]) or (self.prefix_token_id,)
+            numbers_of.setdefault(ids, []).append(n)
 
-    @alike
+        def reply(contexts):
+            continuations = [[requests[n][2] for n in numbers_of[ids]] for ids in contexts]
+            return score(self.model, contexts, continuations, self.route)
+        return self.ask(numbers_of, reply)
+
+    @by_kind
     def loglikelihood_rolling(self, requests):
         """[log-probability of the whole string], over windows of max_length tokens."""
-        windows = [[(None, *make_disjoint_window(pair)) for pair in get_rolling_token_windows(
-            self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1)]
-            for request in requests]
-        scores = iter(self._loglikelihood_tokens(sum(windows, [])))
-        return [sum(next(scores)[0] for _ in some) for some in windows]
+        windows_of = [self.rolling_windows(request.args[0]) for request in requests]
+        scores = iter(self._loglikelihood_tokens(sum(windows_of, [])))
+        return [sum(next(scores)[0] for _ in windows) for windows in windows_of]
 
-    @alike
+    def rolling_windows(self, string):
+        """[(None, context ids, ids to score)] of a string, whose tokens are scored once each."""
+        pairs = get_rolling_token_windows(self.tok_encode(string), self.prefix_token_id,
+                                          self.max_length, 1)
+        return [(None, *make_disjoint_window(pair)) for pair in pairs]
+
+    @by_kind
     def generate_until(self, requests):
         """[greedy text up to the first stop string]."""
-        wanted = requested.normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
-        limit, odd = wanted["max_gen_toks"], sorted(set(wanted) - GREEDY)
-        if odd or wanted["do_sample"] or not 0 < limit < self.max_length:
-            raise InputError(f"{wanted}: generation is greedy, without {odd or 'sampling'}, and "
-                             f"shorter than max_length, {self.max_length}")
-        until, asked = requested.handle_stop_sequences(wanted["until"], self.end), {}
+        settings = requested.normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        limit, unknown = settings["max_gen_toks"], sorted(set(settings) - GREEDY)
+        if unknown or settings["do_sample"] or not 0 < limit < self.max_length:
+            raise InputError(f"{settings}: generation is greedy, without {unknown or 'sampling'}, "
+                             f"and shorter than max_length, {self.max_length}")
+        until = requested.handle_stop_sequences(settings["until"], self.end)
+        numbers_of = {}
         for n, request in enumerate(requests):
             ids = tuple(self.tok_encode(request.args[0])[limit - self.max_length:])
-            asked.setdefault(ids or (self.prefix_token_id,), []).append(n)
-        return self.ask(asked, lambda contexts: self.texts(asked, contexts, limit, until))
+            numbers_of.setdefault(ids or (self.prefix_token_id,), []).append(n)
 
-    def texts(self, asked, contexts, limit, until):
-        added = self.tokenizer.fast.get_added_tokens_decoder().items()
-        stops = {*self.tokenizer.stop_ids, *(i for i, token in added if token.content in until)}
-        made = generate(self.model, contexts, self.route, limit, stops)
+        def reply(contexts):
+            texts, decisions = self.write(contexts, limit, until)
+            return [[text] * len(numbers_of[ids])
+                    for ids, text in zip(contexts, texts)], decisions
+        return self.ask(numbers_of, reply)
+
+    def write(self, contexts, limit, until):
+        """(greedy text after each context, decisions (B, L)). Texts end before a string of
+        until."""
+        stop_ids = set(self.tokenizer.stop_ids)
+        for i, token in self.tokenizer.fast.get_added_tokens_decoder().items():
+            if token.content in until:
+                stop_ids.add(i)
+        made = generate(self.model, contexts, self.route, limit, stop_ids)
         texts = [requested.postprocess_generated_text(self.tokenizer.decode(ids), until, None)
                  for ids in made.tokens]
-        return [[text] * len(asked[ids]) for ids, text in zip(contexts, texts)], made.decisions
+        return texts, made.decisions
 
     def stats(self):
         """Per task since the start: prompts routed, mean layers per pass, shares of decisions."""
-        layers, made = self.model.config.num_layers, {}
+        layers, stats = self.model.config.num_layers, {}
         for task, counts in self.counts.items():
             skip, execute, repeat = (counts.double() / counts.sum()).tolist()
-            made[task] = {"prompts": counts.sum().item() // layers, "skip": skip,
-                          "execute": execute, "repeat": repeat, "of_layers": layers,
-                          "layers": layers * (execute + 2 * repeat)}
-        return made
+            stats[task] = {"prompts": counts.sum().item() // layers, "skip": skip,
+                           "execute": execute, "repeat": repeat, "of_layers": layers,
+                           "layers": layers * (execute + 2 * repeat)}
+        return stats
 
     def get_model_info(self):
         """What the harness adds to the config in its results, and to the file it saves."""
@@ -203,9 +236,11 @@ class DrLLM(TemplateLM):
 def main():
     from lm_eval.__main__ import cli_evaluate
     cli_evaluate()
-    for task, seen in (DrLLM.latest.stats() if DrLLM.latest else {}).items():
+    if DrLLM.latest is None:
+        return
+    for task, figures in DrLLM.latest.stats().items():
         print("drllm {}: {prompts} prompts, {layers:.2f} of {of_layers} layers, skip {skip:.3f}, "
-              "execute {execute:.3f}, repeat {repeat:.3f}".format(task, **seen))
+              "execute {execute:.3f}, repeat {repeat:.3f}".format(task, **figures))
 
 
 if __name__ == "__main__":

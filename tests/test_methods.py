@@ -1,5 +1,7 @@
-"""Each baseline's defining property, on tiny models."""
+"""Each method's defining property, on tiny models, and the command that compares them."""
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def test_every_baseline_answers_every_question(setting, name, dtype):
         assert len(found.texts) == len(setting.prompts) and found.passes.min() > 0
 
 
-# ---- the hook of evaluate.py ----
+# ---- added to a comparison ----
 
 @pytest.fixture
 def table(setting):
@@ -110,6 +112,69 @@ def test_static_methods_run_at_the_depth_of_the_counted_questions(table, setting
     assert abs(wanted - own.layers.mean().item()) > 1 / N    # else the test could not fail
     found = add(table, setting, ["early-exit"])["early-exit"]
     assert found.layers.mean().item() == pytest.approx(min(wanted, 3.0), abs=0.51 / N)
+
+
+# ---- the command ----
+
+def metrics_of(command, *more):
+    baselines.main([*command, *more])
+    return json.loads((Path(command[5]) / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("routes, asked", [
+    ("shortgpt", ["shortgpt"]), ("shuffled, random", ["shuffled", "random"]),
+    ("dr.llm,executed-only,early-exit", ["dr.llm", "executed-only", "early-exit"]),
+    ("dr.llm", ["dr.llm"])])
+def test_the_command_has_the_routes_of_evaluate_and_the_methods(command, routes, asked):
+    other = str(Path(command[1][3]).with_name("label.jsonl"))
+    metrics = metrics_of(command[1], "--routes", routes, "--calibration", other)
+    assert set(metrics["routes"]) == {"vanilla", *asked} and metrics["too_long"] == 0
+    assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
+
+
+def test_the_command_meets_the_depth_of_the_routers(command):
+    metrics = metrics_of(command[1], "--routes", "dr.llm,early-exit")
+    depth = min(3.0, metrics["routes"]["dr.llm"]["layers"])
+    assert metrics["routes"]["early-exit"]["layers"] == pytest.approx(depth, abs=0.07)
+
+
+def test_labels_of_the_run_reach_the_method(command):
+    """Catches labels that are looked for in another folder than the routers'."""
+    folder = Path(command[1][7]).parent
+    flags = ["--routes", "polar", "--calibration", str(folder / "label.jsonl")]
+    with pytest.raises(InputError, match="none of 8 .* chosen.json"):
+        metrics_of(command[1], *flags)
+    (folder / "chosen.json").write_text(json.dumps({"label-1": [1, 0, 1]}))
+    assert metrics_of(command[1], *flags)["routes"]["polar"]["layers"] == 2.0
+
+
+def test_what_a_method_lacks_is_said_before_anything_is_asked(command, monkeypatch):
+    """Catches an hour of answers before "give --calibration FILE"."""
+    monkeypatch.setattr(baselines.evaluate, "compare", None)
+    with pytest.raises(InputError, match="route mod .* --calibration FILE"):
+        metrics_of(command[1], "--routes", "random,mod")
+
+
+def test_calibration_questions_that_are_also_asked_are_refused(command):
+    with pytest.raises(InputError, match="8 of 8 questions also stand in --calibration"):
+        metrics_of(command[1], "--routes", "shortgpt", "--calibration", command[1][3])
+
+
+def test_calibration_questions_that_exceed_the_context_are_said(command, capsys):
+    file = Path(command[1][3]).with_name("label.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["prompt"] = " ".join(["a"] * 63)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metrics = metrics_of(command[1], "--routes", "shortgpt", "--calibration", str(file))
+    assert "1 of 8 calibration questions exceed the context (64" in capsys.readouterr().out
+    assert metrics["too_long"] == 0
+
+
+def test_an_unknown_method_is_refused_with_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        baselines.parse_args(["--routers", "r", "--routes", "shortgpt,teleport"])
+    line = capsys.readouterr().err
+    assert "unknown routes teleport; known are vanilla, " in line and "early-exit" in line
 
 
 # ---- controls ----

@@ -256,6 +256,12 @@ def test_routers_just_trained_are_handed_on_and_found_ones_are_not_trained_again
     (tmp_path / "out" / "routers" / "safe-0.safetensors").unlink()
     run(folder, *out)
     assert trained == [[0]]
+    file = tmp_path / "out" / "routers" / "shortest-1.safetensors"
+    stale = load(file, load_model(folder / "model"))
+    stale.notes["label_hash"] = "of other labels"
+    stale.save(file)
+    run(folder, *out)
+    assert trained == [[0], [1]]
 
 
 def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, capsys):

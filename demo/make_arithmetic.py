@@ -5,7 +5,7 @@
     89 + 93 =
 
 The answer ends at the line's end, so that one pass over prompt and answer shows whether the model
-would say it. The kinds of problem are the tasks; a problem stands in one file only, by a hash of
+would say it. The kinds of problem are the tasks; a problem is in one file only, by a hash of
 its text. The same seed makes the same files.
 
     python demo/make_arithmetic.py runs/arithmetic --label 48 --test 100
@@ -39,23 +39,23 @@ def is_test(text):
 
 def questions(kind, number, test, seed, tries=100_000):
     """At most `number` different questions of a kind, fewer where there are fewer."""
-    rng, found = random.Random(f"{seed}/{kind}"), {}
-    examples = [problem(kind, rng) for _ in range(2)]  # the same for label and test questions
+    rng, rows = random.Random(f"{seed}/{kind}"), {}
+    examples = [problem(kind, rng) for _ in range(2)]  # the same for training and test questions
     shown = "".join(f"{text} = {answer}\n" for text, answer in examples)
     for _ in range(tries):
         text, answer = problem(kind, rng)
-        if len(found) == number:
+        if len(rows) == number:
             break
         if is_test(text) == test and (text, answer) not in examples:
-            found[text] = {"id": f"{kind}: {text}", "task": kind, "prompt": f"{shown}{text} =",
+            rows[text] = {"id": f"{kind}: {text}", "task": kind, "prompt": f"{shown}{text} =",
                            "answer": str(answer), "stop": "\n", "max_new_tokens": 8}
-    return list(found.values())
+    return list(rows.values())
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="where label.jsonl and test.jsonl are written")
-    parser.add_argument("--label", type=int, default=48, help="label questions per kind")
+    parser.add_argument("--label", type=int, default=48, help="training questions per kind")
     parser.add_argument("--test", type=int, default=100, help="test questions per kind")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

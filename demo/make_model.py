@@ -211,7 +211,7 @@ def train(model, steps, seed, log, compile_blocks=True):
 
 @torch.no_grad()
 def accuracies(model, each=100):
-    """Share of fresh questions the plain model answers right, by number of operations or task."""
+    """Share of fresh questions answered correctly, by number of operations or task."""
     rng, scores = random.Random(99), {}
     makers = {f"{n}ops": (lambda n=n: questions.math(rng, 0, n)) for n in (3, 6, 9, 11)}
     makers |= {kind: (lambda kind=kind: questions.multiple_choice(rng, kind, kind))
@@ -220,8 +220,8 @@ def accuracies(model, each=100):
     for name, make in makers.items():
         tokens, targets, _ = (part.to(model.embed_tokens.weight.device)
                               for part in batch([make() for _ in range(each)], 40))
-        right = (model(tokens).argmax(-1) == targets) | (targets == IGNORE)
-        scores[name] = right.all(1).float().mean().item()
+        correct = (model(tokens).argmax(-1) == targets) | (targets == IGNORE)
+        scores[name] = correct.all(1).float().mean().item()
     return scores
 
 

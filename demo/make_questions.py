@@ -37,7 +37,7 @@ class Draft:
     task: str
     level: int
     prompt: list
-    reply: list          # the words a right model writes, without the end mark
+    reply: list          # the words of the correct answer, without the end mark
     answer: str
     choices: list = None
     hints: list = field(default_factory=list)
@@ -74,7 +74,7 @@ def math(rng, level, operations=None, words=(), task="math"):
 
 
 def multiple_choice(rng, kind, task, level=0):
-    """One right option among four. kind: a comparison, `same`, or `sumN` with N operations."""
+    """One correct option among four. kind: a comparison, `same`, or `sumN` with N operations."""
     hints = []
     if kind.startswith("sum"):
         words, values = running(rng, int(kind[3:]))
@@ -94,7 +94,7 @@ def multiple_choice(rng, kind, task, level=0):
         options = rng.sample([word for word in pool if word != target], 3) + [target]
         rng.shuffle(options)
         best = [target if target in options[:n] else None for n in range(1, 5)]
-    first = 3 + len(question)    # where the first option's word stands
+    first = 3 + len(question)    # position of the first option's word
     hints += [(first + 2 * i, CHOICES[options.index(word)]) for i, word in enumerate(best) if word]
     listed = [word for pair in zip((f"({c})" for c in CHOICES), options) for word in pair]
     letter = CHOICES[options.index(target)]
@@ -147,7 +147,7 @@ def distinct(rng, tasks, taken):
 
 
 def make(seed=0, labels=1000, tests=2000, each=150):
-    """{file name: rows}; no prompt stands twice."""
+    """{file name: rows}; no prompt is in them twice."""
     rng, taken = random.Random(seed), set()
     mixed = lambda n: rng.choices(list(SHARES), list(SHARES.values()), k=n)
     return {"label.jsonl": distinct(rng, mixed(labels), taken),

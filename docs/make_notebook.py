@@ -44,13 +44,13 @@ def cells_of(text):
                 made.append(cell("code", "\n".join(lines), example.want))
                 lines = []
         made += [cell("code", "\n".join(lines))] if lines else []
-    first = next(n for n, one in enumerate(made) if one["cell_type"] == "code")
+    first = [part["cell_type"] for part in made].index("code")
     return [*made[:first], cell("code", SETUP), *made[first:]]
 
 
 def notebook(text):
     """The notebook of a page, as JSON text."""
-    cells = [one | {"id": f"cell-{n}"} for n, one in enumerate(cells_of(text))]
+    cells = [part | {"id": f"cell-{n}"} for n, part in enumerate(cells_of(text))]
     return json.dumps({"cells": cells, "nbformat": 4, "nbformat_minor": 5, "metadata": {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"}}}, indent=1, ensure_ascii=False) + "\n"

@@ -100,15 +100,4 @@ def frontier(lab):
     curves = {kind: [[row["layers"], row["accuracy"]] for row in rows
                      if row["name"].startswith(kind)] for kind in kinds}
     return {"title": "accuracy against mean layers, over the mix of static paths of the same depth",
-            "rows": [point(row) for row in rows], "notes": [verdict(lab, rows)], "curves": curves}
-
-
-def verdict(lab, rows):
-    """Whether routing beats static paths from 0.9 L to 1.3 L, in a sentence."""
-    low, high = 0.9 * lab.L, 1.3 * lab.L
-    between = [row for row in rows if row["name"].startswith(("tilt", "price"))
-               and low <= row["layers"] <= high]
-    unsure = [f"{row['name']} ({row['layers']:.2f})" for row in between
-              if row["over interval"][0] <= 0]
-    return (f"from {low:.1f} to {high:.1f} layers: {len(between) - len(unsure)} of {len(between)} "
-            "points significantly above static" + (f"; not {'; '.join(unsure)}" if unsure else ""))
+            "rows": [point(row) for row in rows], "curves": curves}

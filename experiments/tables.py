@@ -277,7 +277,7 @@ def figure1(lab):
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
                for title, rows in others.items()}
     points = [point(row) for rows in others.values() for row in rows]
-    return {"title": "accuracy against layers", "curves": curves, "notes": lines["notes"],
+    return {"title": "accuracy against layers", "curves": curves,
             "rows": lines["rows"] + points}
 
 

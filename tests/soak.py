@@ -1,7 +1,7 @@
 """A soak: label.py and train.py under kills, full disks, second writers and several processes.
 
 A command is disturbed in random ways and started again until it finishes. Then its files must be
-those of a run that nothing disturbed, byte for byte, and no other file may lie beside them. It
+those of a run that nothing disturbed, byte for byte, and no other file may be beside them. It
 takes as long as it is given, so pytest does not collect it:
 
     python -m tests.soak --minutes 10
@@ -32,7 +32,7 @@ LONGEST = 300  # seconds that a run may take, on a busy machine too
 
 
 class Difference(Exception):
-    """What the soak looks for, said in a line."""
+    """What the soak looks for, in a line."""
 
 
 @dataclass
@@ -45,13 +45,13 @@ class Job:
     files: dict = field(default_factory=dict)
 
     def start(self, rank, size, port, more=()):
-        """Process `rank` of `size`, as torchrun would start it; said: its standard error."""
+        """Process `rank` of `size`, as torchrun would start it; errors: its standard error."""
         group = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         extra = {"OMP_NUM_THREADS": "1", **{key: str(group[key]) for key in group if size > 1}}
-        said = tempfile.TemporaryFile("a+", encoding="utf-8")
-        child = subprocess.Popen([sys.executable, *map(str, self.command), *more], stderr=said,
+        errors = tempfile.TemporaryFile("a+", encoding="utf-8")
+        child = subprocess.Popen([sys.executable, *map(str, self.command), *more], stderr=errors,
                                  stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | extra)
-        child.said, child.out = said, self.out
+        child.errors, child.out = errors, self.out
         if rank:
             child.out = self.out.with_name(f"{self.out.stem}.part-{rank}{self.out.suffix}")
         return child
@@ -69,12 +69,12 @@ def running(job, size=1, more=(), ranks=None):
         for child in children:
             child.kill()
             child.wait()
-            child.said.close()
+            child.errors.close()
 
 
 def lines(child):
-    child.said.seek(0)
-    return child.said.read().splitlines()
+    child.errors.seek(0)
+    return child.errors.read().splitlines()
 
 
 def wait(children):
@@ -95,7 +95,7 @@ def finish(children):
 def at_work(child):
     """Whether the lock of what the process writes names it."""
     lock = child.out.with_name(f".{child.out.name}.lock")
-    return lock.exists() and lock.read_text(encoding="utf-8") == str(child.pid)
+    return lock.exists() and lock.read_text() == str(child.pid)
 
 
 def begin(child):
@@ -167,17 +167,23 @@ def intrude(job, children, rng, counts, disk):
 
 def contents(folder):
     """{name: bytes} of all files, without what a clock says."""
-    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*")
-             if file.is_file()}
-    return {name: {**json.loads(data), "seconds": None} if name.endswith("metrics.json") else data
-            for name, data in found.items()}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    data = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    return {name: {**json.loads(text), "seconds": None} if name.endswith("metrics.json") else text
+            for name, text in data.items()}
 
 
-def compare(found, wanted):
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            how = "left over" if name not in wanted else "wrong" if name in found else "missing"
-            raise Difference(f"{name} is {how}, compared with an undisturbed run")
+def compare(made, wanted):
+    """Difference if the files made are not those that are wanted."""
+    for name in sorted({*made, *wanted}):
+        if made.get(name) == wanted.get(name):
+            continue
+        how = "changed"
+        if name not in wanted:
+            how = "left over"
+        elif name not in made:
+            how = "missing"
+        raise Difference(f"{name} is {how}, compared with an undisturbed run")
 
 
 def clear(folder):
@@ -200,11 +206,14 @@ def play(job, rng, counts, disk, ways):
     """A round: the job, disturbed up to four times, then until it finishes; compares its files."""
     clear(disk)
     sizes = []
-    for way in [*rng.choices(ways, k=rng.randint(1, 4)), None]:
+    for disturb in [*rng.choices(ways, k=rng.randint(1, 4)), None]:
         sizes.append(rng.choice(job.processes))
         signal.alarm(LONGEST)
         with running(job, sizes[-1]) as children:
-            way(job, children, rng, counts, disk) if way else finish(children)
+            if disturb:
+                disturb(job, children, rng, counts, disk)
+            else:
+                finish(children)
             if {child.returncode for child in children} == {0}:
                 break
     compare(contents(disk), job.files)
@@ -218,7 +227,7 @@ def jobs(base, disk, rng):
     model = save_tiny(base / "model", tiny_model(seed))
     rows = [row | {"id": f"{name}-{row['id']}"} for row in own_answers(model, number + 10, seed)]
     for file, some in (("q.jsonl", rows[:number]), ("t.jsonl", rows[number:])):
-        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some))
     # one search at a time: float32 sums then do not depend on what is searched beside it
     same = ["--model", model, "--data", base / "q.jsonl", "--batch-size", 1, "--simulations",
             rng.randint(6, 16)]

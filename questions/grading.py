@@ -169,7 +169,7 @@ def tokenize(text):
 
 def quoted(match):
     r"""A match of WORD in quotes, or bare if it holds no word: \text{A}, \text{2 and 3}."""
-    body = match[0]
+    body = match[0].strip()
     if match[1] is not None:
         body = match[1].strip(" ,;").rstrip(".")
     without_joints = re.sub(r"\b(and|or)\b", "", body)

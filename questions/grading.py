@@ -169,9 +169,9 @@ def tokenize(text):
 
 def quoted(match):
     r"""A match of WORD in quotes, or bare if it holds no word: \text{A}, \text{2 and 3}."""
-    body = match[0]
-    if match[1] is not None:
-        body = match[1].strip(" ,;").rstrip(".")
+    if match[1] is None:
+        return f' "{match[0].strip()}" '
+    body = match[1].strip(" ,;").rstrip(".")
     without_joints = re.sub(r"\b(and|or)\b", "", body)
     has_words = re.search(rf"[A-Za-z]{{2}}|{ONE_LETTER_UNIT}", without_joints)
     if has_words and body not in FUNCTIONS and not body.isupper():

@@ -149,6 +149,8 @@ x=2 \text{ or } 3 | \{2,3\}
 28\text{ pct} | 28\%
 5 min | 5
 5 km/h | 5
+5 m/s | 5\text{ meters per second}
+5 in | 5 inches
 90 sq ft | 90
 90 sq. ft. | 90 \text{ square feet}
 90\text{ ft}^2 | 90 \text{ square feet}

@@ -64,6 +64,11 @@ def test_every_choice_gives_labels_from_what_it_says_it_needs():
         assert choice.needs_search  # the candidate paths come from searches too
         if name == "safe":
             assert labels == [DEFAULT] * 3
+            evidence.routing_pays = lambda: True
+            assert choice.label(evidence) == [SHORT] * 3
+        if name == "confident":
+            evidence.price = 1.0
+            assert choice.label(evidence) == [SHORT, LONG, None]
 
 
 @pytest.mark.task("3.2")

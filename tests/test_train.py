@@ -196,7 +196,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     assert {"routes", "tasks", "seeds"} <= metrics.keys() and len(metrics["seeds"]) == 2
     for route in ("vanilla", "dr.llm", "dr.llm shortest", "shuffled"):
         assert {"accuracy", "layers", "n", "interval"} <= metrics["routes"][route].keys()
-    assert metrics["routes"]["vanilla"]["layers"] == 3.0
+    assert metrics["routes"]["vanilla"]["layers"] == 3.0 and metrics["static"]
     config = json.loads((folder / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
@@ -205,6 +205,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     model = load_model(folder / "model")
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
     assert routers.notes["choice"] == "safe" and routers.notes["tasks"] == ["own"]
+    assert routers.notes["seed"] == 0
     assert routers.notes["score"] is None  # there is no multiple choice among them
     to_label, _ = split(load_questions(folder / "q.jsonl"))
     assert routers.notes["questions"] == sorted(q.wording for q in to_label)
@@ -282,6 +283,7 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
     labels = json.loads((tmp_path / "out" / "chosen.json").read_text())
     assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
     printed = capsys.readouterr().out
+    assert "paths.json" not in printed
     assert "49 training questions, 11 test questions" in printed
     assert "out: config.json routers.safetensors metrics.json (" in printed
 

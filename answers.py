@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from model_llama import Span, fixed, generate, pad, prefill, run_blocks
+from model_llama import Positions, FixedRoute, generate, pad, prefill, run_blocks
 from paths import EXECUTE, SKIP, blocks
 from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
@@ -132,7 +132,7 @@ def batches(prompts, batch_size):
 
 # ---- one pass through the layers; paths of one question share hidden states ----
 
-def final_states(model, sequences, lengths, route, known=None, span=None):
+def final_states(model, sequences, lengths, route, shared_states=None, positions=None):
     """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
     sees the first `lengths` tokens. span: positions and mask, if not those of plain text.
 
@@ -142,18 +142,18 @@ def final_states(model, sequences, lengths, route, known=None, span=None):
     A row continues from the longest beginning of its path that is stored, and stores what it runs.
     """
     tokens, ends = pad(sequences, model.embed_tokens.weight.device)
-    if known is None:
-        hidden, cache = prefill(model, tokens, route, lengths, span=span)
+    if shared_states is None:
+        hidden, cache = prefill(model, tokens, route, lengths, positions=positions)
         return hidden, cache.decisions
 
     (B, T), L = tokens.shape, model.config.num_layers
     decisions = route.decisions.expand(B, L)
     paths = [tuple(path) for path in decisions.tolist()]
-    starts = [longest_beginning(path, states) for path, states in zip(paths, known)]
+    starts = [longest_beginning(path, states) for path, states in zip(paths, shared_states)]
     hidden = model.embed_tokens(tokens)
     for row, start in enumerate(starts):
         if start > 0:
-            hidden[row, :ends[row]] = known[row][paths[row][:start]]
+            hidden[row, :ends[row]] = shared_states[row][paths[row][:start]]
     # layers before a row's start have been run: the row skips them now
     still_to_run = torch.arange(L) >= torch.tensor(starts)[:, None]  # (B, L)
     remaining = torch.where(still_to_run, decisions, SKIP).to(tokens.device)
@@ -161,13 +161,13 @@ def final_states(model, sequences, lengths, route, known=None, span=None):
     def run_and_store(layer, entering, lengths):
         for row, start in enumerate(starts):
             if layer > start:
-                known[row][paths[row][:layer]] = entering[row, :ends[row]].clone()
+                shared_states[row][paths[row][:layer]] = entering[row, :ends[row]].clone()
         return remaining[:, layer]
 
     cache = model.empty_cache(lengths, T)
-    if span is None:
-        span = model.span(cache, 0, T)
-    return run_blocks(model, hidden, span, cache, run_and_store), decisions
+    if positions is None:
+        positions = model.positions(cache, 0, T)
+    return run_blocks(model, hidden, positions, cache, run_and_store), decisions
 
 
 def longest_beginning(path, states):
@@ -179,10 +179,10 @@ def longest_beginning(path, states):
 
 @dataclass
 class Answers:
-    """Row n belongs to prompt n. right: (N,) reward in [0, 1], above 0 if correct. confidence: (N,)
+    """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence: (N,)
     probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over all
     forward passes. passes: (N,) forward passes. texts: N strings."""
-    right: torch.Tensor
+    correct: torch.Tensor
     confidence: torch.Tensor
     decisions: torch.Tensor
     layers: torch.Tensor
@@ -190,20 +190,20 @@ class Answers:
     texts: list
 
 
-def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, known=None):
+def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shared_states=None):
     """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
     progress: called with the number of prompts of each batch that is done. known: the shared
     states of each prompt, for options scored by likelihood along paths; see final_states."""
     N, L = len(prompts), model.config.num_layers
-    result = Answers(right=torch.zeros(N), confidence=torch.zeros(N),
+    result = Answers(correct=torch.zeros(N), confidence=torch.zeros(N),
                      decisions=torch.full((N, L), EXECUTE),
                      layers=torch.zeros(N, dtype=torch.long),
                      passes=torch.ones(N, dtype=torch.long), texts=[""] * N)
     for numbers in batches(prompts, batch_size):
         batch = [prompts[n] for n in numbers]
-        batch_route = fixed(route[numbers]) if isinstance(route, torch.Tensor) else route
+        batch_route = FixedRoute(route[numbers]) if isinstance(route, torch.Tensor) else route
         if batch[0].options:
-            shared = None if known is None else [known[n] for n in numbers]
+            shared = None if shared_states is None else [shared_states[n] for n in numbers]
             texts, confidence, decisions = answers_by_likelihood(model, batch, batch_route, shared)
         else:
             written = generate(model, [prompt.ids for prompt in batch], batch_route,
@@ -216,7 +216,7 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, know
         result.layers[numbers] = result.passes[numbers] * blocks(decisions)
         for n, text in zip(numbers, texts):
             result.texts[n] = text
-            result.right[n] = grade(text, prompts[n].question)
+            result.correct[n] = grade(text, prompts[n].question)
         if progress:
             progress(len(numbers))
     return result
@@ -225,7 +225,8 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, know
 # ---- is the answer along a path correct? ----
 
 @torch.inference_mode()
-def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known=None):
+def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
+                shared_states=None):
     """(rewards (N,), confidence (N,)) of the answers along paths (N, L): the grades of answer(), in
     less time. Prompt and gold answer go through the layers together. The likeliest tokens after the
     prompt and after each gold token show what the model would write for as long as it writes the
@@ -233,15 +234,15 @@ def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known
     written. confidence: the probability of the tokens that settled it. known: the shared states of
     each prompt, see final_states."""
     if prompts and prompts[0].options:
-        result = answer(model, tokenizer, prompts, paths, batch_size, progress, known)
-        return result.right, result.confidence
+        result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
+        return result.correct, result.confidence
     rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
     unsettled = []
     for numbers in batches(prompts, batch_size):
         batch = [prompts[n] for n in numbers]
-        shared = None if known is None else [known[n] for n in numbers]
+        shared = None if shared_states is None else [shared_states[n] for n in numbers]
         hidden, _ = final_states(model, [prompt.sequence for prompt in batch],
-                                 [len(prompt.ids) for prompt in batch], fixed(paths[numbers]),
+                                 [len(prompt.ids) for prompt in batch], FixedRoute(paths[numbers]),
                                  shared)
         for n, (ids, logprobs) in zip(numbers, greedy_along_gold(model, batch, hidden)):
             beginning = answer_beginning(ids.tolist(), prompts[n])
@@ -256,7 +257,7 @@ def judge(model, tokenizer, prompts, paths, batch_size=256, progress=None, known
     if unsettled:
         rest = [prompts[n] for n in unsettled]
         result = answer(model, tokenizer, rest, paths[unsettled], batch_size)
-        rewards[unsettled], confidence[unsettled] = result.right, result.confidence
+        rewards[unsettled], confidence[unsettled] = result.correct, result.confidence
     return rewards, confidence
 
 
@@ -336,9 +337,9 @@ def option_ids(question, tokenizer):
     return contexts[0][:shared], options, scored
 
 
-def answers_by_likelihood(model, prompts, route, known=None):
+def answers_by_likelihood(model, prompts, route, shared_states=None):
     """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
-    scores, decisions = option_scores(model, prompts, route, known)
+    scores, decisions = option_scores(model, prompts, route, shared_states)
     likeliest = [likeliest_option(p.question, pairs) for p, pairs in zip(prompts, scores)]
     letters = [LETTERS[option] for option, _ in likeliest]
     confidence = torch.tensor([probability for _, probability in likeliest])
@@ -346,11 +347,11 @@ def answers_by_likelihood(model, prompts, route, known=None):
 
 
 @torch.inference_mode()
-def option_scores(model, prompts, route, known=None):
+def option_scores(model, prompts, route, shared_states=None):
     """(scores of each prompt's options, see score_options, decisions (B, L)). The route sees the
     text before the options. known: the shared states of each prompt, see final_states."""
     hidden, decisions = final_states(model, [prompt.sequence for prompt in prompts],
-                                     [len(prompt.ids) for prompt in prompts], route, known,
+                                     [len(prompt.ids) for prompt in prompts], route, shared_states,
                                      option_positions(model, prompts))
     # a call per prompt, since logits are as wide as the vocabulary
     scores = [score_options(model, states, prompt) for prompt, states in zip(prompts, hidden)]
@@ -375,7 +376,7 @@ def option_positions(model, prompts):
     seen = member[:, None]  # (B, 1, T)
     visible = (seen == 0) | (seen == member[..., None])  # (B, T, T)
     cos, sin = model.empty_cache([1], int(position.max()) + 1).angles
-    return Span(0, cos[position][:, None], sin[position][:, None], visible.tril()[:, None])
+    return Positions(0, cos[position][:, None], sin[position][:, None], visible.tril()[:, None])
 
 
 def score_options(model, hidden, prompt):
@@ -432,7 +433,7 @@ def route_key(route):
     if route is None:
         return "default path"
     if isinstance(route, torch.Tensor):
-        return fixed(route).key()
+        return FixedRoute(route).key()
     return route.key() if hasattr(route, "key") else None
 
 
@@ -460,15 +461,15 @@ def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progr
     return cached_answers(cache, about, make)
 
 
-def cached_judge(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
-                 known=None):
+def cached_grade_paths(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
+                 shared_states=None):
     """judge(), asked only if the cache lacks it."""
     def plain_grades():
-        grades = judge(model, tokenizer, prompts, paths, batch_size, progress, known)
+        grades = grade_paths(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return [values.tolist() for values in grades]
     about = ["judge", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
              *(prompt.key() for prompt in prompts)]
     if progress and about in cache:
         progress(len(prompts))
-    right, confidence = cache.get(about, plain_grades)
-    return torch.tensor(right), torch.tensor(confidence)
+    correct, confidence = cache.get(about, plain_grades)
+    return torch.tensor(correct), torch.tensor(confidence)

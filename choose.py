@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from answers import batches, judge
+from answers import batches, grade_paths
 from cli import progress_bar
 from drllm import mean_state
 from paths import DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal
@@ -47,11 +47,11 @@ def shortest(records):
     return [record["decisions"] if record["correct"] else None for record in records]
 
 
-def confident(records, price=CONFIDENT_COST):
+def confident(records, cost_per_layer=CONFIDENT_COST):
     """argmax over the correct paths of P(answer) - price * |path|, None if there is none."""
     def worth(path_and_probability):
         path, probability = path_and_probability
-        return probability - price * blocks(path)
+        return probability - cost_per_layer * blocks(path)
 
     labels = []
     for record in records:
@@ -94,13 +94,13 @@ def edit_effects(records, ridge=20.0):
     counts as 20 tries without effect, so that an edit seen seldom promises little."""
     edits_tried, outcome = [], []
     for record in records:
-        correct = [path for path, _ in record["correct"]]
-        tried = torch.tensor(correct + record["wrong"])  # (paths, L)
-        right = (torch.arange(len(tried)) < len(correct)).float()
+        correct_paths = [path for path, _ in record["correct"]]
+        tried = torch.tensor(correct_paths + record["wrong"])  # (paths, L)
+        correct = (torch.arange(len(tried)) < len(correct_paths)).float()
         edited = torch.cat([tried == code for code in EDITS], dim=1).float()  # (paths, 2L)
         # without a question's own mean: that it is easy says nothing about its edits
         edits_tried.append(edited - edited.mean(0))
-        outcome.append(right - right.mean())
+        outcome.append(correct - correct.mean())
     X = torch.cat(edits_tried)
     y = torch.cat(outcome)
     solved = torch.linalg.solve(X.T @ X + ridge * torch.eye(X.shape[1]), X.T @ y)  # (2L,)
@@ -111,14 +111,14 @@ def edit_effects(records, ridge=20.0):
 
 # ---- step 3: candidate paths ----
 
-def combine_edits(effects, price):
+def combine_edits(effects, cost_per_layer):
     """Legal paths with the one, two, ... best edits by effect (L, 3) - price * blocks added."""
     L = len(effects)
     gains = []
     for layer in range(L):
         for code in EDITS:
             blocks_added = DECISIONS[code].passes - DECISIONS[EXECUTE].passes
-            gains.append((effects[layer, code].item() - price * blocks_added, layer, code))
+            gains.append((effects[layer, code].item() - cost_per_layer * blocks_added, layer, code))
     path, paths = default_path(L), []
     for gain, layer, code in sorted(gains, reverse=True):
         edited = path[:layer] + (code,) + path[layer + 1:]
@@ -140,14 +140,14 @@ def propose_paths(model, tokenizer, prompts, records, **how):
     for cost in GROUP_COSTS:
         proposed += combine_edits(effects, cost)
     proposed = list(dict.fromkeys(proposed))
-    confidence = along_each(model, tokenizer, prompts[:SCREENED_ON], proposed, **how)
+    confidence = confidence_if_correct(model, tokenizer, prompts[:SCREENED_ON], proposed, **how)
     shallowest, deepest = DEPTHS[0] * L, DEPTHS[1] * L
     best = frontier(proposed, confidence)
     return [path for length, path in best if shallowest <= length <= deepest]
 
 
-def menu(model, tokenizer, prompts, records, space, clusters, **how):
-    """(candidate paths, right (N, K)): the default path, and what all questions together and every
+def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
+    """(candidate paths, correct (N, K)): the default path, and what all questions together and every
     group of similar ones propose; each is asked of all questions. records: of their searches.
     space (N, S): see similarity_space. how: see along_each."""
     N = len(prompts)
@@ -168,14 +168,15 @@ def menu(model, tokenizer, prompts, records, space, clusters, **how):
 
     with progress_bar(total=len(paths) * N, desc="candidate paths", unit="answer") as bar:
         how["progress"] = bar.update
-        confidence = along_each(model, tokenizer, prompts, paths, **how)
+        confidence = confidence_if_correct(model, tokenizer, prompts, paths, **how)
     return paths, confidence > 0
 
 
-def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None, ask=judge):
+def confidence_if_correct(model, tokenizer, prompts, paths, batch_size=256, progress=None,
+                          ask=grade_paths):
     """(N, K) probability of the model's answer to question n along path k; 0 if it is incorrect.
     ask: like judge, e.g. with a cache."""
-    confidence_if_right = torch.zeros(len(prompts), len(paths))
+    asked = torch.zeros(len(prompts), len(paths))
     # sorted, so that paths which share their first layers follow each other
     order = sorted(range(len(paths)), key=paths.__getitem__)
     for rows in batches(prompts, batch_size):
@@ -184,11 +185,11 @@ def along_each(model, tokenizer, prompts, paths, batch_size=256, progress=None, 
         for k in order:
             shared_states = [states_on_path(states, paths[k]) for states in shared_states]
             decisions = torch.tensor(paths[k]).expand(len(batch), -1)
-            right, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
+            correct, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
                                     shared_states)
             # a correct answer stays above 0, however improbable it is
-            confidence_if_right[rows, k] = right * confidence.clamp(min=1e-9)
-    return confidence_if_right
+            asked[rows, k] = correct * confidence.clamp(min=1e-9)
+    return asked
 
 
 def states_on_path(states, path):
@@ -198,34 +199,34 @@ def states_on_path(states, path):
 
 # ---- step 4: the path that also works for similar questions ----
 
-def consensus(right, share, paths, price):
+def consensus(correct, share, paths, cost_per_layer):
     """argmax over the paths that are correct for a question of share - price * |path|.
 
-    right (N, K) bool: path k is correct for question n. share (N, K): for how many of its
+    correct (N, K) bool: path k is correct for question n. share (N, K): for how many of its
     neighbours. Three questions, and paths of 3, 2 and 4 blocks, which cost 0.6, 0.4 and 0.8:
 
     >>> paths = [(1, 1, 1), (1, 0, 1), (1, 2, 1)]
-    >>> right = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    >>> correct = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     >>> share = torch.tensor([[0.5, 0.4, 1.0], [0.5, 0.1, 0.9], [1.0, 1.0, 1.0]])
-    >>> consensus(right, share, paths, price=0.2)
+    >>> consensus(correct, share, paths, cost_per_layer=0.2)
     [(1, 0, 1), (1, 2, 1), None]
     """
     lengths = block_counts(paths)
-    worth = (share - price * lengths).masked_fill(~right, -torch.inf)
+    worth = (share - cost_per_layer * lengths).masked_fill(~correct, -torch.inf)
     best = worth.argmax(1).tolist()
-    return [paths[k] if right[n, k] else None for n, k in enumerate(best)]
+    return [paths[k] if correct[n, k] else None for n, k in enumerate(best)]
 
 
-def consensus_of_neighbours(space, right, paths, price=None):
+def consensus_of_neighbours(space, correct, paths, cost_per_layer=None):
     """(labels, price) by consensus among neighbours in space (N, S).
     price None: the cost that keeps half of the gain."""
-    share = neighbours(space, right)
-    if price is None:
-        price = cost_keeping_half_the_gain(right, share, paths)
-    return consensus(right, share, paths, price), price
+    share = neighbours(space, correct)
+    if cost_per_layer is None:
+        cost_per_layer = cost_keeping_half_the_gain(correct, share, paths)
+    return consensus(correct, share, paths, cost_per_layer), cost_per_layer
 
 
-def cost_keeping_half_the_gain(right, share, paths):
+def cost_keeping_half_the_gain(correct, share, paths):
     """The largest cost per layer that keeps half of the accuracy gained over the default path.
 
     Each question takes the path that its neighbours like best at a cost; whether that path is
@@ -236,22 +237,22 @@ def cost_keeping_half_the_gain(right, share, paths):
     accuracy_at = {}
     for cost in COSTS_TRIED:
         chosen = (share - cost * lengths).argmax(1)  # (N,)
-        answered = right.gather(1, chosen[:, None])
+        answered = correct.gather(1, chosen[:, None])
         accuracy_at[cost] = answered.float().mean()
-    default_accuracy = right[:, 0].float().mean()
+    default_accuracy = correct[:, 0].float().mean()
     halfway = (default_accuracy + max(accuracy_at.values())) / 2
     costs = [cost for cost in COSTS_TRIED if accuracy_at[cost] >= halfway]
     return max(costs, default=COSTS_TRIED[0])
 
 
-def neighbours(space, right, number=32):
+def neighbours(space, correct, number=32):
     """(N, K) share of each question's `number` nearest other questions that path k answers.
 
     The first question's nearest other is the second, which only the second path answers:
 
     >>> space = torch.tensor([[0.0], [0.1], [5.0]])
-    >>> right = torch.tensor([[True, False], [False, True], [True, True]])
-    >>> neighbours(space, right, number=1)
+    >>> correct = torch.tensor([[True, False], [False, True], [True, True]])
+    >>> neighbours(space, correct, number=1)
     tensor([[0., 1.],
             [1., 0.],
             [0., 1.]])
@@ -263,7 +264,7 @@ def neighbours(space, right, number=32):
         distance = torch.cdist(space[rows], space)  # (rows, N)
         distance[torch.arange(len(rows)), rows] = torch.inf  # a question has no vote on itself
         nearest = distance.topk(min(number, N - 1), largest=False).indices  # (rows, number)
-        share += [right[others].float().mean(0) for others in nearest]
+        share += [correct[others].float().mean(0) for others in nearest]
     return torch.stack(share)
 
 
@@ -285,8 +286,8 @@ def frontier(paths, values):
 def upper_hull(points):
     """The points (length, value, ...) that no mix of two others beats, shortest first; of points
     with the same length and value the first."""
-    def slope(left, right):
-        return (right[1] - left[1]) / (right[0] - left[0])
+    def slope(left, correct):
+        return (correct[1] - left[1]) / (correct[0] - left[0])
 
     hull = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -319,15 +320,15 @@ def label_as_the_paper(evidence):
 
 
 def label_by_confidence(evidence):
-    price = CONFIDENT_COST if evidence.price is None else evidence.price
-    return confident(evidence.records, price)
+    cost_per_layer = CONFIDENT_COST if evidence.cost_per_layer is None else evidence.cost_per_layer
+    return confident(evidence.records, cost_per_layer)
 
 
 def label_by_consensus(evidence):
-    paths, right = evidence.candidates
-    price = evidence.price
-    labels, price = consensus_of_neighbours(evidence.space, right, paths, price)
-    print(f"{len(paths)} candidate paths asked of every question; cost per layer: {price}")
+    paths, correct = evidence.candidates
+    cost_per_layer = evidence.cost_per_layer
+    labels, cost_per_layer = consensus_of_neighbours(evidence.space, correct, paths, cost_per_layer)
+    print(f"{len(paths)} candidate paths asked of every question; cost per layer: {cost_per_layer}")
     return labels
 
 

@@ -135,7 +135,7 @@ class Routers(nn.Module):
         super().__init__()
         self.num_layers, self.hidden_size = num_layers, hidden_size
         self.width, self.windows = width, windows
-        self.notes = {}  # the file's metadata: model, labels, tasks
+        self.metadata = {}  # the file's metadata: model, labels, tasks
         self.w1 = nn.Parameter(torch.empty(num_layers, hidden_size, width))
         self.b1 = nn.Parameter(torch.zeros(num_layers, 1, width))
         self.w2 = nn.Parameter(torch.empty(num_layers, width, CLASSES))
@@ -150,7 +150,7 @@ class Routers(nn.Module):
         guard = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
         self.guard_projection, self.guard_points, self.guard_limits = guard
 
-    def is_strange(self, layer, pooled, num_windows):
+    def is_ood(self, layer, pooled, num_windows):
         """(N,) bool: which prompts, given their pooled windows (N, W, D), are out of distribution
         for this layer. None of them without a guard."""
         if self.guard_points is None:
@@ -187,7 +187,7 @@ class Routers(nn.Module):
     def save(self, file):
         """Writes the routers as safetensors, with their sizes in the metadata."""
         sizes = {name: getattr(self, name) for name in SIZES}
-        router_file.write(file, self.state_dict(), self.notes | sizes)
+        router_file.write(file, self.state_dict(), self.metadata | sizes)
 
     @classmethod
     def load(cls, file, model):
@@ -196,7 +196,7 @@ class Routers(nn.Module):
         tensors, metadata = router_file.read(file, model.fingerprint(), model.config.num_layers,
                                              model.config.hidden_size)
         routers = cls(*(metadata[name] for name in SIZES))
-        routers.notes = metadata
+        routers.metadata = metadata
         for name, tensor in tensors.items():
             setattr(routers, name, tensor if name in GUARD else nn.Parameter(tensor))
         return routers.to(model.embed_tokens.weight.device).requires_grad_(False)
@@ -213,10 +213,10 @@ class RouterRoute:
     4. allowed: the likeliest of the decisions that are allowed. The guard may always execute.
     """
 
-    def __init__(self, routers, tilt=0.0, control=ROUTERS_THEMSELVES, guard=True,
+    def __init__(self, routers, depth_bias=0.0, control=ROUTERS_THEMSELVES, guard=True,
                  allowed=(True,) * CLASSES):
         self.routers, self.guard = routers, guard
-        self.tilt, self.control = tilt, control
+        self.depth_bias, self.control = depth_bias, control
         always = {-1: SKIP, 1: REPEAT}.get(control)
         if always is not None and not allowed[always]:
             raise ValueError(f"control {control} means always {DECISIONS[always].name}, which is "
@@ -232,7 +232,7 @@ class RouterRoute:
     def logits(self, layer, pooled, num_windows):
         """(B, C) of one layer's router, with the depth bias."""
         logits = self.routers(pooled[:, None], num_windows, slice(layer, layer + 1))[:, 0]
-        return logits + self.tilt * PASSES.to(logits.device)
+        return logits + self.depth_bias * PASSES.to(logits.device)
 
     def __call__(self, layer, hidden, lengths):
         """(B,) decisions from the hidden states (B, T, D) that enter a layer, lengths (B,)."""
@@ -240,7 +240,7 @@ class RouterRoute:
         scores = self.logits(layer, pooled, num_windows)  # (B, C)
         forbidden = self.forbidden
         if self.guard:  # out of distribution, the router's own decision is to execute
-            ood = self.routers.is_strange(layer, pooled, num_windows)[:, None]  # (B, 1)
+            ood = self.routers.is_ood(layer, pooled, num_windows)[:, None]  # (B, 1)
             executes = torch.arange(CLASSES, device=scores.device) == EXECUTE  # (C,)
             scores = scores.masked_fill(ood & ~executes, -torch.inf)
             forbidden = forbidden & ~(ood & executes)
@@ -254,7 +254,8 @@ class RouterRoute:
         routers = self.routers.key()
         if type(self) is not RouterRoute or routers is None:
             return None
-        return ["routers", routers, self.tilt, self.control, self.guard, self.forbidden.tolist()]
+        return ["routers", routers, self.depth_bias, self.control, self.guard,
+                self.forbidden.tolist()]
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from label import chance_of
 from model_llama import Llama, load
 from paths import DECISIONS
 from questions.loading import left_out, load_all
-from storage.answer_cache import Kept
+from storage.answer_cache import AnswerCache
 from storage.files import InputError, write_json
-from storage.run_folder import folder_of, make_folder, read_statics
+from storage.run_folder import folder_of, make_folder, read_fixed_paths
 
-ROUTES = ("vanilla", "dr.llm", "static", "shuffled")
+ROUTES = ("vanilla", "dr.llm", "fixed", "shuffled")
 ACTIONS = tuple(decision.name for decision in DECISIONS)
 OTHER_METHODS = "python -m experiments.methods --routes"  # what asks the paper's other methods
 
@@ -48,7 +48,7 @@ class Outcome:
     depth: torch.Tensor = None
 
     def __post_init__(self):
-        self.right = torch.stack([answers.right for answers in self.seeds]).mean(0)  # (N,)
+        self.correct = torch.stack([answers.correct for answers in self.seeds]).mean(0)  # (N,)
         self.decisions = torch.stack([answers.decisions for answers in self.seeds])  # (seeds, N, L)
         passes = torch.stack([answers.passes for answers in self.seeds]).float()  # (seeds, N)
         if self.depth is None:
@@ -69,10 +69,10 @@ def interval(difference, resamples=1000, seed=0):
 
 def summarise(outcome, vanilla, chosen):
     """The figures of one route on the chosen questions, (N,) bool. sd: over router seeds."""
-    correct = outcome.right[chosen]
-    gain = correct - vanilla.right[chosen]  # paired: question by question
+    correct = outcome.correct[chosen]
+    gain = correct - vanilla.correct[chosen]  # paired: question by question
     decisions = outcome.decisions[:, chosen]  # (seeds, n, L)
-    by_seed = [answers.right[chosen].mean().item() for answers in outcome.seeds]
+    by_seed = [answers.correct[chosen].mean().item() for answers in outcome.seeds]
     sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     figures = {
         "accuracy": correct.mean().item(),
@@ -96,19 +96,19 @@ def shuffled(decisions, seed=0):
     return decisions.gather(1, order)
 
 
-def add_static(table, main, statics):
-    """Asks every fixed path of statics, [(length, path)]. The two whose lengths are around the
+def add_fixed_paths(table, main, fixed_paths):
+    """Asks every fixed path of fixed_paths, [(length, path)]. The two whose lengths are around the
     depth of the route `main` become routes of the table; table.fixed_paths has them all."""
-    for length, path in statics:
+    for length, path in fixed_paths:
         decisions = torch.tensor([path] * len(table.prompts))  # (N, L)
         table.fixed_paths[length] = table.ask(f"static, {length} layers", [decisions])
     lengths = list(table.fixed_paths)
     depth = table.outcomes[main].layers[table.counted].mean().item()
     below = max((length for length in lengths if length <= depth), default=min(lengths))
     above = min((length for length in lengths if length > depth), default=below)
-    table.outcomes["static below"] = table.fixed_paths[below]
+    table.outcomes["fixed below"] = table.fixed_paths[below]
     if above != below:
-        table.outcomes["static above"] = table.fixed_paths[above]
+        table.outcomes["fixed above"] = table.fixed_paths[above]
 
 
 # ---- the comparison ----
@@ -119,9 +119,9 @@ class Comparison:
     outcomes: {key of a route: Outcome}. fixed_paths: {length: Outcome}. inside: (N,) which
     questions are in domain. counted: (N,) which questions the totals are over."""
 
-    def __init__(self, model, tokenizer, prompts, known_tasks, batch_size=512, kept=None):
+    def __init__(self, model, tokenizer, prompts, known_tasks, batch_size=512, cache=None):
         self.model, self.tokenizer, self.prompts = model, tokenizer, prompts
-        self.batch_size, self.kept = batch_size, kept or Kept()
+        self.batch_size, self.cache = batch_size, cache or AnswerCache()
         self.tasks = [prompt.question.task for prompt in prompts]
         self.inside = torch.tensor([task in known_tasks for task in self.tasks])
         self.counted = self.inside if self.inside.any() else ~self.inside
@@ -131,7 +131,7 @@ class Comparison:
     def ask(self, title, routes, model=None, layers_of=None):
         """The Outcome of routes, one per seed. model: a view of the model that the routes go
         through, whose layers_of(decisions) are (N,)."""
-        ask = answer if model else partial(cached_answer, self.kept)
+        ask = answer if model else partial(cached_answer, self.cache)
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
             seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
                          self.batch_size, bar.update) for route in routes]
@@ -171,24 +171,24 @@ class Comparison:
         return {"routes": self.summary(self.counted), "tasks": tasks}
 
 
-def compare(model, tokenizer, prompts, known_tasks, routed, statics, routes=ROUTES,
-            batch_size=512, kept=None, others=()):
+def compare(model, tokenizer, prompts, known_tasks, routed, fixed_paths, routes=ROUTES,
+            batch_size=512, cache=None, others=()):
     """The Comparison of the named routes, and of the base model, which gains are measured against.
 
     routed: {name: (title, a RouterRoute per seed)}; controls take their depth from the first.
-    statics: [(length, path)] of the best fixed paths, or []. kept: answers there are, a Kept.
+    fixed_paths: [(length, path)] of the best fixed paths, or []. cache: an AnswerCache.
     others: functions that add further methods; they are called with the Comparison and the name of
     the first of `routed`.
     """
-    table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, kept)
+    table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, cache)
     table.add("vanilla", [None])
     if set(routes) == {"vanilla"}:
         return table
     for name, (title, seeds) in routed.items():
         table.add(name, seeds, title)
     main = next(iter(routed))
-    if "static" in routes and statics:
-        add_static(table, main, statics)
+    if "fixed" in routes and fixed_paths:
+        add_fixed_paths(table, main, fixed_paths)
     if "shuffled" in routes:
         table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
     for add_methods in others:
@@ -283,9 +283,9 @@ def seed_sentences(table, main, first_file):
 
 def first_seed_sentence(table, main, first_file):
     """Sets the routers that are handed on, of the first seed, beside the mean of all seeds."""
-    outcome, base = table.outcomes[main], table.outcomes["vanilla"].right
-    mean_gain = (outcome.right - base)[table.counted]
-    first_gain = (outcome.seeds[0].right - base)[table.counted]
+    outcome, base = table.outcomes[main], table.outcomes["vanilla"].correct
+    mean_gain = (outcome.correct - base)[table.counted]
+    first_gain = (outcome.seeds[0].correct - base)[table.counted]
     low, high = interval(mean_gain)
     first = with_interval(first_gain.mean().item(), interval(first_gain))
     sentence = (f"{outcome.name} is the mean of {len(outcome.seeds)} router seeds. The first of "
@@ -300,7 +300,7 @@ def first_seed_sentence(table, main, first_file):
 def chance_sentences(table):
     """Names the multiple-choice tasks, of FEW questions or more, on which the base model is no
     better than chance."""
-    correct = table.outcomes["vanilla"].right
+    correct = table.outcomes["vanilla"].correct
     numbers_of = {}  # {task: numbers of its multiple-choice questions}
     for n, prompt in enumerate(table.prompts):
         if prompt.question.choices:
@@ -323,7 +323,7 @@ def score_sentences(seeds, score, prompts):
     """Says when multiple choice is scored in another way than the routers learned from."""
     if not any(prompt.question.choices for prompt in prompts):
         return []
-    learned = {routers.notes.get("score") or score for routers in seeds} - {score}
+    learned = {routers.metadata.get("score") or score for routers in seeds} - {score}
     return [f"These routers learned from multiple choice scored by {other}; here it is scored by "
             f"{score}: see --score." for other in sorted(learned)]
 
@@ -338,9 +338,9 @@ def report(table, main, out, first_seed=0, extra=None, checked=True,
         metrics["seeds"] = []
         for seed, answers in enumerate(table.outcomes[main].seeds, first_seed):
             metrics["seeds"].append({
-                "seed": seed, "accuracy": answers.right[table.counted].mean().item(),
+                "seed": seed, "accuracy": answers.correct[table.counted].mean().item(),
                 "layers": answers.decisions[table.counted].sum(1).float().mean().item()})
-    metrics["static"] = [{"layers": length, "accuracy": outcome.right[table.counted].mean().item()}
+    metrics["fixed"] = [{"layers": length, "accuracy": outcome.correct[table.counted].mean().item()}
                          for length, outcome in table.fixed_paths.items()]
     # first the file: a closed pipe (`| head`) ends the command while it prints
     write_json(Path(out) / "metrics.json", metrics | (extra or {}))
@@ -375,7 +375,7 @@ def add_flags(parser, names=ROUTES):
     parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
                         help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "
                              "decide alone")
-    parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
+    parser.add_argument("--depth-bias", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
 
 
@@ -402,8 +402,8 @@ def load_seeds(files, model):
     """The Routers of every file, which must be of one recipe and of different seeds."""
     seeds = [Routers.load(file, model) for file in files]
     for file, one in zip(files, seeds):
-        for key in sorted({*one.notes, *seeds[0].notes} - {"seed"}):
-            mine, first = (routers.notes.get(key) for routers in (one, seeds[0]))
+        for key in sorted({*one.metadata, *seeds[0].metadata} - {"seed"}):
+            mine, first = (routers.metadata.get(key) for routers in (one, seeds[0]))
             if mine != first:
                 raise InputError(f"{file}: {key} {str(mine)[:60]}; {files[0]}: {str(first)[:60]}. "
                                  "Seeds of one recipe agree")
@@ -437,7 +437,7 @@ def read_inputs(args):
     questions = load_all(args.data, args.skip_bad_rows, args.score)
     learned = set()  # wordings of training questions
     for routers in seeds:
-        learned.update(routers.notes.get("questions", ()))
+        learned.update(routers.metadata.get("questions", ()))
     new = left_out(args.data, questions, learned, "were labelled for these routers")
     prompts, too_long = prompts_that_fit(new[:args.limit], tokenizer, model)
     return Inputs(model, tokenizer, seeds, questions, prompts, too_long)
@@ -447,19 +447,19 @@ def evaluate_routes(args, inputs, others=()):
     """Compares and reports the routes that the flags name. others: see compare()."""
     model, seeds = inputs.model, inputs.seeds
     folder = folder_of(args.routers) or args.out
-    statics = read_statics(folder / "paths.json", model.config.num_layers,
-                           "static" in args.routes)
+    fixed_paths = read_fixed_paths(folder / "paths.json", model.config.num_layers,
+                           "fixed" in args.routes)
     if seeds:
-        known_tasks = seeds[0].notes["tasks"]
+        known_tasks = seeds[0].metadata["tasks"]
     else:
         known_tasks = {question.task for question in inputs.questions}
-    routes = [RouterRoute(routers, args.tilt, args.control) for routers in seeds]
-    kept = Kept(args.out / "kept.jsonl")
+    routes = [RouterRoute(routers, args.depth_bias, args.control) for routers in seeds]
+    cache = AnswerCache(args.out / "answers.jsonl")
     table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
-                    {"dr.llm": ("Dr.LLM", routes)}, statics, args.routes, args.batch_size, kept,
-                    others)
+                    {"dr.llm": ("Dr.LLM", routes)}, fixed_paths, args.routes, args.batch_size,
+                    cache, others)
     report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
-           checked=all(routers.notes.get("questions") for routers in seeds),
+           checked=all(routers.metadata.get("questions") for routers in seeds),
            first_file=args.routers[0] if seeds else None)
     print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
           sep="\n")

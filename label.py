@@ -28,7 +28,7 @@ from storage.files import InputError, writing
 from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
 from cli import progress_bar
 from questions.loading import load_all
-from answers import judge, prompts_that_fit
+from answers import grade_paths, prompts_that_fit
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
@@ -50,9 +50,9 @@ def plain_model(model, tokenizer, prompts, args, refuse=False):
     many seconds a question took. refuse: InputError if chance explains multiple choice."""
     prompts = prompts[:ASKED]
     default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
-    judge(model, tokenizer, prompts[:WARM_UP], default[:WARM_UP])
+    grade_paths(model, tokenizer, prompts[:WARM_UP], default[:WARM_UP])
     began = time.time()
-    correct, _ = judge(model, tokenizer, prompts, default, args.batch_size)
+    correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
     seconds_each = (time.time() - began) / len(prompts)
     num_options = torch.tensor([len(prompt.question.choices) for prompt in prompts])
     for group in (num_options > 0, num_options == 0):  # multiple choice, and open questions
@@ -133,9 +133,10 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
             running.append(Search(waiting.popleft(), num_layers, config, seed, search))
         # one path of every search under way, (len(running), L)
         paths = torch.tensor([state.path for state in running])
-        known = [state.shared_states for state in running] if share else None
-        rewards, confidence = judge(model, tokenizer, [state.prompt for state in running], paths,
-                                    batch_size, known=known)
+        shared_states = [state.shared_states for state in running] if share else None
+        rewards, confidence = grade_paths(
+            model, tokenizer, [state.prompt for state in running], paths, batch_size,
+            shared_states=shared_states)
         if progress:
             progress(len(running))
         unfinished = []
@@ -234,11 +235,11 @@ def append_rows(file, searches, rows, number, paths_each):
 
 def summary(rows):
     """Table 2 in a line: how often, and by how much, a search improved on the default path."""
-    right = [row for row in rows if row["default_correct"]]
+    correct = [row for row in rows if row["default_correct"]]
     wrong = [row for row in rows if not row["default_correct"]]
-    saved = sum(len(row["decisions"]) - row["length"] for row in right) / max(1, len(right))
-    repaired = sum(bool(row["correct"]) for row in wrong)
-    return f"saved {saved:.2f} layers, repaired {repaired}/{len(wrong)}"
+    saved = sum(len(row["decisions"]) - row["length"] for row in correct) / max(1, len(correct))
+    corrected = sum(bool(row["correct"]) for row in wrong)
+    return f"saved {saved:.2f} layers, repaired {corrected}/{len(wrong)}"
 
 
 def main(argv=None):

@@ -29,8 +29,8 @@ class SearchConfig:
     random_child: float = 0.1        # probability of descending to a random child
     stop_when_repaired: bool = True  # if the default is incorrect, stop at the first correct path
     widening: float = 0.5            # a node with v visits has about v ** widening good children
-    stacking: float = 0.3            # probability that a child adds another edit, repeatedly
-    stacking_blind: float = 0.7      # the same until some path has been correct
+    extra_edit_prob: float = 0.3            # probability that a child adds another edit, repeatedly
+    extra_edit_prob_before_success: float = 0.7      # the same until some path has been correct
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SearchResult:
     path is correct, it is the shortest correct path, of equals the first one asked. If the default
     path is incorrect, it is the first correct path asked.
     rewards: {decisions: reward} of every path asked, in the order of asking."""
-    best: tuple | None
+    paper_label: tuple | None
     default_reward: float
     rewards: dict
 
@@ -57,7 +57,7 @@ class Node:
 
 # ---- the four steps of a simulation: select, expand, evaluate (by the caller), backpropagate ----
 
-def score(child, config):
+def ucb_score(child, config):
     """UCB with a cost for length (paper Eq. 2): Q/v + c sqrt(ln V / v) - lambda |path| / L, where Q
     and v are the child's total reward and visits, and V its parent's visits.
 
@@ -69,7 +69,7 @@ def score(child, config):
     return mean + config.exploration * bonus - config.length_penalty * length
 
 
-def select(root, known, config, rng):
+def select_node_to_expand(root, rewards, config, rng):
     """The node that gets a new child, or None if all legal paths have been asked. known: the paths
     asked so far, {decisions: reward}.
 
@@ -83,7 +83,7 @@ def select(root, known, config, rng):
         good_children = sum(child.reward >= node.reward for child in node.children)
         limit = max(1, node.visits ** config.widening)
         may_widen = good_children < limit or not open_children
-        if may_widen and any(path not in known for path in node.edits):
+        if may_widen and any(path not in rewards for path in node.edits):
             return node
         if not open_children:  # nothing is left at or below this node: start again without it
             node.exhausted = True
@@ -91,18 +91,18 @@ def select(root, known, config, rng):
         elif rng.random() < config.random_child:
             node = rng.choice(open_children)
         else:
-            node = max(open_children, key=lambda child: score(child, config))
+            node = max(open_children, key=lambda child: ucb_score(child, config))
     return None
 
 
-def grow(parent, known, config, rng):
+def propose_child_path(parent, rewards, config, rng):
     """Expansion: the decisions of a new child. They add one edit to the parent's, or several, and
     have not been asked before."""
-    path = rng.choice([edit for edit in parent.edits if edit not in known])
-    any_correct = any(known.values())
-    another_edit = config.stacking if any_correct else config.stacking_blind
+    path = rng.choice([edit for edit in parent.edits if edit not in rewards])
+    any_correct = any(rewards.values())
+    another_edit = config.extra_edit_prob if any_correct else config.extra_edit_prob_before_success
     while rng.random() < another_edit:
-        longer_edits = [edit for edit in edits(path) if edit not in known]
+        longer_edits = [edit for edit in edits(path) if edit not in rewards]
         if not longer_edits:
             break
         path = rng.choice(longer_edits)
@@ -120,7 +120,7 @@ def backpropagate(node):
 
 # ---- the search ----
 
-def search(num_layers, config, rng, select=select):
+def search(num_layers, config, rng, select_node_to_expand=select_node_to_expand):
     """Generator of one question's search: yields decisions, is sent their reward in [0, 1] (above
     0: correct), returns a SearchResult. rng: a random.Random. select: chooses the node that gets
     a new child."""
@@ -129,10 +129,10 @@ def search(num_layers, config, rng, select=select):
     root = Node(default, rewards[default], None)
     backpropagate(root)
     for _ in range(config.simulations):
-        parent = select(root, rewards, config, rng)
+        parent = select_node_to_expand(root, rewards, config, rng)
         if parent is None:
             break
-        path = grow(parent, rewards, config, rng)
+        path = propose_child_path(parent, rewards, config, rng)
         rewards[path] = yield path
         child = Node(path, rewards[path], parent)
         parent.children.append(child)
@@ -142,7 +142,7 @@ def search(num_layers, config, rng, select=select):
             break
     correct = [path for path, reward in rewards.items() if reward > 0]  # in the order of asking
     if rewards[default]:
-        best = min(correct, key=blocks)
+        paper_label = min(correct, key=blocks)
     else:
-        best = correct[0] if correct else None
-    return SearchResult(best, rewards[default], rewards)
+        paper_label = correct[0] if correct else None
+    return SearchResult(paper_label, rewards[default], rewards)

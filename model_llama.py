@@ -57,7 +57,7 @@ def rotate(heads, cos, sin):
 
 
 @dataclass
-class Span:
+class Positions:
     """Positions and mask of T new tokens per row; made once per call and used by all layers.
 
     All rows store their new tokens in the same columns of the cache. A row with a shorter prompt
@@ -71,7 +71,7 @@ class Span:
         """The positions and mask of these rows."""
         if self.mask is None:  # then all rows have the same positions
             return self
-        return Span(self.start, self.cos[rows], self.sin[rows], self.mask[rows])
+        return Positions(self.start, self.cos[rows], self.sin[rows], self.mask[rows])
 
 
 class Slot:
@@ -82,16 +82,16 @@ class Slot:
         self.rows, self.capacity = rows, capacity
         self.keys = self.values = None
 
-    def write(self, keys, values, span):
+    def write(self, keys, values, positions):
         """Stores the new keys and values (N, K, T, E); returns all so far, (N, K, S, E)."""
         if not self.capacity:
             return keys, values
         N, K, T, E = keys.shape
         if self.keys is None:
             self.keys, self.values = keys.new_empty(2, N, K, self.capacity, E)
-        end = span.start + T  # the first columns are the prompt's, the padding included
-        self.keys[:, :, span.start:end] = keys
-        self.values[:, :, span.start:end] = values
+        end = positions.start + T  # the first columns are the prompt's, the padding included
+        self.keys[:, :, positions.start:end] = keys
+        self.values[:, :, positions.start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
@@ -190,17 +190,17 @@ class Attention(nn.Module):
         """Projections (N, T, heads * E) as (N, heads, T, E)."""
         return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x, span, slot):
+    def forward(self, x, positions, slot):
         """(N, T, D) of normed hidden states (N, T, D); stores their keys and values in the slot."""
         queries = self.heads(self.q_proj(x))  # (N, H, T, E)
         keys = self.heads(self.k_proj(x))     # (N, K, T, E)
         values = self.heads(self.v_proj(x))   # (N, K, T, E)
         if self.q_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries = rotate(queries, span.cos, span.sin)
-        keys = rotate(keys, span.cos, span.sin)
-        keys, values = slot.write(keys, values, span)  # (N, K, S, E)
-        mixed = attention(queries, keys, values, span.mask)  # (N, H, T, E)
+        queries = rotate(queries, positions.cos, positions.sin)
+        keys = rotate(keys, positions.cos, positions.sin)
+        keys, values = slot.write(keys, values, positions)  # (N, K, S, E)
+        mixed = attention(queries, keys, values, positions.mask)  # (N, H, T, E)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -228,9 +228,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, hidden, span, slot):
+    def forward(self, hidden, positions, slot):
         """Hidden states (N, T, D) after this block, which stores keys and values in the slot."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), span, slot)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, slot)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -255,14 +255,14 @@ class Llama(nn.Module):
         """Logits (..., V) of hidden states (..., D) that come out of the last layer."""
         return self.lm_head(self.norm(hidden))
 
-    def span(self, cache, start, T):
+    def positions(self, cache, start, T):
         """The Span of T new tokens per row, stored from column `start` on: 0 for the prompt, then
         the longest row's length."""
         cos, sin = cache.angles
         causal_from_empty = start == 0
         one_token_sees_all = T == 1 and min(cache.lengths) == start
         if causal_from_empty or one_token_sees_all:  # the two cases that need no mask
-            return Span(start, cos[start:start + T], sin[start:start + T])
+            return Positions(start, cos[start:start + T], sin[start:start + T])
         lengths = torch.tensor(cache.lengths, device=cos.device)
         prompts = torch.tensor(cache.prompt_lengths, device=cos.device)
         new = torch.arange(T, device=cos.device)
@@ -271,7 +271,7 @@ class Llama(nn.Module):
         # the columns between a row's own prompt and the longest one hold padding
         gap = (prompts[:, None] <= column) & (column < prompts.max())  # (B, S)
         mask = (column <= start + new[:, None]) & ~gap[:, None, None]  # (B, 1, T, S)
-        return Span(start, cos[positions][:, None], sin[positions][:, None], mask)
+        return Positions(start, cos[positions][:, None], sin[positions][:, None], mask)
 
     def named_weights(self):
         """{name in a checkpoint: parameter}; a tied lm_head is not named twice."""
@@ -304,7 +304,7 @@ class Llama(nn.Module):
 
 # ---- the one loop, and its two regimes ----
 
-def run_blocks(model, hidden, span, cache, route=None):
+def run_blocks(model, hidden, positions, cache, route=None):
     """Hidden states (B, T, D) after all layers, each skipped, executed or repeated per row.
 
     With a route, the tokens are the prompt, and the route decides at every layer. Without one, they
@@ -317,13 +317,13 @@ def run_blocks(model, hidden, span, cache, route=None):
         for slot in cache.slots[layer]:
             rows = slot.rows
             if rows is None:
-                hidden = block(hidden, span, slot)
+                hidden = block(hidden, positions, slot)
             else:  # only the rows that run this pass; the others keep their hidden states
-                hidden = hidden.index_copy(0, rows, block(hidden[rows], span.take(rows), slot))
+                hidden = hidden.index_copy(0, rows, block(hidden[rows], positions.take(rows), slot))
     return hidden
 
 
-def prefill(model, tokens, route=None, lengths=None, capacity=0, span=None):
+def prefill(model, tokens, route=None, lengths=None, capacity=0, positions=None):
     """(hidden states (B, T, D), cache) of prompts (B, T), right-padded if lengths (B,) are given.
     The route decides here, once per row and layer. capacity: tokens per row that the cache can
     hold. span: positions and mask, if they are not those of plain text."""
@@ -335,14 +335,14 @@ def prefill(model, tokens, route=None, lengths=None, capacity=0, span=None):
         raise ValueError(f"{T} prompt tokens; the cache has room for {capacity}")
     layers = model.config.num_layers
     if route is None:
-        route = fixed(default_path(layers))
+        route = FixedRoute(default_path(layers))
     if getattr(route, "num_layers", layers) != layers:
         raise ValueError(f"the route is for {route.num_layers} layers; the model has {layers}")
     cache = model.empty_cache(lengths, T, capacity)
-    if span is None:
-        span = model.span(cache, 0, T)
+    if positions is None:
+        positions = model.positions(cache, 0, T)
     hidden = model.embed_tokens(tokens)
-    return run_blocks(model, hidden, span, cache, prompts_only(route, hidden, lengths)), cache
+    return run_blocks(model, hidden, positions, cache, prompts_only(route, hidden, lengths)), cache
 
 
 def prompts_only(route, hidden, lengths):
@@ -350,7 +350,7 @@ def prompts_only(route, hidden, lengths):
     of each row's own prompt. What follows there in the row (the gold answer, options, padding) must
     not take part in a decision, since it is unknown when a question is asked."""
     longest = max(lengths)
-    if type(route) is fixed:  # looks at nothing; a subclass might
+    if type(route) is FixedRoute:  # looks at nothing; a subclass might
         return route
     if min(lengths) == longest:
         return lambda layer, hidden, lengths: route(layer, hidden[:, :longest], lengths)
@@ -365,12 +365,12 @@ def decode(model, tokens, cache):
     start, T = max(cache.lengths), tokens.shape[1]
     if start + T > cache.capacity:
         raise ValueError(f"{start} tokens and {T} new; the cache has room for {cache.capacity}")
-    hidden = run_blocks(model, model.embed_tokens(tokens), model.span(cache, start, T), cache)
+    hidden = run_blocks(model, model.embed_tokens(tokens), model.positions(cache, start, T), cache)
     cache.lengths = [length + T for length in cache.lengths]
     return hidden
 
 
-class fixed:  # noqa: N801 - used like a function
+class FixedRoute:  # noqa: N801 - used like a function
     """The Route that always gives these decisions: (L,) for every row, or (B, L)."""
 
     def __init__(self, decisions):
@@ -386,7 +386,7 @@ class fixed:  # noqa: N801 - used like a function
     def key(self):
         """What tells this route from all others, as plain values; None for a subclass, which may
         decide otherwise."""
-        return ["fixed path", self.decisions.tolist()] if type(self) is fixed else None
+        return ["fixed path", self.decisions.tolist()] if type(self) is FixedRoute else None
 
 
 # ---- greedy generation ----

@@ -24,19 +24,20 @@ import torch
 
 import cli
 from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
-                    consensus_of_neighbours, frontier, menu, similarity_space)
+                    consensus_of_neighbours, frontier, candidate_paths, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
 from label import (content_hash, header, label, margin, plain_model, summary)
 from mcts import SearchConfig
-from model_llama import fixed, load_model, load_tokenizer, pad, prefill
+from model_llama import FixedRoute, load_model, load_tokenizer, pad, prefill
 from paths import DECISIONS, EXECUTE, blocks, default_path
-from storage.answer_cache import Kept, digest, source_hash
+from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, locked, mapped_zeros, write_json
 from cli import progress_bar
 from questions.loading import disjoint, load_all, split
-from storage.run_folder import claim, read_menu, read_statics, take, write_menu
-from answers import (answer, batches, cached_answers, cached_judge, prompts_that_fit,
+from storage.run_folder import (claim, read_candidate_paths, read_fixed_paths, take,
+                                write_candidate_paths)
+from answers import (answer, batches, cached_answers, cached_grade_paths, prompts_that_fit,
                      tokenizer_key, what_answers_depend_on)
 
 # N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
@@ -66,7 +67,7 @@ def features(model, prompts, decisions, windows=8, batch_size=256, folder=None):
     size = (len(prompts), model.config.num_layers, windows, model.config.hidden_size)
     pooled = mapped_zeros(size, folder) if folder else torch.zeros(size)
     for rows in batches(prompts, batch_size):
-        labelled_path = fixed(decisions[rows])
+        labelled_path = FixedRoute(decisions[rows])
 
         def watch(layer, hidden, lengths):
             seen = pool_windows(hidden, lengths, windows)  # (rows, up to W, D)
@@ -98,7 +99,7 @@ def train_routers(model, prompts, labels, config=TrainConfig(), seeds=(0,), devi
             guard = fit_guard(pooled, num_windows, seed)
             # as in their file, so that routers answer alike before and after they are loaded
             routers.set_guard(*(tensor.contiguous() for tensor in guard))
-        routers.notes = {"seed": seed}
+        routers.metadata = {"seed": seed}
         yield routers
 
 
@@ -150,8 +151,8 @@ class Run:
 
     def __init__(self, args):
         self.args, self.out = args, args.out
-        self.to_label, self.held_out = load_data(args)
-        self.tasks = sorted({q.task for q in self.to_label})  # known, whatever --limit leaves out
+        self.training, self.held_out = load_data(args)
+        self.tasks = sorted({q.task for q in self.training})  # known, whatever --limit leaves out
         self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
         self.config = TrainConfig(guard=not args.no_guard)
         self.tokenizer = load_tokenizer(args.model)
@@ -160,25 +161,25 @@ class Run:
                     "fingerprint": self.model.fingerprint(), "torch": torch.__version__}
         # as config.json gives them back, with which they are compared: a Path is text there
         self.settings = json.loads(json.dumps(settings, default=str))
-        self.kept = Kept()  # until the folder is this process's alone
+        self.cache = AnswerCache()  # until the folder is this process's alone
 
 
 def load_data(args):
     """(training questions, test questions): from files of their own, or a split of --data."""
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
-    to_label = load_all(args.data, args.skip_bad_rows, args.score)
+    training = load_all(args.data, args.skip_bad_rows, args.score)
     if args.test:
         test_files = args.test
         test = load_all(args.test, args.skip_bad_rows, args.score)
     else:
         test_files = args.data
-        to_label, test = split(to_label)
-    to_label = disjoint(test_files, test, "--data", to_label)
-    if not to_label or not test:  # rather now than after hours of searching
-        raise InputError(f"{test_files[0]}: {len(to_label)} training questions and {len(test)} "
+        training, test = split(training)
+    training = disjoint(test_files, test, "--data", training)
+    if not training or not test:  # rather now than after hours of searching
+        raise InputError(f"{test_files[0]}: {len(training)} training questions and {len(test)} "
                          "test questions; both need one at least")
-    return to_label, test
+    return training, test
 
 
 # ---- labels ----
@@ -192,7 +193,7 @@ class Evidence:
         self.records = records  # None without searches
         self.model, self.tokenizer = run.model, run.tokenizer
         self.num_layers = run.model.config.num_layers
-        self.price = run.args.price  # None: not given
+        self.cost_per_layer = run.args.cost_per_layer  # None: not given
 
     @cached_property
     def space(self):
@@ -203,20 +204,20 @@ class Evidence:
 
     @cached_property
     def candidates(self):
-        """(candidate paths, right (N, K)), see choose.menu. They are stored in paths.json."""
+        """(candidate paths, correct (N, K)), see choose.candidate_paths. They are stored in paths.json."""
         run, file = self.run, self.run.out / "paths.json"
         key = {"labels": header(run.model, run.search, run.args.seed),
                "clusters": run.args.clusters,
                "questions": digest(*map(content_hash, self.prompts))}
-        stored = read_menu(file, key, self.num_layers, len(self.prompts))
+        stored = read_candidate_paths(file, key, self.num_layers, len(self.prompts))
         if stored is not None:
-            paths, right = stored
-            return paths, torch.tensor(right)
-        paths, right = menu(
+            paths, correct = stored
+            return paths, torch.tensor(correct)
+        paths, correct = candidate_paths(
             self.model, self.tokenizer, self.prompts, self.records, self.space, run.args.clusters,
-            batch_size=run.args.batch_size, ask=partial(cached_judge, run.kept))
-        write_menu(file, key, paths, right.tolist(), frontier(paths, right))
-        return paths, right
+            batch_size=run.args.batch_size, ask=partial(cached_grade_paths, run.cache))
+        write_candidate_paths(file, key, paths, correct.tolist(), frontier(paths, correct))
+        return paths, correct
 
     def routing_pays(self):
         """Whether routers that learn by consensus are expected to pay; prints why."""
@@ -261,7 +262,7 @@ def cross_validate(evidence):
     """
     run, prompts = evidence.run, evidence.prompts
     space = evidence.space
-    paths, right = evidence.candidates
+    paths, correct = evidence.candidates
 
     def answered_by_routers(others, held_out, labels):
         [routers] = train_routers(run.model, [prompts[n] for n in others], labels, run.config,
@@ -277,16 +278,17 @@ def cross_validate(evidence):
     for fold in progress_bar(range(FOLDS), "is routing expected to pay?", unit="fold"):
         others = (fold_of != fold).nonzero()[:, 0]
         held_out = (fold_of == fold).nonzero()[:, 0]
-        if right[others].any(1).sum() < SMALLEST_GROUP:
+        if correct[others].any(1).sum() < SMALLEST_GROUP:
             continue
-        labels, _ = consensus_of_neighbours(space[others], right[others], paths, evidence.price)
+        labels, _ = consensus_of_neighbours(space[others], correct[others], paths,
+                                            evidence.cost_per_layer)
         # these answers are also those of routers trained here, with these settings
         about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
                  *what_answers_depend_on(run.model), tokenizer_key(run.tokenizer),
                  *(prompt.key() for prompt in prompts)]
         make = partial(answered_by_routers, others, held_out, labels)
-        made = cached_answers(run.kept, about, make)
-        gains[held_out] = made.right - right[held_out, 0].float()
+        made = cached_answers(run.cache, about, make)
+        gains[held_out] = made.correct - correct[held_out, 0].float()
         layers[held_out] = blocks(made.decisions).float()
     return gains, layers
 
@@ -314,18 +316,18 @@ def prepare_questions(run):
     """(training prompts, test prompts, number of test questions that are too long). Says what the
     run is about to do; InputError if it would be in vain, or would replace another run."""
     args, model, tokenizer = run.args, run.model, run.tokenizer
-    to_label = run.to_label[:args.limit]
+    training = run.training[:args.limit]
     tests, too_long = prompts_that_fit(run.held_out[:args.limit], tokenizer, model)
     along = ""
     if CHOICES[args.choose].needs_search:
         along = f", searched along {args.simulations + 1} paths each"
-    print(f"{args.model}: {len(to_label)} training questions{along}, {len(tests)} test questions, "
+    print(f"{args.model}: {len(training)} training questions{along}, {len(tests)} test questions, "
           f"into {run.out}")
-    prompts, _ = prompts_that_fit(to_label, tokenizer, model, "training questions")
+    prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
     claim(run.out, run.settings, args.overwrite)
     print_warnings(args, len(tests))
     plain_model(model, tokenizer, prompts, args, refuse=not args.force)
-    run.kept = Kept(run.out / "kept.jsonl")
+    run.cache = AnswerCache(run.out / "answers.jsonl")
     return prompts, tests, too_long
 
 
@@ -371,15 +373,15 @@ def load_or_train(run, choice, prompts, labels, seeds):
     for seed, file in file_of.items():
         if file.exists():
             stored = Routers.load(file, run.model)
-            if notes.items() <= stored.notes.items():  # trained on these very labels
+            if notes.items() <= stored.metadata.items():  # trained on these very labels
                 routers_of[seed] = stored
 
     missing = [seed for seed in seeds if seed not in routers_of]
     if missing:
         for routers in train_routers(run.model, prompts, labels, run.config, missing,
                                      run.args.device, run.out):
-            seed = routers.notes["seed"]
-            routers.notes = notes | routers.notes
+            seed = routers.metadata["seed"]
+            routers.metadata = notes | routers.metadata
             routers.save(file_of[seed])
             routers_of[seed] = routers
     return [routers_of[seed] for seed in seeds]
@@ -403,11 +405,11 @@ def compare_on_tests(run, tests, routers, too_long):
     if PAPERS_CHOICE in routers:
         paper = [RouterRoute(one, guard=False) for one in routers[PAPERS_CHOICE]]
         routed["dr.llm shortest"] = ("Dr.LLM, the paper's", paper)
-    statics = []
+    fixed_paths = []
     if CHOICES[args.choose].has_fixed_paths:
-        statics = read_statics(out / "paths.json", run.model.config.num_layers)
-    table = compare(run.model, run.tokenizer, tests, run.tasks, routed, statics,
-                    batch_size=args.batch_size, kept=run.kept)
+        fixed_paths = read_fixed_paths(out / "paths.json", run.model.config.num_layers)
+    table = compare(run.model, run.tokenizer, tests, run.tasks, routed, fixed_paths,
+                    batch_size=args.batch_size, cache=run.cache)
     report(table, "dr.llm", out, args.seed,
            {"command": " ".join(sys.argv), "too_long": too_long})
 
@@ -425,7 +427,7 @@ def parse_args(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
     parser.add_argument("--choose", choices=CHOICES, default="safe",
                         help="which correct path becomes the label; shortest is the paper's")
-    parser.add_argument("--price", type=cli.number(-1e6, 1e6),
+    parser.add_argument("--cost-per-layer", type=cli.number(-1e6, 1e6),
                         help=f"cost per layer, in reward; without it {CONFIDENT_COST} for "
                              "confident, and for consensus what keeps half of the gain")
     parser.add_argument("--clusters", type=cli.count, default=16, help="groups of questions")

@@ -51,7 +51,7 @@ def rewards(chosen=None):
     model, tokenizer = load_model(ROOT / "demo/model"), load_tokenizer(ROOT / "demo/model")
     prompts, _ = prepare(load_all(files), tokenizer, model)
     prompts = prompts if chosen is None else [prompts[n] for n in chosen]
-    return [answer(model, tokenizer, prompts, route).right.double().round(decimals=4).tolist()
+    return [answer(model, tokenizer, prompts, route).correct.double().round(decimals=4).tolist()
             for route in mine.routes(model)]
 
 

@@ -8,7 +8,7 @@ sooner or later even where every path guesses.
 import numpy as np
 
 
-def lucky_repairs(chances, tries):
+def lucky_corrections(chances, tries):
     """(expected number, its standard deviation) of questions with at least one right try.
 
     chances (N,): the probability, below 1, that one try at a question is right; tries (N,): their
@@ -17,5 +17,5 @@ def lucky_repairs(chances, tries):
     variances q (1 - q) add up. Exact also where p is as small as 1e-18.
     """
     missed = np.asarray(tries, dtype=np.float64) * np.log1p(-np.asarray(chances, dtype=np.float64))
-    repaired = -np.expm1(missed)  # 1 - (1 - p)^k would round to 0 for a small p
-    return float(repaired.sum()), float(np.sqrt((repaired * (1 - repaired)).sum()))
+    corrected = -np.expm1(missed)  # 1 - (1 - p)^k would round to 0 for a small p
+    return float(corrected.sum()), float(np.sqrt((corrected * (1 - corrected)).sum()))

@@ -59,8 +59,8 @@ def read_tasks(text=None):
         functions = tuple(tuple(name.split(".", 1)) for name in row.get("functions", ()))
         for module, name in functions:
             if (module, name) in seen:
-                raise InputError(f"course/assignments.toml: {module}.{name} is listed twice, in tasks "
-                                 f"{seen[module, name]} and {number}")
+                raise InputError(f"course/assignments.toml: {module}.{name} is listed twice, in "
+                                 f"tasks {seen[module, name]} and {number}")
             seen[module, name] = number
         tasks[number] = Task(number, row["title"], row["points"], row["handout"], functions,
                              row.get("graded_by", "tests"))

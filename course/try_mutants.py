@@ -67,8 +67,8 @@ def main(argv=None):
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
         for mutant in (None, *mutants):
             if mutant:
-                right = (ROOT / mutant.file).read_text(encoding="utf-8")
-                (tree / mutant.file).write_text(mutant.apply(right), encoding="utf-8")
+                correct = (ROOT / mutant.file).read_text(encoding="utf-8")
+                (tree / mutant.file).write_text(mutant.apply(correct), encoding="utf-8")
             failed = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
                                      file], cwd=tree, capture_output=True,
                                     env={**os.environ, "HYPOTHESIS_PROFILE": "grade"}).returncode
@@ -78,7 +78,7 @@ def main(argv=None):
                                      f"are none; see python -m pytest {file}")
                 continue
             print(f"{'noticed' if failed else 'ALIVE  '}  {mutant.name}: {mutant.mistake}")
-            (tree / mutant.file).write_text(right, encoding="utf-8")
+            (tree / mutant.file).write_text(correct, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def loss_of(model, drafts, length, path, hint_weight=0.7):
     device = model.embed_tokens.weight.device
     tokens, targets, hints = (part.to(device) for part in batch(drafts, length))
     with torch.autocast(device.type, torch.bfloat16):
-        hidden, _ = model_llama.prefill(model, tokens, model_llama.fixed(path))
+        hidden, _ = model_llama.prefill(model, tokens, model_llama.FixedRoute(path))
     is_answer = targets != IGNORE
     asked = torch.where(is_answer, targets, hints)
     row, column = (asked != IGNORE).nonzero(as_tuple=True)

@@ -51,7 +51,7 @@ def domain(folder, name):
     safe = run_of(folder, name, "safe").metrics["routes"]["dr.llm"]
     yield ["Dr.LLM, safe (the default)", *figures(safe, *COLUMNS)]
     for route, row in run_of(folder, name).metrics["routes"].items():
-        title = f"static, {row['layers']:.0f} layers" if "static" in route else route
+        title = f"static, {row['layers']:.0f} layers" if "fixed" in route else route
         yield [NAMES.get(route, title), *figures(row, *COLUMNS)]
 
 
@@ -119,7 +119,7 @@ SHOWN = {"table5": ["right", "gain", "layers", "over static"],
          "table6": ["right", "gain", "layers", "over static"],
          "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"],
          "figure1": ["right", "layers", "over static"]}
-IN_THE_PICTURE = ("static", "price", "control")  # of figure1's rows: too many for a table
+IN_THE_PICTURE = ("fixed", "cost_per_layer", "control")  # of figure1's rows: too many for a table
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
           "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
 

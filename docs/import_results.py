@@ -40,18 +40,18 @@ def pictured(run, number=200):
     plain = answer(model, tokenizer, prompts, None)
     routed = answer(model, tokenizer, prompts, route)
     paths = routed.decisions.tolist()
-    corrected = [n for n, path in enumerate(paths) if routed.right[n] and not plain.right[n]
+    corrected = [n for n, path in enumerate(paths) if routed.correct[n] and not plain.correct[n]
                  and SKIP in path and REPEAT in path and not questions[n].choices]
     if not corrected:
         raise InputError(f"{run.folder}: no sum of {number} questions is corrected with skips and "
                          "repeats")
     hard = min(corrected, key=lambda n: (blocks(paths[n]), -routed.confidence[n]))
-    correct = [n for n in range(len(paths)) if routed.right[n]]
+    correct = [n for n in range(len(paths)) if routed.correct[n]]
     easy = min(correct, key=lambda n: blocks(paths[n]))
     shown = (("Base model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
     words = [q.prompt.removeprefix("Question: ").partition(" Answer:")[0] for q in questions]
     return [{"id": questions[n].id, "title": title, "prompt": words[n],
-             "decisions": answers.decisions[n].tolist(), "right": bool(answers.right[n]),
+             "decisions": answers.decisions[n].tolist(), "right": bool(answers.correct[n]),
              "answer": answers.texts[n].strip(" }")} for title, answers, n in shown]
 
 

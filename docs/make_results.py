@@ -84,10 +84,11 @@ def demo_tables(demo):
     tasks = [{"task": task, "n": str(routes["vanilla"]["n"])} | {
         names[key]: f"{CELLS['right'](row)} ({CELLS['layers'](row)})"
         for key, row in routes.items()} for task, routes in by_level.items()]
-    statics = [point | {"name": f"static, {point['layers']} layers"} for point in metrics["static"]]
+    fixed_paths = [point | {"name": f"fixed path, {point['layers']} layers"}
+                   for point in metrics["fixed"]]
     return {"routes": table(["name", "right", "sd", "gain", "layers", "summed", "s/e/r %"],
                             rows), "tasks": table(list(tasks[0]), tasks),
-            "statics": table(["name", "right"], statics),
+            "statics": table(["name", "right"], fixed_paths),
             "search": table(list(demo["search"]), [demo["search"]]),
             "explained": "\n".join(["```text", *demo["explained"], "```"])}
 
@@ -101,7 +102,7 @@ def paper_tables(paper):
                 CELLS[key](row) for key in ("over static", "layers"))
     both = lambda *keys: table(["name", *paper], [
         bases[row["name"]] for key in keys for row in own[key]
-        if not row["name"].startswith("static")])
+        if not row["name"].startswith("fixed")])
     return {"methods": table(["name", "right", "layers", "gain", "over static"], own["table5"]),
             "losses": table(["name", "right", "sd", "layers", "over static"], own["figure7"]),
             "domains": table(["name", "in domain", "near", "far", "mean out of domain"],

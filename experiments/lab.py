@@ -13,21 +13,21 @@ import torch
 import cli
 import train
 from answers import prepare
-from choose import along_each, frontier, upper_hull
+from choose import confidence_if_correct, frontier, upper_hull
 from cli import progress_bar
 from drllm import RouterRoute, fit_guard
 from evaluate import Comparison, interval, summarise
 from experiments import methods
-from experiments.statistics import static_at, wilcoxon
+from experiments.statistics import fixed_paths_at, wilcoxon
 from label import content_hash
-from model_llama import fixed
+from model_llama import FixedRoute
 from paths import DECISIONS, blocks
 from storage.answer_cache import digest
 from storage.files import InputError, read_json, write_json
 from storage.label_file import read_rows
 from storage.run_folder import read_config, read_metrics, read_result
 
-INHERITED = ("simulations", "clusters", "seed", "choose", "price", "no_guard", "limit",
+INHERITED = ("simulations", "clusters", "seed", "choose", "cost_per_layer", "no_guard", "limit",
              "score")  # settings that a run keeps
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
 SCREEN = 100           # training questions that candidates for static paths are screened on
@@ -113,7 +113,7 @@ class Lab:
         first = self.run.args.seed
         self.seeds = list(range(first, first + args.seeds))  # as train.py counts them
         self.tasks = set(self.run.tasks)
-        training = self.run.to_label[:self.run.args.limit]
+        training = self.run.training[:self.run.args.limit]
         self.labelled, _ = prepare(training, self.tokenizer, self.model)
         self.stored_searches = finished.searches(self.L)
         self.read_tests(self.run.held_out)
@@ -131,7 +131,7 @@ class Lab:
         self.outside = same_of_each_task(others, self.args.limit)
 
     @cached_property
-    def label_rows(self):
+    def records(self):
         """The record of every training question's search."""
         names = [prompt.question.id for prompt in self.labelled]
         missing = [name for name in names if name not in self.stored_searches]
@@ -144,7 +144,7 @@ class Lab:
     def key(self):
         """What must be the same for a stored result to be taken for this one."""
         prompts = (*self.labelled, *self.inside, *self.outside)
-        searches = self.label_rows if self.stored_searches else []
+        searches = self.records if self.stored_searches else []
         return {"model": self.settings["fingerprint"], "seeds": self.seeds,
                 **{name: self.settings[name] for name in (*INHERITED, "dtype", "train")},
                 "depth": self.args.depth, "labels": digest(searches),
@@ -177,10 +177,10 @@ class Lab:
     @cached_property
     def evidence(self):
         """The training questions, as choices of label see them."""
-        return train.Evidence(self.run, self.labelled, self.label_rows)
+        return train.Evidence(self.run, self.labelled, self.records)
 
     @cached_property
-    def menu(self):
+    def candidate_paths(self):
         """(candidate paths, correct (N, K)): what choosing labels asked of training questions."""
         return self.evidence.candidates
 
@@ -246,9 +246,9 @@ class Lab:
         outcome = self.own(table) if routes is None else table.ask("answers", routes, **view)
         vanilla, everything = table.outcomes["vanilla"], torch.ones(len(table.prompts)).bool()
         row = summarise(outcome, vanilla, everything)
-        row["p"] = wilcoxon(outcome.right - vanilla.right)
+        row["p"] = wilcoxon(outcome.correct - vanilla.correct)
         if inside:
-            over = outcome.right - static_at(row["layers"], self.static_points)
+            over = outcome.correct - fixed_paths_at(row["layers"], self.static_points)
             row |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
         return row
 
@@ -267,20 +267,21 @@ class Lab:
     # ---- static paths ----
 
     @property
-    def statics(self):
+    def fixed_paths(self):
         """[(length, path)]: the best candidate paths on the training questions."""
-        return frontier(*self.menu)
+        return frontier(*self.candidate_paths)
 
     def answered_by(self, paths, prompts):
         """(K,) share of the prompts that each path answers."""
-        correct = along_each(self.model, self.tokenizer, prompts, paths, self.args.batch_size) > 0
-        return correct.float().mean(0).tolist()
+        confidence = confidence_if_correct(self.model, self.tokenizer, prompts, paths,
+                                           self.args.batch_size)
+        return (confidence > 0).float().mean(0).tolist()
 
     def best_static(self, length):
         """(share of the training questions answered, path): the best static path of a length, or
         None. It is a candidate path, or an edit of one of the two best that are a layer longer or
         shorter; edits are screened on some questions, and the best two of them asked of all."""
-        paths, correct = self.menu
+        paths, correct = self.candidate_paths
         ranked = sorted(zip(correct.float().mean(0).tolist(), map(tuple, paths)), reverse=True)
         near = [path for _, path in ranked if abs(blocks(path) - length) == 1][:2]
         edited = [path[:layer] + (code,) + path[layer + 1:] for path in near
@@ -305,8 +306,8 @@ class Lab:
 
     @cached_property
     def static_points(self):
-        """[(length, right (N,))] in domain: what routing is to beat at its own depth. Those of the
+        """[(length, correct (N,))] in domain: what routing is to beat at its own depth. Those of the
         static paths that no mix of two others beats, on the training questions."""
         points = [(length, share, path) for length, (share, path) in self.static_paths.items()]
-        return [(length, self.table.ask("static", [fixed(path)]).right)
+        return [(length, self.table.ask("fixed", [FixedRoute(path)]).correct)
                 for length, _, path in upper_hull(points)]

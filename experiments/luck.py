@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import cli
-from answers import judge, prepare
-from choose import along_each, edit_effects
+from answers import grade_paths, prepare
+from choose import confidence_if_correct, edit_effects
 from cli import aligned, percent, progress_bar
 from evaluate import interval
 from experiments.lab import Lab, add_run_flags
@@ -69,7 +69,7 @@ def versus(mine, other):
 
 def limited(lab):
     """(training prompts, their search records): the first --limit of them."""
-    return lab.labelled[:lab.args.limit], lab.label_rows[:lab.args.limit]
+    return lab.labelled[:lab.args.limit], lab.records[:lab.args.limit]
 
 
 def corrected_pairs(lab):
@@ -87,7 +87,7 @@ def tried_paths(record):
 def ask(lab, title, pairs, model=None, size=None):
     """[(question id, whether it is answered correctly)] of [(prompt, path)]."""
     with progress_bar(total=len(pairs), desc=title, unit="answer") as bar:
-        rewards, _ = judge(model or lab.model, lab.tokenizer, [prompt for prompt, _ in pairs],
+        rewards, _ = grade_paths(model or lab.model, lab.tokenizer, [prompt for prompt, _ in pairs],
                            torch.tensor([path for _, path in pairs]),
                            size or lab.args.batch_size, bar.update)
     return [(prompt.question.id, hit) for (prompt, _), hit in zip(pairs, (rewards > 0).tolist())]
@@ -96,7 +96,7 @@ def ask(lab, title, pairs, model=None, size=None):
 def ask_each(lab, title, prompts, paths):
     """(N, K) bool: is question n answered correctly along path k?"""
     with progress_bar(total=len(prompts) * len(paths), desc=title, unit="answer") as bar:
-        return along_each(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size,
+        return confidence_if_correct(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size,
                           bar.update) > 0
 
 
@@ -127,7 +127,7 @@ def asked_again(lab):
 
 def share_of_right(lab):
     """The share of correct paths among all that the searches tried, beside that of luck."""
-    rows, sentences, pairs = [], [], list(zip(lab.labelled, lab.label_rows))
+    rows, sentences, pairs = [], [], list(zip(lab.labelled, lab.records))
     for kind, word in itertools.product(("multiple choice", "written"), ("correct", "incorrect")):
         group = [(p.question, tried_paths(record)) for p, record in pairs
                  if bool(p.question.choices) == (kind == "multiple choice")
@@ -263,7 +263,7 @@ def random_candidates(lab):
 
 def single_edits(lab):
     """The largest effects by the searches' own data, and the same edits on test questions."""
-    effects, default = edit_effects(lab.label_rows)[:, list(EDITS)].flatten(), default_path(lab.L)
+    effects, default = edit_effects(lab.records)[:, list(EDITS)].flatten(), default_path(lab.L)
     places = effects.abs().argsort(descending=True, stable=True)[:STRONGEST]
     edits = [(n // len(EDITS), EDITS[n % len(EDITS)]) for n in places.tolist()]
     paths = [default[:layer] + (code,) + default[layer + 1:] for layer, code in edits]

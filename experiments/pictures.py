@@ -92,7 +92,7 @@ def curves(figure, result):
         if points:
             layers, accuracy = zip(*sorted(points))
             axes.plot(layers, [100 * y for y in accuracy], next(shapes) + "-", ms=4, lw=1,
-                      label=name, color="black" if name == "static" else None)
+                      label=name, color="black" if name == "fixed" else None)
     plain(axes, "layers per forward pass", "accuracy %")
     legend(figure, axes, "right upper")
 

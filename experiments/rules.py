@@ -18,10 +18,10 @@ from answers import batches, final_states, prepare, what_answers_depend_on
 from choose import frontier, similarity_space
 from cli import progress_bar
 from evaluate import compare, report
-from model_llama import fixed, load_model, load_tokenizer
+from model_llama import FixedRoute, load_model, load_tokenizer
 from paths import EDITS, default_path
 from questions.loading import disjoint, load_all
-from storage.answer_cache import Kept, source_hash
+from storage.answer_cache import AnswerCache, source_hash
 from storage.files import InputError
 from train import TrainConfig, features, train_routers
 
@@ -51,7 +51,7 @@ def ask_batch(model, prompts, paths):
     for k, path in enumerate(paths):
         # what comes before the edited layer is the default path's: it is computed once
         states = default_states if k == 0 else [dict(of_prompt) for of_prompt in default_states]
-        route = fixed(torch.tensor([path] * len(prompts)))
+        route = FixedRoute(torch.tensor([path] * len(prompts)))
         hidden, _ = final_states(model, sequences, lengths, route, states)
         before_gold = [h[len(p.ids) - 1:len(p.sequence) - 1] for h, p in zip(hidden, prompts)]
         logprobs = model.head(torch.cat(before_gold)).float().log_softmax(-1)  # (tokens, V)
@@ -125,7 +125,8 @@ def main(argv=None):
     if unwritten := [p.question.id for p in prompts if not p.gold]:
         raise InputError(f"question {unwritten[0]}: its answer is not written, but scored")
 
-    paths, cache = single_edit_paths(model.config.num_layers), Kept(args.out / "kept.jsonl")
+    paths = single_edit_paths(model.config.num_layers)
+    cache = AnswerCache(args.out / "answers.jsonl")
     correct, logprobs = ask_edits(model, prompts, paths, cache, args.batch_size)
     default = torch.tensor([paths[0]] * len(prompts))
     space = similarity_space(*features(model, prompts, default, folder=args.out))
@@ -139,7 +140,7 @@ def main(argv=None):
     tasks = {prompt.question.task for prompt in prompts}
     table = compare(model, tokenizer, test_prompts, tasks,
                     {"dr.llm": ("Dr.LLM, edits of the nearest", routes)}, frontier(paths, correct),
-                    batch_size=args.batch_size, kept=cache)
+                    batch_size=args.batch_size, cache=cache)
     report(table, "dr.llm", args.out, extra={"command": " ".join(sys.argv)})
 
 

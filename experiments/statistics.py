@@ -63,18 +63,18 @@ def wilcoxon(difference):
 
 # ---- fixed paths at the same depth ----
 
-def static_at(layers, statics):
+def fixed_paths_at(layers, fixed_paths):
     """(N,) expected reward of a mix of static paths with this mean depth.
 
-    statics: [(length, right (N,))], shortest first. Beyond the ends the end is taken.
+    fixed_paths: [(length, correct (N,))], shortest first. Beyond the ends the end is taken.
     """
-    if layers <= statics[0][0]:
-        return statics[0][1]
-    for (low, below), (high, above) in zip(statics, statics[1:]):
+    if layers <= fixed_paths[0][0]:
+        return fixed_paths[0][1]
+    for (low, below), (high, above) in zip(fixed_paths, fixed_paths[1:]):
         if layers <= high:
             share = (layers - low) / (high - low)
             return (1 - share) * below + share * above
-    return statics[-1][1]
+    return fixed_paths[-1][1]
 
 
 # ---- what searches changed ----

@@ -10,13 +10,13 @@ from choose import consensus_of_neighbours
 from drllm import RouterRoute
 from evaluate import interval
 from experiments.methods import BASELINES
-from model_llama import fixed
+from model_llama import FixedRoute
 
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
-TILTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
+DEPTH_BIASES = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # interpolation p; below -0.5 everything is skipped
 PRICES = (0.0, 0.01, 0.03, 0.08)  # cost per layer, in reward
-PRICED_TILTS = (-0.5, 0.0, 1.0, 3.0)
+COSTED_BIASES = (-0.5, 0.0, 1.0, 3.0)
 
 
 # ---- out of domain ----
@@ -25,7 +25,7 @@ def domains(lab, routes):
     """{in, near, far, out: accuracy change; layers of each} of routes, a seed each."""
     inside, table = lab.figures(routes), lab.far_table
     outcome, tasks = table.ask("out of domain", routes), np.array(table.tasks)
-    gain = (outcome.right - table.outcomes["vanilla"].right).numpy()
+    gain = (outcome.correct - table.outcomes["vanilla"].correct).numpy()
     layers = outcome.layers.numpy()
     of_task = {task: (float(gain[tasks == task].mean()), float(layers[tasks == task].mean()))
                for task in dict.fromkeys(table.tasks)}
@@ -74,29 +74,32 @@ def point(row):
     return {key: row[key] for key in POINT if key in row}
 
 
-def priced(lab, price):
+def priced(lab, cost_per_layer):
     """Rows of routers on consensus labels chosen at another cost per layer, by depth bias."""
     @functools.cache
     def trained():
-        paths, correct = lab.menu
-        labels, _ = consensus_of_neighbours(lab.evidence.space, correct, paths, price)
+        paths, correct = lab.candidate_paths
+        labels, _ = consensus_of_neighbours(lab.evidence.space, correct, paths, cost_per_layer)
         return lab.trained(*lab.examples(labels))
-    return [lab.row(f"price {price}, tilt {tilt:+.1f}", lambda: lab.figures(
-        [RouterRoute(routers, tilt) for routers in trained()])) for tilt in PRICED_TILTS]
+    return [lab.row(f"cost per layer {cost_per_layer}, depth bias {depth_bias:+.1f}",
+                    lambda: lab.figures([RouterRoute(routers, depth_bias)
+                                         for routers in trained()]))
+            for depth_bias in COSTED_BIASES]
 
 
 def frontier(lab):
     """Accuracy against mean layers: depth bias, cost per layer, interpolation, static paths, the
     oracle."""
-    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([fixed(path)]))
+    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([FixedRoute(path)]))
             for n, (_, path) in lab.static_paths.items()]
-    rows += [lab.row(f"tilt {tilt:+.1f}", lambda: lab.figures(lab.routes(tilt=tilt)))
-             for tilt in TILTS]
+    rows += [lab.row(f"depth bias {depth_bias:+.1f}",
+                     lambda: lab.figures(lab.routes(depth_bias=depth_bias)))
+             for depth_bias in DEPTH_BIASES]
     rows += [lab.row(f"control {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)))
              for p in CONTROLS]
-    rows += [row for price in PRICES for row in priced(lab, price)]
+    rows += [row for cost_per_layer in PRICES for row in priced(lab, cost_per_layer)]
     rows.append(lab.method("cola"))
-    kinds = ("static", "tilt", "control", "price", BASELINES["cola"].title)
+    kinds = ("fixed", "depth_bias", "control", "cost_per_layer", BASELINES["cola"].title)
     curves = {kind: [[row["layers"], row["accuracy"]] for row in rows
                      if row["name"].startswith(kind)] for kind in kinds}
     return {"title": "accuracy against mean layers, over the mix of static paths of the same depth",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from choose import confident
 from cli import percent
 from drllm import RouterRoute, Routers
-from evaluate import ACTIONS, add_static, shuffled, summarise
+from evaluate import ACTIONS, add_fixed_paths, shuffled, summarise
 from experiments import methods
 from experiments.pictures import BOX
 from experiments.statistics import (is_corrected, layers_saved, share_of_actions,
@@ -86,7 +86,7 @@ def search_statistics(name, records):
 
 
 def table2(lab):
-    rows = [search_statistics(*group) for group in groups_of(lab.label_rows).items()]
+    rows = [search_statistics(*group) for group in groups_of(lab.records).items()]
     return beside_paper("table2", f"what {lab.run.args.simulations} simulations per question found",
                         rows)
 
@@ -112,7 +112,7 @@ def domain_rows(lab, table):
     static paths and the controls in total."""
     own = lab.own(table)
     table.add("paper", lab.routes("shortest", guard=False), "the paper's recipe")
-    add_static(table, "dr.llm", lab.statics)
+    add_fixed_paths(table, "dr.llm", lab.fixed_paths)
     table.add("shuffled", [shuffled(own.decisions[0])])
     methods.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
     everything = {"all": torch.ones(len(table.prompts)).bool()}
@@ -120,7 +120,7 @@ def domain_rows(lab, table):
     figures = lambda name, mask: summarise(outcomes[name], outcomes["vanilla"], mask)
     rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, mask)}
             for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, mask in groups.items()]
-    totals = ("static below", "static above", "shuffled", *CONTROLS)
+    totals = ("fixed below", "fixed above", "shuffled", *CONTROLS)
     return rows + [{"name": outcomes[name].name, **figures(name, everything["all"])}
                    for name in totals if name in outcomes]
 
@@ -144,9 +144,9 @@ def table5(lab):
     rows = [lab.row("vanilla", lambda: lab.figures([None])),
             lab.row("Dr.LLM", lambda: lab.figures())]
     if lab.args.depth:
-        tilt = tilt_for(lab, depth)
-        rows.append(lab.row(f"Dr.LLM, tilt {tilt:+.2f}",
-                            lambda: lab.figures(lab.routes(tilt=tilt))))
+        depth_bias = tilt_for(lab, depth)
+        rows.append(lab.row(f"Dr.LLM, tilt {depth_bias:+.2f}",
+                            lambda: lab.figures(lab.routes(depth_bias=depth_bias))))
     rows += [lab.method(name, depth) for name in AT_DEPTH]
     rows += [*as_they_are(lab), lab.method("cola")]
     return {"title": f"methods at {depth:.2f} layers", "rows": rows,
@@ -167,7 +167,7 @@ def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
     for _ in range(steps):
         middle = (low + high) / 2
         route = RouterRoute(lab.routers()[0], middle)
-        is_shallow = table.ask("tilt", [route]).layers.mean().item() < depth
+        is_shallow = table.ask("depth_bias", [route]).layers.mean().item() < depth
         low, high = (middle, high) if is_shallow else (low, middle)
     return round((low + high) / 2, 2)
 
@@ -257,7 +257,7 @@ def figure7(lab):
         labels = lab.labels()[:len(lab.labels()) // share]
         rows.append(variant(lab, f"{len(labels)} training questions", labels))
     rows += [lab.row("shortest labels", lambda: lab.figures(lab.routes("shortest"))),
-             variant(lab, "confident labels", confident(lab.label_rows))]
+             variant(lab, "confident labels", confident(lab.records))]
     return beside_paper("figure7", "the loss and the labels (default: gamma 2, beta 0.999, "
                                    f"{len(lab.labelled)} {lab.choice} labels)", rows)
 
@@ -273,7 +273,7 @@ def figure1(lab):
     for name in AT_DEPTH:
         others[methods.BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
     others |= {row["name"]: [row] for row in as_they_are(lab)}
-    curves = {kind: points for kind, points in lines["curves"].items() if kind != "price"}
+    curves = {kind: points for kind, points in lines["curves"].items() if kind != "cost_per_layer"}
     curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
                for title, rows in others.items()}
     points = [point(row) for rows in others.values() for row in rows]

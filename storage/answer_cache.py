@@ -3,7 +3,7 @@
 A cache of plain values, as JSON has them, by what they are about. It knows no model: whoever asks
 names everything that the values depend on (answers.py does it for a model's answers).
 
-    cache = Kept(Path("runs/demo/kept.jsonl"))
+    cache = Kept(Path("runs/demo/answers.jsonl"))
     cache.get(["sum", 2, 3], lambda: 5)    # calls it once, in this run and in all later ones
 """
 import functools
@@ -33,7 +33,7 @@ def source_hash(*patterns):
     return digest(contents)
 
 
-class Kept:
+class AnswerCache:
     """values: {key: value} of what was made so far, also by earlier runs if there is a file."""
 
     def __init__(self, file=None):

@@ -107,7 +107,7 @@ def refusal(file, error):
 SETTINGS = {  # types of those settings that are read again; "none": of a flag that was not given
     "fingerprint": (str,), "choose": (str,), "score": (str,), "seed": (int,), "seeds": (int,),
     "simulations": (int,), "clusters": (int,), "data": (list,), "test": (list, type(None)),
-    "limit": (int, type(None)), "price": (int, float, type(None)), "no_guard": (bool,),
+    "limit": (int, type(None)), "cost_per_layer": (int, float, type(None)), "no_guard": (bool,),
     "skip_bad_rows": (bool,), "search": (dict,), "train": (dict,)}
 
 
@@ -165,14 +165,14 @@ def read_chosen(folder, num_layers):
     return labels
 
 
-def write_menu(file, key, paths, right, frontier):
-    """Writes paths.json. key: what it was made of. right: a list of booleans per question, one per
+def write_candidate_paths(file, key, paths, correct, frontier):
+    """Writes paths.json. key: what it was made of. correct: a list of booleans per question, one per
     path, of which each line in the file has the digits. frontier: [(length, path)]."""
-    lines = ["".join("1" if is_right else "0" for is_right in row) for row in right]
-    write_json(file, {"key": key, "paths": paths, "right": lines, "frontier": frontier})
+    lines = ["".join("1" if is_correct else "0" for is_correct in row) for row in correct]
+    write_json(file, {"key": key, "paths": paths, "correct": lines, "frontier": frontier})
 
 
-def read_menu(file, key, num_layers, number):
+def read_candidate_paths(file, key, num_layers, number):
     """(paths, for each of so many questions whether each path is correct) of a paths.json; None if
     there is none, or one that was made of something else."""
     if not file.exists():
@@ -182,26 +182,26 @@ def read_menu(file, key, num_layers, number):
         if stored["key"] != key:
             return None
         paths = [checked_path(path, num_layers) for path in stored["paths"]]
-        lines = stored["right"]
+        lines = stored["correct"]
         if not isinstance(lines, list) or len(lines) != number:
-            raise ValueError(f"right must be a list of {number} lines, one per question")
+            raise ValueError(f"correct must be a list of {number} lines, one per question")
         for line in lines:
             if not isinstance(line, str) or len(line) != len(paths) or {*line} - {*"01"}:
-                raise ValueError(f"line {str(line)[:60]!r} of right is not {len(paths)} digits of "
+                raise ValueError(f"line {str(line)[:60]!r} of correct is not {len(paths)} digits of "
                                  "0 and 1, one per path")
         if not paths:
             raise ValueError("paths is empty")
     except (KeyError, TypeError, ValueError) as error:
-        raise menu_refusal(file, error) from error
+        raise candidates_refusal(file, error) from error
     return paths, [[digit == "1" for digit in line] for line in lines]
 
 
-def menu_refusal(file, error):
+def candidates_refusal(file, error):
     """The InputError for a damaged paths.json, with the way out: it costs no search."""
     return InputError(f"{refusal(file, error)}. Remove the file, and train.py makes it anew")
 
 
-def read_statics(file, num_layers, wanted=True):
+def read_fixed_paths(file, num_layers, wanted=True):
     """[(length, path)] of the best fixed paths in a paths.json; [] if they are not wanted or, which
     is printed, not there."""
     if not wanted:
@@ -211,15 +211,15 @@ def read_statics(file, num_layers, wanted=True):
         return []
     stored = read_json(file)
     try:
-        statics = []
+        fixed_paths = []
         for length, path in stored["frontier"]:
             path = checked_path(path, num_layers)
             if length != sum(PASSES[code] for code in path):
                 raise ValueError(f"path {list(path)} has the length {length}")
-            statics.append((length, path))
+            fixed_paths.append((length, path))
     except (KeyError, TypeError, ValueError) as error:
-        raise menu_refusal(file, f"no frontier of fixed paths ({error!r})") from error
-    return statics
+        raise candidates_refusal(file, f"no frontier of fixed paths ({error!r})") from error
+    return fixed_paths
 
 
 def read_result(file, key, field):

@@ -13,7 +13,7 @@ import cli
 from conftest import ROOT
 from drllm import Routers
 from tools import ask
-from model_llama import fixed, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from storage.files import InputError
 from tiny import edit_json, save_tiny, tiny_model
 
@@ -28,7 +28,7 @@ def folders(tmp_path):
     edit_json(folder / "tokenizer_config.json", chat_template=TEMPLATE)
     routers = Routers(3, 16)
     routers.b2.data = torch.randn(3, 1, 3)
-    routers.notes = {"model": load_model(folder).fingerprint(), "tasks": ["own"]}
+    routers.metadata = {"model": load_model(folder).fingerprint(), "tasks": ["own"]}
     routers.save(tmp_path / "run" / "routers.safetensors")
     return folder, tmp_path / "run"
 
@@ -66,11 +66,11 @@ def test_the_answer_is_that_of_generate(seed, length, most, stops, path):
     beyond the model's context (64)."""
     model, rng = tiny_model(seed % 5), torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 40, (length,), generator=rng).tolist()
-    free = generate(model, [ids], fixed(path), most).tokens[0]
+    free = generate(model, [ids], FixedRoute(path), most).tokens[0]
     stop_ids = tuple(free[-stops:]) if stops else ()  # some that the answer meets
-    made = generate(model, [ids], fixed(path), most, stop_ids)
+    made = generate(model, [ids], FixedRoute(path), most, stop_ids)
     seen = [(list(said), decisions.tolist())
-            for said, decisions in ask.passes(model, ids, fixed(path), most, stop_ids)]
+            for said, decisions in ask.passes(model, ids, FixedRoute(path), most, stop_ids)]
     assert seen[-1] == (made.tokens[0], path)
     assert len(seen) == made.passes and len(seen) * sum(path) == made.layers_executed
     assert [said for said, _ in seen[:-1]] == [free[:n] for n in range(1, len(seen))]

@@ -32,7 +32,7 @@ def make_run(folder, tasks=("easy", "hard")):
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics_of(tasks)), encoding="utf-8")
     routers = Routers(3, 16)
-    routers.notes = {"model": "0123456789abcdef", "choice": "safe", "seed": 0, "labels": 984,
+    routers.metadata = {"model": "0123456789abcdef", "choice": "safe", "seed": 0, "labels": 984,
                      "tasks": list(tasks)}
     routers.save(folder / "routers.safetensors")
     return folder

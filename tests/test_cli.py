@@ -217,7 +217,7 @@ def test_a_right_number_is_read_exactly(limit, share):
     ("-1e-3", -1e-3), ("-1E-1", -0.1), ("-.5", -0.5), ("-1", -1.0), ("-0.25e0", -0.25),
     ("-1.", -1.0)])
 def test_a_number_below_zero_is_the_value_of_the_flag_before_it(text, value):
-    """Catches "--price: expected one argument" for --price -1e-3."""
+    """Catches "--cost-per-layer: expected one argument" for --cost-per-layer -1e-3."""
     assert parser().parse_args(["--share", text]).share == value
 
 

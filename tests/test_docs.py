@@ -41,6 +41,7 @@ RESULTS = PAGES["docs/results.md"]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 KINDS = ("python", "console", "sh", "text", "math", "bibtex")
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
+FOLDERS = (*ROOMS, "demo", "assets", "course", "docs")
 OPTIONAL = {"lm-eval", "gguf"}  # extras that a page may tell to install
 
 
@@ -324,7 +325,7 @@ def wrong_names(text):
         name = re.fullmatch(r"([a-z_]+)\.([A-Za-z_]\w*)", span)
         if re.fullmatch(r"test_\w+", span):
             exists = span in tests
-        elif re.fullmatch(r"[\w/]+\.py|(?:demo|assets|storage|questions|checkpoint|experiments|tools|course|docs)/[\w./]*", span):
+        elif re.fullmatch(rf"[\w/]+\.py|(?:{'|'.join(FOLDERS)})/[\w./]*", span):
             exists = (ROOT / span).exists() or any((ROOT / room / span).exists() for room in ROOMS)
         elif name and name[1] not in of_a_run and name[2] not in ("json", "jsonl", "csv", "txt",
                                                                    "toml", "lock"):
@@ -353,7 +354,7 @@ def test_tutorial_is_read_in_ninety_minutes():
 
 
 def test_readme_explains_a_word_before_it_uses_it():
-    later = ("price", "tilt", "saved", "repaired", "router seeds", "recipe")
+    later = ("cost_per_layer", "depth_bias", "saved", "repaired", "router seeds", "recipe")
     lower = README.lower()
     assert not [word for word in later if re.search(rf"\b{word}\b", lower)]
     for word in ("hidden states", "path", "default path", "router", "consensus", "in domain",
@@ -456,8 +457,8 @@ def test_claims_about_the_demo_hold_for_the_measured_run():
     outside = [task["routes"]["dr.llm"]["gain"] for task in metrics["tasks"].values()
                if task["domain"] == "out"]
     gains = {name: (row["gain"], 1 - row["layers"] / plain["layers"]) for name, row in rows.items()
-             if name.startswith("tilt")}
-    depths = [point["accuracy"] for point in metrics["static"]]
+             if name.startswith("depth_bias")}
+    depths = [point["accuracy"] for point in metrics["fixed"]]
     fewer = gains["tilt -0.5"]
     holds = {
         "More right answers with fewer layers": main["interval"][0] > 0
@@ -498,11 +499,11 @@ def test_claims_about_the_papers_experiments_hold_for_the_measured_ones():
 def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
     found = read_json(make_results.ASSETS / "paper.json")[base]
     rows = {row["name"]: row for row in found["frontier"]}
-    for tilt in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
-        assert rows[f"tilt {tilt:+.1f}"]["over interval"][0] > 0
+    for depth_bias in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
+        assert rows[f"tilt {depth_bias:+.1f}"]["over interval"][0] > 0
     assert rows["control +0.00"]["over interval"][1] < 0
     for name, row in rows.items():
-        if name.startswith(("tilt", "price")):
+        if name.startswith(("depth_bias", "cost_per_layer")):
             assert row["over interval"][0] > 0 or row["layers"] > 12.9
             assert row["over interval"][0] <= 0 or row["layers"] < 14.4
     over = {row["name"]: row["over_static"] for row in found["figure5"] + found["table6"]}

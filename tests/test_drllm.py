@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss, interpolate,
                    pool_windows, window_matrix)
-from model_llama import Slot, fixed, generate, pad, prefill
+from model_llama import Slot, FixedRoute, generate, pad, prefill
 from paths import blocks
 from storage.files import InputError
 from tiny import WORDS, tiny_model
@@ -311,19 +311,19 @@ def test_tilt_by_hand():
     """tilt * (0, 1, 2) on logits (1, 0, -3): executes beyond tilt 1, repeats beyond tilt 3."""
     routers, hidden, n = constant_routers((1.0, 0.0, -3.0)), torch.zeros(1, 1, D), torch.tensor([1])
     tilts = (-9, 0, 0.9, 1.1, 2.9, 3.1)
-    decisions = [int(RouterRoute(routers, tilt)(0, hidden, n)) for tilt in tilts]
+    decisions = [int(RouterRoute(routers, depth_bias)(0, hidden, n)) for depth_bias in tilts]
     assert decisions == [0, 0, 0, 1, 1, 2]
     assert int(RouterRoute(routers, 9.0, control=-0.6)(0, hidden, n)) == 2  # tilted, then mixed
 
 
 @given(ragged, seeds, st.floats(-5, 5), st.floats(0.01, 5))
-def test_larger_tilt_never_lowers_a_count(lengths, seed, tilt, increase):
+def test_larger_tilt_never_lowers_a_count(lengths, seed, depth_bias, increase):
     """A tilt with the wrong sign or order would turn the frontier around."""
     lengths, routers = torch.tensor(lengths), random_routers(seed)
     hidden = randn(seed, len(lengths), int(lengths.max()), D)
     for layer in range(3):
-        less = RouterRoute(routers, tilt)(layer, hidden, lengths)
-        more = RouterRoute(routers, tilt + increase)(layer, hidden, lengths)
+        less = RouterRoute(routers, depth_bias)(layer, hidden, lengths)
+        more = RouterRoute(routers, depth_bias + increase)(layer, hidden, lengths)
         assert (more >= less).all()
 
 
@@ -514,7 +514,7 @@ class Recorder:
     """The default path as a Route; keeps the pooled windows entering every layer."""
 
     def __init__(self):
-        self.pooled, self.path = [], fixed((1, 1, 1))
+        self.pooled, self.path = [], FixedRoute((1, 1, 1))
 
     def __call__(self, layer, hidden, lengths):
         self.pooled.append(pool_windows(hidden, lengths, 4))
@@ -569,7 +569,7 @@ SIZES = {"num_layers": 3, "hidden_size": D, "width": 8, "windows": 4}
 def saved(file, **notes):
     """Random routers of MODEL, saved; returns them."""
     routers = random_routers(3)
-    routers.notes = {"model": MODEL.fingerprint()} | notes
+    routers.metadata = {"model": MODEL.fingerprint()} | notes
     routers.save(file)
     return routers
 
@@ -595,7 +595,7 @@ def test_load_gives_back_what_was_saved(tmp_path):
     file = tmp_path / "new" / "routers.safetensors"
     routers = saved(file, tasks=["add"])
     loaded = Routers.load(file, MODEL)
-    assert loaded.notes == {"model": MODEL.fingerprint(), "tasks": ["add"], **SIZES}
+    assert loaded.metadata == {"model": MODEL.fingerprint(), "tasks": ["add"], **SIZES}
     assert {name: getattr(loaded, name) for name in SIZES} == SIZES
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     pooled, used = randn(5, 2, 3, 4, D), torch.tensor([4, 2])
@@ -605,7 +605,7 @@ def test_load_gives_back_what_was_saved(tmp_path):
 def test_load_gives_back_the_guard(tmp_path):
     """A guard that is saved but not used again: routers would decide out of distribution."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
-    routers.notes = {"model": MODEL.fingerprint()}
+    routers.metadata = {"model": MODEL.fingerprint()}
     routers.save(file)
     loaded = Routers.load(file, MODEL)
     assert all(torch.equal(getattr(loaded, name), getattr(routers, name)) for name in GUARD)
@@ -618,7 +618,7 @@ def test_load_gives_back_the_guard(tmp_path):
 def test_load_refuses_half_a_guard_and_one_of_another_size(tmp_path, name):
     """A guard without its limits has no say, and one of another model has another."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
-    routers.notes = {"model": MODEL.fingerprint()}
+    routers.metadata = {"model": MODEL.fingerprint()}
     whole = getattr(routers, name)
     for part in (None, whole[:-1].clone(), whole[None].clone()):
         setattr(routers, name, part)
@@ -629,7 +629,7 @@ def test_load_refuses_half_a_guard_and_one_of_another_size(tmp_path, name):
 def test_load_refuses_a_guard_of_fewer_than_three_points(tmp_path):
     """No third nearest point: the first prompt ends with a traceback that names no file."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"
-    routers.notes = {"model": MODEL.fingerprint()}
+    routers.metadata = {"model": MODEL.fingerprint()}
     routers.guard_points = routers.guard_points[:, :2].clone()
     routers.save(file)
     refusal(file)

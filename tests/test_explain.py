@@ -39,7 +39,7 @@ shares = st.integers(0, 10**6).map(
 def record(n=0, **changes):
     """A record as records() makes them; n varies what the page sorts by."""
     paths = ("1111", "0121", "1221", "0011")
-    told = lambda right, layers: {"answer": f"answer {n}", "right": right, "confidence": 0.5,
+    told = lambda correct, layers: {"answer": f"answer {n}", "right": correct, "confidence": 0.5,
                                   "layers": layers, "passes": 2}
     decisions = paths[n % 4]
     return {"id": f"q-{n}", "task": "ba"[n % 2], "level": n % 3, "question": f"what is {n}?",
@@ -89,7 +89,7 @@ def router_folder(tmp_path, tiny_questions, guard=False):
     torch.manual_seed(3)
     routers = Routers(3, 16)
     routers.b2.data = torch.randn(3, 1, 3)
-    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
+    routers.metadata = {"model": model.fingerprint(), "tasks": ["own"]}
     if guard:  # steps in on about half of what it meets
         points = model.embed_tokens.weight[torch.randint(40, (3, 8))]
         routers.set_guard(torch.eye(16), points, torch.tensor([3.5, 4.5, 5.5]))
@@ -99,13 +99,14 @@ def router_folder(tmp_path, tiny_questions, guard=False):
 
 # ---- what was run ----
 
-@pytest.mark.parametrize("guard, tilt, batch", [(True, 0.0, 3), (False, 0.0, 8), (True, -3.0, 1)])
-def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, guard, tilt,
-                                                             batch):
+@pytest.mark.parametrize("guard, depth_bias, batch", [
+    (True, 0.0, 3), (False, 0.0, 8), (True, -3.0, 1)])
+def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, guard,
+                                                             depth_bias, batch):
     """A wrapper that mixed up the rows of a batch, or the batches, would show one question's
     thoughts beside another's path: each row is checked against asking it alone."""
     model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, guard=True)
-    route = RouterRoute(routers, tilt, guard=guard)
+    route = RouterRoute(routers, depth_bias, guard=guard)
     seen = watch(model, tokenizer, prompts, route, batch)
     direct = answer(model, tokenizer, prompts, route)
     plain = answer(model, tokenizer, prompts, None)
@@ -117,7 +118,7 @@ def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_ques
         assert torch.equal(alone.guarded[0], seen.guarded[n])
     expected = seen.probabilities.argmax(-1).masked_fill(seen.guarded, 1)
     assert torch.equal(expected, seen.routed.decisions)
-    if guard and not tilt:
+    if guard and not depth_bias:
         assert seen.guarded.any() and not seen.guarded.all()
     assert guard or not seen.guarded.any()
 
@@ -128,7 +129,7 @@ def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
     for n, row in enumerate(records(seen)):
         assert row["id"] == prompts[n].question.id and row["gold"] == prompts[n].question.answer
         assert row["routed"]["layers"] == sum(map(int, row["decisions"]))
-        assert row["plain"]["layers"] == 3 and row["plain"]["right"] == (seen.plain.right[n] == 1)
+        assert row["plain"]["layers"] == 3 and row["plain"]["right"] == (seen.plain.correct[n] == 1)
         assert row["routed"]["answer"] == seen.routed.texts[n]
         for layer, shown in enumerate(row["percents"]):
             assert shown == pytest.approx(100 * seen.probabilities[n, layer].numpy(), abs=1.01)
@@ -172,7 +173,7 @@ def test_a_reward_between_right_and_wrong_is_kept(tmp_path, tiny_questions):
     """The headline is a mean of rewards, as in metrics.json; f1 is seldom 0 or 1."""
     model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
     seen = watch(model, tokenizer, prompts, routers.route)
-    seen.plain.right[0] = 0.4
+    seen.plain.correct[0] = 0.4
     assert records(seen)[0]["plain"]["right"] == 0.4
 
 
@@ -410,7 +411,7 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
 def test_html_replays_the_searches_of_the_label_file(tmp_path, tiny_questions):
     """Corrected ones first; the text of the question is shown only if it is still the same."""
     model, _, prompts, routers = router_folder(tmp_path, tiny_questions)
-    routers.notes.pop("tasks")
+    routers.metadata.pop("tasks")
     routers.save(tmp_path / "routers.safetensors")
     file, out = write_questions(tmp_path, prompts), tmp_path / "x.html"
     loaded = explain.load_all([file])
@@ -548,8 +549,8 @@ def test_sorting_filtering_and_keys_in_a_browser(tmp_path, monkeypatch):
     assert result["found"] == ["q-17"] and result["bars"] == ["60%"] * 4 and result["rows"] == 1
 
 
-def told_of(right, **more):
-    return {"answer": "x", "right": right, "confidence": 0.5, "layers": 4, "passes": 1} | more
+def told_of(correct, **more):
+    return {"answer": "x", "right": correct, "confidence": 0.5, "layers": 4, "passes": 1} | more
 
 
 @pytest.mark.parametrize("outcomes, opened", [("right right broken repaired", 3),

@@ -50,7 +50,7 @@ def lines(rows):
 
 def save_routers(at, file, windows=8):
     routers = Routers(3, 16, 8, windows)
-    routers.notes = {"model": load_model(at / "model").fingerprint(), "tasks": ["own"]}
+    routers.metadata = {"model": load_model(at / "model").fingerprint(), "tasks": ["own"]}
     routers.save(at / file)
 
 
@@ -491,9 +491,10 @@ CASES |= {f"a labels row {name}, to {command}": (
           for name, (changes, words) in EDITED.items() for command in ("label", "train")}
 NUMBERS = {"label": {"limit": (0, -1, 1.5, "x", "nan"), "simulations": (0, -1), "batch-size": (0,),
                      "threads": (0,), "seed": (-1, "x")},
-           "train": {"limit": (0,), "seeds": (0, -3), "clusters": (0,), "price": ("nan", "inf")},
-           "evaluate": {"limit": (0,), "tilt": ("nan", "inf", "x"), "control": (2, -1.5, "nan"),
-                        "batch-size": (0, 10**10)}}
+           "train": {"limit": (0,), "seeds": (0, -3), "clusters": (0,),
+                     "cost-per-layer": ("nan", "inf")},
+           "evaluate": {"limit": (0,), "depth-bias": ("nan", "inf", "x"),
+                        "control": (2, -1.5, "nan"), "batch-size": (0, 10**10)}}
 CASES |= {f"--{name} {value}, to {command}": (command, flags(f"--{name}={value}"), "",
                                               [f"--{name}", value])
           for command, wrong in NUMBERS.items() for name, values in wrong.items()
@@ -561,7 +562,7 @@ def test_results_that_outgrow_the_disk_leave_the_old_ones(whole, tmp_path, capsy
     write("evaluated/metrics.json", "yesterday")(at)
     before = contents(at)
     code, line = cut_short(at, "evaluate", capsys, 100)
-    kept = at / "evaluated/kept.jsonl"  # half a line of it, which the next run cuts off
+    kept = at / "evaluated/answers.jsonl"  # half a line of it, which the next run cuts off
     assert (code, line) == (2, f"error: {kept}: File too large")
     kept.unlink()
     assert contents(at) == before

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import answers
-from answers import (Prompt, answer, answer_beginning, final_states, grade_if_settled, judge,
+from answers import (Prompt, answer, answer_beginning, final_states, grade_if_settled, grade_paths,
                      prepare, stop_ids)
-from model_llama import fixed, generate, load_tokenizer, pad, prefill
+from model_llama import FixedRoute, generate, load_tokenizer, pad, prefill
 from paths import blocks
 from questions.loading import OPENED, Question
 from questions.prompts import gold_ids
@@ -118,10 +118,10 @@ def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind
     tokenizer = tokenizers[chat]
     ids, prompt = whole_answer(kind, seed, tokenizer)
     text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
-    right = grade(text, prompt.question)
+    correct = grade(text, prompt.question)
     for said in range(1, len(ids)):
-        assert grade_if_settled(ids[:said], prompt, tokenizer) in (None, right), ids[:said]
-    assert grade_if_settled(ids, prompt, tokenizer) == right
+        assert grade_if_settled(ids[:said], prompt, tokenizer) in (None, correct), ids[:said]
+    assert grade_if_settled(ids, prompt, tokenizer) == correct
 
 
 VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)
@@ -174,7 +174,7 @@ def asked_of(model, tokenizer, kind, rng, name):
     """(Prompt, path): a question of a kind, mostly answered right along the path."""
     path = rng.choice(PATHS)
     say = lambda prompt, budget: tokenizer.decode(generate(
-        model, [prompt.ids], fixed(path), budget, prompt.stop_ids).tokens[0])
+        model, [prompt.ids], FixedRoute(path), budget, prompt.stop_ids).tokens[0])
     ask = lambda question: prepare([question], tokenizer, model)[0][0]
     probe = question_of(kind, rng, "".join(rng.choices(PIECES, k=rng.randint(1, 8))), name)
     question = replace(question_of(kind, rng, say(ask(probe), 6), name), prompt=probe.prompt,
@@ -200,7 +200,7 @@ def case_of(seed, tokenizer, family="llama", dtype=torch.float64):
 def probabilities(model, prompt, path):
     """Of the whole answer, and of what one pass shows of it: the gold tokens that it begins with
     and one token more. Both are the same where that is all of the answer."""
-    say = lambda budget: generate(model, [prompt.ids], fixed(path), budget, prompt.stop_ids)
+    say = lambda budget: generate(model, [prompt.ids], FixedRoute(path), budget, prompt.stop_ids)
     whole = say(prompt.question.budget)
     agreed = next((k for k, (mine, gold) in enumerate(zip(whole.tokens[0], prompt.gold))
                    if mine != gold), min(len(whole.tokens[0]), len(prompt.gold)))
@@ -217,13 +217,13 @@ def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dty
     tokenizer = tokenizers[chat]
     model, prompts, paths, rng = case_of(seed, tokenizer, family, dtype)
     made = answer(model, tokenizer, prompts, paths)
-    known = {prompt.question.id: {} for prompt in prompts}
+    shared_states = {prompt.question.id: {} for prompt in prompts}
     for _ in range(3):
         order = rng.sample(range(len(prompts)), rng.randint(1, len(prompts)))
-        shared = rng.choice([None, [known[prompts[n].question.id] for n in order]])
-        right, confidence = judge(model, tokenizer, [prompts[n] for n in order], paths[order],
-                                  rng.choice((1, 3, 512)), None, shared)
-        assert torch.equal(right, made.right[order])
+        shared = rng.choice([None, [shared_states[prompts[n].question.id] for n in order]])
+        correct, confidence = grade_paths(model, tokenizer, [prompts[n] for n in order],
+                                          paths[order], rng.choice((1, 3, 512)), None, shared)
+        assert torch.equal(correct, made.correct[order])
         for n, sure in zip(order, confidence.tolist()):
             sayings = probabilities(model, prompts[n], paths[n])
             assert any(sure == pytest.approx(one, rel=1e-3) for one in sayings), sayings
@@ -234,8 +234,8 @@ def test_the_cases_are_of_all_kinds_and_right_and_wrong(tokenizers):
     seen = {}
     for seed in range(40):
         model, prompts, paths, _ = case_of(seed, tokenizers[seed % 2])
-        right, _ = judge(model, tokenizers[seed % 2], prompts, paths)
-        for prompt, reward in zip(prompts, right.tolist()):
+        correct, _ = grade_paths(model, tokenizers[seed % 2], prompts, paths)
+        for prompt, reward in zip(prompts, correct.tolist()):
             q = prompt.question
             kind = bool(q.choices), bool(q.stop), q.metric, q.asks_for_box, q.prompt is None
             seen.setdefault(kind, set()).add(reward > 0)
@@ -249,7 +249,8 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
     model, prompts, paths, _ = case_of(seed, tokenizer)
     wanted, entered = [], []
     for prompt, path in zip(prompts, paths):
-        made = generate(model, [prompt.ids], fixed(path), prompt.question.budget, prompt.stop_ids)
+        made = generate(model, [prompt.ids], FixedRoute(path), prompt.question.budget,
+                        prompt.stop_ids)
         ids = made.tokens[0] + [prompt.stop_ids[0]] * (made.passes[0] > len(made.tokens[0]))
         agreed = next((k for k, pair in enumerate(zip(ids, prompt.gold)) if len(set(pair)) > 1),
                       len(prompt.gold))
@@ -260,12 +261,12 @@ def test_only_answers_that_one_pass_does_not_settle_are_generated(tokenizers, se
         zip(ids, map(tuple, route.decisions.tolist()))) or generate(model, ids, route, *rest))
     for block in model.layers:
         block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].shape[:2]))
-    judge(model, tokenizer, prompts, paths)
+    grade_paths(model, tokenizer, prompts, paths)
     assert sorted(asked) == sorted(wanted)
     rest = [n for n, row in enumerate(zip(prompts, paths.tolist()))
             if (row[0].ids, tuple(row[1])) not in asked]
     entered.clear()
-    judge(model, tokenizer, [prompts[n] for n in rest], paths[rest])
+    grade_paths(model, tokenizer, [prompts[n] for n in rest], paths[rest])
     assert sum(rows for rows, _ in entered) == int(blocks(paths[rest]).sum())
     assert all(T > 1 for _, T in entered)
 
@@ -276,17 +277,18 @@ def test_a_model_that_says_the_gold_answer_is_asked_once(tokenizers, monkeypatch
     for seed in range(12):
         model, prompts, paths, _ = case_of(seed, tokenizers[0])
         for prompt, path in zip(prompts, paths):
-            made = generate(model, [prompt.ids], fixed(path), 4, prompt.stop_ids)
+            made = generate(model, [prompt.ids], FixedRoute(path), 4, prompt.stop_ids)
             question = replace(prompt.question, max_new_tokens=int(made.passes[0]))
             gold = tuple(made.tokens[0])
-            judge(model, tokenizers[0], [replace(prompt, question=question, gold=gold)], path[None])
+            asked = replace(prompt, question=question, gold=gold)
+            grade_paths(model, tokenizers[0], [asked], path[None])
 
 
 def test_progress_counts_every_prompt_once(tokenizers):
     """Catches a bar that passes its end where answers are generated."""
     model, prompts, paths, _ = case_of(1, tokenizers[0])
     steps = []
-    judge(model, tokenizers[0], prompts, paths, 3, steps.append)
+    grade_paths(model, tokenizers[0], prompts, paths, 3, steps.append)
     assert sum(steps) == len(prompts) and max(steps) <= 3
 
 
@@ -321,17 +323,17 @@ def asked_often(seed, L, number=6):
 def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(family, L, seed):
     """Catches a state of another path, row or layer, padding kept as a state, a beginning that is
     computed again, and a first pass of a repeat taken for both. Hidden states within 1e-10."""
-    model, known = tiny_model(seed % 7, family, num_layers=L), {0: {}, 1: {}, 2: {}}
+    model, shared_states = tiny_model(seed % 7, family, num_layers=L), {0: {}, 1: {}, 2: {}}
     plain = tiny_model(seed % 7, family, num_layers=L)
     counted, wanted, met = Counted(model), [0] * L, {0: set(), 1: set(), 2: set()}
     for call in asked_often(seed, L):
         rows, sequences, paths = (list(part) for part in zip(*call))
         lengths = [max(1, len(ids) - 2) for ids in sequences]
-        found, decisions = final_states(model, sequences, lengths, fixed(paths),
-                                          [known[row] for row in rows])
+        found, decisions = final_states(model, sequences, lengths, FixedRoute(paths),
+                                          [shared_states[row] for row in rows])
         assert decisions.tolist() == [*map(list, paths)]
         tokens, ends = pad(sequences)
-        hidden, _ = prefill(plain, tokens, fixed(paths), ends)
+        hidden, _ = prefill(plain, tokens, FixedRoute(paths), ends)
         for n, end in enumerate(ends):
             torch.testing.assert_close(found[n, :end], hidden[n, :end], rtol=0, atol=1e-10)
         for row, path in zip(rows, paths):
@@ -340,17 +342,17 @@ def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(fa
                 wanted[layer] += path[layer]
             met[row] |= {path[:l] for l in range(start + 1, L)}
         assert counted.rows == wanted
-    assert {row: set(states) for row, states in known.items()} == met
+    assert {row: set(states) for row, states in shared_states.items()} == met
 
 
 def test_a_beginning_of_any_length_is_computed_once_by_hand():
     """Four layers. (1,1,1,1) computes 4; (1,1,2,1) shares two layers and computes 3; the default
     again computes its last; (0,1,1,1) shares nothing and computes 3; (1,1,2,0) has all it needs."""
-    model, known = tiny_model(num_layers=4), [{}]
+    model, shared_states = tiny_model(num_layers=4), [{}]
     counted, run = Counted(model), []
     for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
         before = sum(counted.rows)
-        final_states(model, [[3, 4, 5]], [2], fixed([path]), known)
+        final_states(model, [[3, 4, 5]], [2], FixedRoute([path]), shared_states)
         run.append(sum(counted.rows) - before)
     assert run == [4, 3, 1, 3, 0]
 
@@ -358,8 +360,8 @@ def test_a_beginning_of_any_length_is_computed_once_by_hand():
 def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):
     """Catches states looked up by the path alone, in one store for all rows."""
     model = tiny_model(1)
-    known, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
-    final_states(model, [[3, 4], [5, 6, 7]], [2, 3], fixed(paths), known)
-    assert [set(states) for states in known] == [{(1,), (1, 2)}] * 2
-    assert [states[1, 2].shape for states in known] == [(2, 16), (3, 16)]
-    assert not torch.equal(known[0][1,], known[1][1,][:2])
+    shared_states, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
+    final_states(model, [[3, 4], [5, 6, 7]], [2, 3], FixedRoute(paths), shared_states)
+    assert [set(states) for states in shared_states] == [{(1,), (1, 2)}] * 2
+    assert [states[1, 2].shape for states in shared_states] == [(2, 16), (3, 16)]
+    assert not torch.equal(shared_states[0][1,], shared_states[1][1,][:2])

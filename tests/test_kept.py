@@ -11,11 +11,11 @@ import torch
 import answers
 import cli
 import train
-from answers import answer, cached_answer, cached_judge, judge, route_key, tokenizer_key
+from answers import answer, cached_answer, cached_grade_paths, grade_paths, route_key, tokenizer_key
 from conftest import own_answers
 from drllm import RouterRoute, Routers
-from model_llama import fixed
-from storage.answer_cache import Kept, source_hash
+from model_llama import FixedRoute
+from storage.answer_cache import AnswerCache, source_hash
 from storage.files import InputError
 from tiny import WORDS, save_tiny, tiny_model
 
@@ -34,7 +34,7 @@ def nothing_is_asked(monkeypatch):
     """Call it, and from then on whatever asks the model fails."""
     def forbid():
         monkeypatch.setattr(answers, "answer", refuse)
-        monkeypatch.setattr(answers, "judge", refuse)
+        monkeypatch.setattr(answers, "grade_paths", refuse)
     return forbid
 
 
@@ -59,21 +59,21 @@ def routers():
 
 def test_a_value_is_made_once_and_comes_back_as_it_was(tmp_path):
     """Catches a value that is made again, or changed by its way through the file."""
-    file, value = tmp_path / "kept.jsonl", {"a": [0.1, 1e-300, None, True], "ü": "\ud800 \u2028"}
-    assert Kept(file).get(["x", 1], lambda: value) == value
-    cache = Kept(file)
+    file, value = tmp_path / "answers.jsonl", {"a": [0.1, 1e-300, None, True], "ü": "\ud800 \u2028"}
+    assert AnswerCache(file).get(["x", 1], lambda: value) == value
+    cache = AnswerCache(file)
     assert ["x", 1] in cache and ["x", 2] not in cache
     assert cache.get(["x", 1], refuse) == value
     assert cache.get(["x", 2], lambda: 5) == 5
-    assert Kept(file).get(["x", 2], refuse) == 5
+    assert AnswerCache(file).get(["x", 2], refuse) == 5
 
 
 def test_a_line_that_a_crash_left_unfinished_is_cut_off(tmp_path):
-    file = tmp_path / "kept.jsonl"
-    Kept(file).get("whole", lambda: 1)
+    file = tmp_path / "answers.jsonl"
+    AnswerCache(file).get("whole", lambda: 1)
     whole = file.read_bytes()
     file.write_bytes(whole + b'["half a li')
-    assert Kept(file).get("whole", refuse) == 1 and file.read_bytes() == whole
+    assert AnswerCache(file).get("whole", refuse) == 1 and file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", [
@@ -81,12 +81,12 @@ def test_a_line_that_a_crash_left_unfinished_is_cut_off(tmp_path):
     b"[[], 3, null]", b"{", b"\xff", b"[" * 50_000, b""])
 def test_a_line_that_the_cache_did_not_write_is_refused_by_file_and_line(tmp_path, damage):
     """Catches a traceback, or a damaged line that is taken for a value."""
-    file = tmp_path / "kept.jsonl"
-    Kept(file).get("first", lambda: {"right": [1.0, 0.0]})
+    file = tmp_path / "answers.jsonl"
+    AnswerCache(file).get("first", lambda: {"right": [1.0, 0.0]})
     data = file.read_bytes() + damage + b"\n"
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"kept\.jsonl:2: "):
-        Kept(file)
+        AnswerCache(file)
     assert file.read_bytes() == data
 
 
@@ -94,13 +94,13 @@ def test_a_line_that_the_cache_did_not_write_is_refused_by_file_and_line(tmp_pat
     (b"right", b"rihgt"), (b"1.0, 0.0", b"1.0"), (b"0.0", b"1.0"), (b'"first"', b'"second"')])
 def test_a_value_that_was_edited_is_refused(tmp_path, old, new):
     """Catches a renamed field, a short row, another figure."""
-    file = tmp_path / "kept.jsonl"
-    Kept(file).get("first", lambda: {"right": [1.0, 0.0], "texts": ["first"]})
+    file = tmp_path / "answers.jsonl"
+    AnswerCache(file).get("first", lambda: {"right": [1.0, 0.0], "texts": ["first"]})
     data = file.read_bytes()
     assert data.count(old) == 1
     file.write_bytes(data.replace(old, new))
     with pytest.raises(InputError, match=r"kept\.jsonl:1: .* Remove the file"):
-        Kept(file)
+        AnswerCache(file)
 
 
 # ---- answers through the cache ----
@@ -109,16 +109,16 @@ def test_answers_and_grades_come_back_as_they_were(tiny_questions, tmp_path, not
     """Catches a rounded confidence, another type, a file that is not read."""
     model, tokenizer, prompts = tiny_questions
     paths = torch.tensor([[1, n % 2 + 1, 1] for n in range(len(prompts))])
-    file = tmp_path / "kept.jsonl"
-    answered = cached_answer(Kept(file), model, tokenizer, prompts, None)
-    graded = cached_judge(Kept(file), model, tokenizer, prompts, paths)
+    file = tmp_path / "answers.jsonl"
+    answered = cached_answer(AnswerCache(file), model, tokenizer, prompts, None)
+    graded = cached_grade_paths(AnswerCache(file), model, tokenizer, prompts, paths)
     assert same(answered, answer(model, tokenizer, prompts, None))
-    assert all(map(torch.equal, graded, judge(model, tokenizer, prompts, paths)))
+    assert all(map(torch.equal, graded, grade_paths(model, tokenizer, prompts, paths)))
     nothing_is_asked()
-    cache, progress = Kept(file), []
+    cache, progress = AnswerCache(file), []
     again = cached_answer(cache, model, tokenizer, prompts, None, progress=progress.append)
     assert same(answered, again)
-    again = cached_judge(cache, model, tokenizer, prompts, paths, progress=progress.append)
+    again = cached_grade_paths(cache, model, tokenizer, prompts, paths, progress=progress.append)
     assert all(map(torch.equal, graded, again)) and progress == [len(prompts)] * 2
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
 
@@ -142,19 +142,19 @@ def test_a_change_of_anything_that_answers_depend_on_is_asked_again(
     """Catches a key without the questions, their order, what ends an answer, what is correct, the
     path, or what is asked."""
     model, tokenizer, prompts = tiny_questions
-    file, paths = tmp_path / "kept.jsonl", torch.ones(len(prompts), 3, dtype=torch.long)
-    cached_answer(Kept(file), model, tokenizer, prompts, paths)
-    cached_judge(Kept(file), model, tokenizer, prompts, paths)
+    file, paths = tmp_path / "answers.jsonl", torch.ones(len(prompts), 3, dtype=torch.long)
+    cached_answer(AnswerCache(file), model, tokenizer, prompts, paths)
+    cached_grade_paths(AnswerCache(file), model, tokenizer, prompts, paths)
     nothing_is_asked()
     other_path = paths.clone()
     other_path[0, 0] = 2
     variants = changed_prompts(prompts)
     assert len({tuple(p.key() for p in changed) for changed in variants.values()}) == len(variants)
-    for ask in (cached_answer, cached_judge):
+    for ask in (cached_answer, cached_grade_paths):
         for changed in [*variants.values(), prompts]:
             along = other_path if changed is prompts else paths[:len(changed)]
             with pytest.raises(AssertionError, match="asked again"):
-                ask(Kept(file), model, tokenizer, changed, along)
+                ask(AnswerCache(file), model, tokenizer, changed, along)
 
 
 def other_configuration(model, name, value):
@@ -174,12 +174,12 @@ def test_answers_of_another_model_or_other_code_are_not_taken(
     """Catches the table of yesterday's code below a changed line, float32's answers for bfloat16,
     and those of a model with the same weights and another config.json."""
     model, tokenizer, prompts = tiny_questions
-    cached_answer(Kept(tmp_path / "k"), model, tokenizer, prompts, None)
+    cached_answer(AnswerCache(tmp_path / "k"), model, tokenizer, prompts, None)
     nothing_is_asked()
-    cached_answer(Kept(tmp_path / "k"), model, tokenizer, prompts, None)
+    cached_answer(AnswerCache(tmp_path / "k"), model, tokenizer, prompts, None)
     change(model, monkeypatch)
     with pytest.raises(AssertionError, match="asked again"):
-        cached_answer(Kept(tmp_path / "k"), model, tokenizer, prompts, None)
+        cached_answer(AnswerCache(tmp_path / "k"), model, tokenizer, prompts, None)
 
 
 def test_a_tokenizer_that_writes_the_same_ids_as_other_words_is_another_one(tiny_questions):
@@ -213,7 +213,7 @@ def test_only_code_that_answers_depend_on_discards_them():
 
 def test_the_key_of_a_route_is_all_that_it_does(routers):
     """Catches routers known by their file's name, and a tilt or guard that is left out."""
-    routes = [RouterRoute(routers), RouterRoute(routers, tilt=0.5),
+    routes = [RouterRoute(routers), RouterRoute(routers, depth_bias=0.5),
               RouterRoute(routers, guard=False), RouterRoute(routers, control=0.0),
               RouterRoute(routers, allowed=(True, True, False))]
     keys = [json.dumps(route_key(route)) for route in routes]
@@ -225,9 +225,9 @@ def test_the_key_of_a_route_is_all_that_it_does(routers):
     guarded = json.dumps(route_key(routes[0]))
     routers.guard_limits += 1
     assert json.dumps(route_key(routes[0])) != guarded and route_key(lambda *a: None) is None
-    assert route_key(None) != route_key(fixed((1, 1, 1)))
+    assert route_key(None) != route_key(FixedRoute((1, 1, 1)))
     paths = torch.tensor([[1, 0, 2], [1, 1, 1]])
-    assert route_key(paths) == route_key(fixed(paths)) != route_key(fixed(paths.flip(0)))
+    assert route_key(paths) == route_key(FixedRoute(paths)) != route_key(FixedRoute(paths.flip(0)))
 
 
 def test_routers_of_other_windows_or_another_class_are_other_routers(routers):
@@ -241,7 +241,7 @@ def test_routers_of_other_windows_or_another_class_are_other_routers(routers):
         def forward(self, *args):
             return -super().forward(*args)
 
-    class Backwards(fixed):
+    class Backwards(FixedRoute):
         def __call__(self, layer, hidden, lengths):
             return super().__call__(self.num_layers - 1 - layer, hidden, lengths)
 
@@ -255,7 +255,7 @@ def test_routers_of_other_windows_or_another_class_are_other_routers(routers):
 
 def test_a_route_without_a_key_is_always_asked(tiny_questions):
     model, tokenizer, prompts = tiny_questions
-    cache, layers = Kept(), []
+    cache, layers = AnswerCache(), []
 
     def route(layer, hidden, lengths):
         layers.append(layer)
@@ -275,7 +275,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, t
         metrics = (tmp_path / out / "metrics.json").read_text(encoding="utf-8")
         return json.loads(metrics)["routes"]
 
-    made, most, get = [], float("inf"), Kept.get
+    made, most, get = [], float("inf"), AnswerCache.get
 
     def counting(cache, about, make):
         def counted():
@@ -285,7 +285,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, t
                 made.append(about)
             return make()
         return get(cache, about, counted)
-    monkeypatch.setattr(Kept, "get", counting)
+    monkeypatch.setattr(AnswerCache, "get", counting)
     wanted, number = run("whole"), len(made)
     assert number > 3
     made.clear()
@@ -331,26 +331,27 @@ DAMAGED = {  # name: (file, its bytes -> the damaged ones)
        for file in ("paths.json", "labels.meta.json", "config.json")
        for text in ("null", "3", "[]", "{", "")},
     **{f"{file}: a line {text}": (file, lambda data, text=text: data + text.encode() + b"\n")
-       for file in ("kept.jsonl", "labels.jsonl") for text in ("{}", "3", "null", "[]", "{")},
-    "answers of a renamed field": ("kept.jsonl", lambda data: data.replace(b"confid", b"cofnid")),
-    "an answer less": ("kept.jsonl", lambda data: data.replace(b"[[1.0, ", b"[[", 1)),
-    "paths.json without right": ("paths.json", renamed("right")),
+       for file in ("answers.jsonl", "labels.jsonl") for text in ("{}", "3", "null", "[]", "{")},
+    "answers of a renamed field": (
+        "answers.jsonl", lambda data: data.replace(b"confid", b"cofnid")),
+    "an answer less": ("answers.jsonl", lambda data: data.replace(b"[[1.0, ", b"[[", 1)),
+    "paths.json without correct": ("paths.json", renamed("correct")),
     "paths.json without paths": ("paths.json", renamed("paths")),
     "paths.json without its key": ("paths.json", renamed("key")),
     "no frontier": ("paths.json", renamed("frontier")),
-    "short rows": ("paths.json", json_with(lambda menu: menu.update(
-        right=[line[:-1] for line in menu["right"]]))),
-    "a row less": ("paths.json", json_with(lambda menu: menu["right"].pop())),
-    "rows of numbers": ("paths.json", json_with(lambda menu: menu.update(
-        right=[1] * len(menu["right"])))),
-    "rows of other digits": ("paths.json", json_with(lambda menu: menu.update(
-        right=[line.replace("1", "2") for line in menu["right"]]))),
-    "a path of two layers": ("paths.json", json_with(lambda menu: menu["paths"][0].pop())),
-    "a path of three passes": ("paths.json", json_with(lambda menu: menu["paths"][0].insert(
-        0, menu["paths"][0].pop() + 2))),
-    "a frontier of no paths": ("paths.json", json_with(lambda menu: menu.update(frontier=[3]))),
+    "short rows": ("paths.json", json_with(lambda stored: stored.update(
+        correct=[line[:-1] for line in stored["correct"]]))),
+    "a row less": ("paths.json", json_with(lambda stored: stored["correct"].pop())),
+    "rows of numbers": ("paths.json", json_with(lambda stored: stored.update(
+        correct=[1] * len(stored["correct"])))),
+    "rows of other digits": ("paths.json", json_with(lambda stored: stored.update(
+        correct=[line.replace("1", "2") for line in stored["correct"]]))),
+    "a path of two layers": ("paths.json", json_with(lambda stored: stored["paths"][0].pop())),
+    "a path of three passes": ("paths.json", json_with(lambda stored: stored["paths"][0].insert(
+        0, stored["paths"][0].pop() + 2))),
+    "a frontier of no paths": ("paths.json", json_with(lambda stored: stored.update(frontier=[3]))),
     "a frontier of other lengths": ("paths.json", json_with(
-        lambda menu: menu["frontier"][0].__setitem__(0, 99))),
+        lambda stored: stored["frontier"][0].__setitem__(0, 99))),
     "a search of null": ("labels.meta.json", json_with(lambda header: header.update(search=None))),
     "no search": ("labels.meta.json", renamed("search"))}
 

@@ -21,11 +21,11 @@ import label as labelling
 import answers
 from label import label, margin, plain_score, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
-from model_llama import fixed, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from paths import DECISIONS
 from storage import label_file
 from storage.files import PASSES, InputError, read_json, write_json, write_whole
-from answers import Prompt, answer, batches, judge, prepare
+from answers import Prompt, answer, batches, grade_paths, prepare
 from questions.loading import Question, load_all
 from questions.reward import extract_answer, grade
 from tiny import WORDS, save_tiny, tiny_model
@@ -56,7 +56,8 @@ def draft(rng, name):
 def sayings(model, tokenizer, question):
     """{path: what the model answers along it}."""
     ids = tokenizer.encode(question.prompt)
-    made = generate(model, [ids] * len(PATHS), fixed(PATHS), question.budget, tokenizer.stop_ids)
+    made = generate(model, [ids] * len(PATHS), FixedRoute(PATHS), question.budget,
+                    tokenizer.stop_ids)
     return {path: extract_answer(tokenizer.decode(tokens), question)
             for path, tokens in zip(PATHS, made.tokens)}
 
@@ -190,11 +191,11 @@ def test_shared_states_keep_to_their_memory_and_change_nothing(world, monkeypatc
     kept, asked = [0], []
 
     def weighing(model, tokenizer, prompts, *rest, known):
-        found = judge(model, tokenizer, prompts, *rest, known=known)
+        found = grade_paths(model, tokenizer, prompts, *rest, known=known)
         asked.append(len(prompts))
         kept.append(sum(state.nbytes for one in known or () for state in one.values()))
         return found
-    monkeypatch.setattr(labelling, "judge", weighing)
+    monkeypatch.setattr(labelling, "grade_paths", weighing)
     plain = searched(world, world.prompts, 100)
     kept.clear()
     asked.clear()
@@ -247,13 +248,13 @@ def test_right_paths_of_a_row_give_a_right_answer_alone(world):
     for prompt, row in zip(world.prompts, world.rows):
         for path, sure in row["correct"]:
             found = alone(world, prompt, path)
-            assert found.right.item() == 1.0 and is_legal(path)
+            assert found.correct.item() == 1.0 and is_legal(path)
             if not prompt.question.choices:  # what follows a closed box says nothing of the answer
                 seen = min(prompt.question.budget, len(prompt.gold) + 1)
                 cut = replace(prompt, question=replace(prompt.question, max_new_tokens=seen))
                 found = alone(world, cut, path)
             assert found.confidence.item() == pytest.approx(sure, abs=2e-6)
-        assert row["default_correct"] == bool(alone(world, prompt, DEFAULT).right.item())
+        assert row["default_correct"] == bool(alone(world, prompt, DEFAULT).correct.item())
         assert row["default_correct"] == (DEFAULT in dict(row["correct"]))
 
 
@@ -261,38 +262,38 @@ def test_paths_missing_from_a_row_were_not_asked_or_are_wrong(world):
     """Catches right paths that are dropped."""
     for prompt, result, sure in search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0):
         row = row_of(prompt, result, sure)
-        right = [path for path in result.rewards if alone(world, prompt, path).right.item()]
-        assert [tuple(path) for path, _ in row["correct"]] == right
+        correct = [path for path in result.rewards if alone(world, prompt, path).correct.item()]
+        assert [tuple(path) for path, _ in row["correct"]] == correct
 
 
-@pytest.mark.parametrize("right, decisions", [
+@pytest.mark.parametrize("correct, decisions", [
     ([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1)], [0, 1, 1]),  # shortest, the earliest of equals
     ([DEFAULT, (2, 1, 1)], [1, 1, 1]),
     ([DEFAULT], [1, 1, 1]),
     ([(2, 1, 1), (0, 1, 1)], [2, 1, 1]),                      # the first, although longer
     ([(1, 1, 0)], [1, 1, 0]),
     ([], [1, 1, 1])])
-def test_row_of_a_search_by_hand(right, decisions):
+def test_row_of_a_search_by_hand(correct, decisions):
     """Catches a label other than the search's best path, and a missing fallback."""
     asked = dict.fromkeys([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)], 0.0)
-    rewards = asked | dict.fromkeys(right, 1.0)
-    best = tuple(decisions) if right else None  # the search says which; see test_mcts.py
+    rewards = asked | dict.fromkeys(correct, 1.0)
+    best = tuple(decisions) if correct else None  # the search says which; see test_mcts.py
     result = SearchResult(best, rewards[DEFAULT], rewards)
     prompt = Prompt(Question("a", "t", 1, "q", "5"), (1,))
-    row = row_of(prompt, result, dict.fromkeys(right, 0.25))
+    row = row_of(prompt, result, dict.fromkeys(correct, 0.25))
     assert row == {"id": "a", "task": "t", "level": 1, "content": row["content"],
-                   "default_correct": DEFAULT in right, "decisions": row["decisions"],
+                   "default_correct": DEFAULT in correct, "decisions": row["decisions"],
                    "length": sum(decisions),
-                   "correct": [(path, 0.25) for path in right],
-                   "wrong": [path for path in asked if path not in right], "simulations": 4}
+                   "correct": [(path, 0.25) for path in correct],
+                   "wrong": [path for path in asked if path not in correct], "simulations": 4}
     assert list(row["decisions"]) == decisions
 
 
 def test_label_is_the_papers_choice_among_right_paths(world):
     """Catches the shortest path taken where the first is asked for, and a missing fallback."""
     for row in world.rows:
-        right = [path for path, _ in row["correct"]]
-        first = min(right, key=sum) if row["default_correct"] else [*right, DEFAULT][0]
+        correct = [path for path, _ in row["correct"]]
+        first = min(correct, key=sum) if row["default_correct"] else [*correct, DEFAULT][0]
         assert row["decisions"] == first
     assert any(row["decisions"] not in (DEFAULT, row["correct"][0][0]) for row in world.rows[::3])
     assert any(row["decisions"] != DEFAULT for row in world.rows[1::3])
@@ -347,8 +348,8 @@ def note_asked(monkeypatch):
 
     def noting(model, tokenizer, prompts, *rest, **options):
         asked.update(prompt.question.id for prompt in prompts)
-        return judge(model, tokenizer, prompts, *rest, **options)
-    monkeypatch.setattr(labelling, "judge", noting)
+        return grade_paths(model, tokenizer, prompts, *rest, **options)
+    monkeypatch.setattr(labelling, "grade_paths", noting)
     return asked
 
 
@@ -365,9 +366,9 @@ def test_ctrl_c_keeps_finished_rows_and_resuming_equals_one_run(
         if left < 0:
             raise KeyboardInterrupt
         finished.append(file.read_bytes().count(b"\n"))
-        return judge(*arguments, **options)
+        return grade_paths(*arguments, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(labelling, "judge", interrupted)
+        patch.setattr(labelling, "grade_paths", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_label(world, file, batch_size=2)
     kept = file.read_bytes()
@@ -958,8 +959,8 @@ def test_answers_together_equal_answers_alone(world, batch_size, route):
 def test_answer_fields_are_what_they_say(world):
     """Catches a grade of another text, and layers counted once instead of per pass."""
     found = answer(world.model, world.tokenizer, world.prompts, None)
-    for prompt, text, right in zip(world.prompts, found.texts, found.right.tolist()):
-        assert right == grade(text, prompt.question)
+    for prompt, text, correct in zip(world.prompts, found.texts, found.correct.tolist()):
+        assert correct == grade(text, prompt.question)
     assert torch.equal(found.layers, found.passes * 3)
     assert torch.equal(found.decisions, torch.ones(COUNT, 3, dtype=torch.long))
     assert all(1 <= n <= p.question.budget for n, p in zip(found.passes.tolist(), world.prompts))
@@ -969,14 +970,14 @@ def test_answer_fields_are_what_they_say(world):
 def test_no_prompts_give_no_answers(world):
     """Catches a crash where every question was too long."""
     found = answer(world.model, world.tokenizer, [], None)
-    assert len(found.right) == 0 and found.texts == []
+    assert len(found.correct) == 0 and found.texts == []
 
 
 # ---- what is said of the base model before a search ----
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
-    right = torch.tensor([1.0] * 30 + [0.0] * 70)
-    said, lucky = plain_score(right, torch.full((100,), 4), 51)
+    correct = torch.tensor([1.0] * 30 + [0.0] * 70)
+    said, lucky = plain_score(correct, torch.full((100,), 4), 51)
     assert said == ("the plain model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
                     "± 8.5; of 51 paths per question luck alone makes 13 right")
     assert lucky and margin(0.25, 100) == pytest.approx(0.0849, abs=1e-4)
@@ -987,8 +988,8 @@ def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
     (0.0, 0, False)])
 def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_has_none(
         share, options, lucky):
-    right = (torch.arange(100) < 100 * share).float()
-    assert plain_score(right, torch.full((100,), options), 51)[1] == lucky
+    correct = (torch.arange(100) < 100 * share).float()
+    assert plain_score(correct, torch.full((100,), options), 51)[1] == lucky
 
 
 def of_task(task, options, number):
@@ -1008,7 +1009,7 @@ def test_advice_is_not_what_was_done_already(tmp_path):
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(labelling, "judge", lambda *_: (torch.zeros(40), None))
+            patch.setattr(labelling, "grade_paths", lambda *_: (torch.zeros(40), None))
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
                 labelling.plain_model(model, None, prompts, args, refuse=True)

@@ -12,8 +12,8 @@ import answers as likelihood
 import evaluate
 import label
 import train
-from answers import Prompt, answer, answers_by_likelihood, final_states, judge, prepare
-from model_llama import fixed, load_tokenizer
+from answers import Prompt, answer, answers_by_likelihood, final_states, grade_paths, prepare
+from model_llama import FixedRoute, load_tokenizer
 from paths import blocks
 from questions.loading import Question, load_all
 from storage.files import InputError
@@ -40,7 +40,7 @@ def option_by_option(prompt, path):
     found = []
     for option, scored in zip(prompt.options, prompt.scored):
         ids = torch.tensor([prompt.ids + option])
-        logprobs = MODEL(ids, fixed(path))[0].float().log_softmax(-1)
+        logprobs = MODEL(ids, FixedRoute(path))[0].float().log_softmax(-1)
         places = range(ids.shape[1] - scored, ids.shape[1])
         found.append((sum(logprobs[at - 1, ids[0, at]].item() for at in places),
                       all(logprobs[at - 1].argmax() == ids[0, at] for at in places)))
@@ -52,12 +52,12 @@ def option_by_option(prompt, path):
 def test_one_pass_scores_options_as_a_pass_per_option(some, paths):
     """Catches options that see each other, positions that run on from option to option, scores
     that begin a token late, shared states of another path."""
-    lengths, known = [len(p.ids) for p in some], [{} for _ in some]
+    lengths, shared_states = [len(p.ids) for p in some], [{} for _ in some]
     for turn in (0, 3):  # the second turn continues from what the first left
         here = [paths[turn + row] for row in range(len(some))]
-        for shared in (None, known):
+        for shared in (None, shared_states):
             hidden, decisions = final_states(
-                MODEL, [p.sequence for p in some], lengths, fixed(here), shared,
+                MODEL, [p.sequence for p in some], lengths, FixedRoute(here), shared,
                 likelihood.option_positions(MODEL, some))
             assert decisions.tolist() == here
             for row, (prompt, path) in enumerate(zip(some, here)):
@@ -154,8 +154,8 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     some, _ = prepare(questions, tokenizer, MODEL)
     paths = torch.randint(0, 3, (len(some), 4), generator=torch.Generator().manual_seed(1))
     made = answer(MODEL, tokenizer, some, paths, batch_size=7)
-    right, confidence = judge(MODEL, tokenizer, some, paths, batch_size=16)
-    assert torch.equal(made.right, right) and 0 < right.mean() < 1
+    correct, confidence = grade_paths(MODEL, tokenizer, some, paths, batch_size=16)
+    assert torch.equal(made.correct, correct) and 0 < correct.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
     assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}

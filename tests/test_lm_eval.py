@@ -16,7 +16,7 @@ import torch
 
 from conftest import ROOT
 from drllm import RouterRoute, Routers
-from model_llama import fixed, generate, load_model, load_tokenizer, prefill
+from model_llama import FixedRoute, generate, load_model, load_tokenizer, prefill
 from storage.files import InputError
 from answers import answer, prepare
 from questions.loading import load_all
@@ -53,7 +53,7 @@ def routers(folder):
     made = Routers(3, 16, width=8, windows=4)
     with torch.no_grad():
         made.w2 *= 4
-    made.notes = {"model": load_model(folder).fingerprint()}
+    made.metadata = {"model": load_model(folder).fingerprint()}
     file = folder.parent / "routers.safetensors"
     made.save(file)
     return file
@@ -86,7 +86,7 @@ def plainly(lm, context, continuation):
     ids = whole[:len(whole) - len(rest)] or [lm.prefix_token_id]
     ids = ids[-(lm.max_length + 1 - len(rest)):]
     decided = prefill(lm.model, torch.tensor([ids]), lm.route)[1].decisions
-    logits = lm.model(torch.tensor([ids + rest]), fixed(decided))[0, len(ids) - 1:-1]
+    logits = lm.model(torch.tensor([ids + rest]), FixedRoute(decided))[0, len(ids) - 1:-1]
     picked = logits.log_softmax(-1)[torch.arange(len(rest)), rest]
     return picked.sum().item(), logits.argmax(-1).tolist() == rest
 
@@ -231,11 +231,11 @@ def test_bad_model_args_are_named(folder, options, message):
 
 @harness
 def test_options_reach_the_route_and_model_args_win_over_flags(folder, routers):
-    args = {"model": str(folder), "routers": str(routers), "control": 0.25, "tilt": 1,
+    args = {"model": str(folder), "routers": str(routers), "control": 0.25, "depth_bias": 1,
             "guard": False, "batch_size": 7}
     lm = DrLLM.create_from_arg_obj(args, {"batch_size": "1", "device": None})
     assert isinstance(lm.route, RouterRoute) and lm.batch_size == 7
-    assert (lm.route.control, lm.route.tilt, lm.route.guard) == (0.25, 1.0, False)
+    assert (lm.route.control, lm.route.depth_bias, lm.route.guard) == (0.25, 1.0, False)
     assert DrLLM(folder, batch_size="auto:4", max_batch_size=3).batch_size == 3
 
 
@@ -376,12 +376,12 @@ def test_arc_is_answered_alike_question_by_question(shared, tmp_path, monkeypatc
     folder = os.environ.get("MODEL", shared / "models/TinyStories-656K")
     number = int(os.environ.get("QUESTIONS", 40))
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    files, right = sorted((shared / "data/arc").glob("ARC-*-Dev.jsonl")), {}
+    files, correct = sorted((shared / "data/arc").glob("ARC-*-Dev.jsonl")), {}
     for score in ("likelihood", "likelihood-per-byte"):
         questions = [q for file in files for q in load_all([file], score=score)[:number]]
         prompts, too_long = prepare(questions, tokenizer, model)
         assert not too_long
-        right[score] = answer(model, tokenizer, prompts, None, 32).right.tolist()
+        correct[score] = answer(model, tokenizer, prompts, None, 32).correct.tolist()
     rows = [{"question": q.question, "choices": q.choices, "gold": "ABCDE".index(q.answer)}
             for q in questions]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -398,6 +398,6 @@ def test_arc_is_answered_alike_question_by_question(shared, tmp_path, monkeypatc
     assert len(found) == len(questions) > 0
     for score, metric in (("likelihood", "acc"), ("likelihood-per-byte", "acc_bytes")):
         theirs = [float(sample[metric]) for sample in found]
-        assert theirs == right[score], score
+        assert theirs == correct[score], score
         print(f"{score}: {len(theirs)} questions, {100 * sum(theirs) / len(theirs):.1f}% right, "
               "the same ones")

@@ -25,36 +25,36 @@ def asks(name, answer="A", choices=("x", "y", "z", "w"), prompt=None, options=()
     return Prompt(Question(name, "t", 0, "?", answer, choices, prompt), (2, 3), options=options)
 
 
-def row(default, right, wrong=(), label=None):
+def row(default, correct, wrong=(), label=None):
     """A labels row; the default path comes first, as in a search."""
-    right, wrong = list(right), list(wrong)
-    (right if default else wrong).insert(0, DEFAULT)
-    return {"default_correct": default, "correct": [(path, 0.5) for path in right], "wrong": wrong,
-            "decisions": label or (right[0] if right else DEFAULT)}
+    correct, wrong = list(correct), list(wrong)
+    (correct if default else wrong).insert(0, DEFAULT)
+    return {"default_correct": default, "correct": [(path, 0.5) for path in correct],
+            "wrong": wrong, "decisions": label or (correct[0] if correct else DEFAULT)}
 
 
 @pytest.fixture
 def lab_of(monkeypatch):
     """Makes a lab whose answers are said by rule(question, path, dtype, batch size)."""
     def make(pairs, rule=lambda *asked: False, inside=(), limit=1000):
-        def judge(model, tokenizer, prompts, paths, batch_size, progress):
+        def grade_paths(model, tokenizer, prompts, paths, batch_size, progress):
             progress(len(prompts))
-            right = [rule(p.question, tuple(path), model, batch_size)
+            correct = [rule(p.question, tuple(path), model, batch_size)
                      for p, path in zip(prompts, paths.tolist())]
-            return torch.tensor(right, dtype=torch.float32), None
+            return torch.tensor(correct, dtype=torch.float32), None
 
-        def along_each(model, tokenizer, prompts, paths, batch_size, progress):
+        def confidence_if_correct(model, tokenizer, prompts, paths, batch_size, progress):
             progress(len(prompts) * len(paths))
             return torch.tensor([[float(rule(p.question, path, model, batch_size))
                                   for path in paths] for p in prompts])
-        monkeypatch.setattr(luck, "judge", judge)
-        monkeypatch.setattr(luck, "along_each", along_each)
+        monkeypatch.setattr(luck, "grade_paths", grade_paths)
+        monkeypatch.setattr(luck, "confidence_if_correct", confidence_if_correct)
         monkeypatch.setattr(luck, "load_model", lambda folder, device, dtype: dtype)
         monkeypatch.setattr(luck, "prepare", lambda questions, tokenizer, model: (
             [Prompt(question, (2, 3)) for question in questions], []))
         args = SimpleNamespace(model="m", device="cpu", limit=limit, seed=0, batch_size=64)
         return SimpleNamespace(model="own", tokenizer=None, args=args, L=4, inside=list(inside),
-                               labelled=[p for p, _ in pairs], label_rows=[r for _, r in pairs])
+                               labelled=[p for p, _ in pairs], records=[r for _, r in pairs])
     return make
 
 
@@ -144,8 +144,8 @@ def test_share_of_right_paths_by_hand(lab_of):
     lab = lab_of([(asks("w1"), row(False, [A], [B, C])), (asks("w2"), row(False, [], [A, B, C])),
                   (asks("r"), row(True, [A, B], [C])),
                   (asks("t", "7", ()), row(False, [A, B], [C]))])
-    _, (right, wrong, written), meaning = luck.share_of_right(lab)
-    assert (right["asked"], right["correct"], right["by luck"]) == (3, 2, 0.25)
+    _, (correct, wrong, written), meaning = luck.share_of_right(lab)
+    assert (correct["asked"], correct["correct"], correct["by luck"]) == (3, 2, 0.25)
     assert (wrong["questions"], wrong["asked"], wrong["correct"]) == (2, 6, 1)
     assert wrong[luck.CI] == pytest.approx([0, 1 / 3]) and wrong["share"] == pytest.approx(1 / 6)
     assert (wrong["by luck"], wrong["corrected"], wrong["luck corrects"]) == (0.25, 1, 1)
@@ -179,8 +179,8 @@ def test_moved_options_by_hand(lab_of):
                   (asks("w2", "B"), row(False, [P])), (asks("no"), row(False, [])),
                   (asks("written", "7", ()), row(False, [P])),
                   (asks("scored", options=((1,), (2,))), row(False, [P]))], rule)
-    _, (right, mended, plain), meaning = luck.options_moved(lab)
-    assert (right["questions"], right["asked"], right["correct"]) == (1, 3, 3)
+    _, (correct, mended, plain), meaning = luck.options_moved(lab)
+    assert (correct["questions"], correct["asked"], correct["correct"]) == (1, 3, 3)
     assert (mended["questions"], mended["asked"], mended["correct"]) == (2, 6, 1)
     assert (plain["asked"], plain["correct"], plain["by luck"]) == (6, 0, 0.25)
     assert "3 of 3 (100.0%) stay correct; of corrected questions 1 of 6 (16.7%). That is" in meaning
@@ -330,7 +330,7 @@ def test_a_path_that_never_was_right_is_found_when_it_is_asked_again(run, tmp_pa
     flipped = lambda: [r["flipped"] for r in luck.asked_again(lab)[1][:4]]
     assert flipped() == [0, 0, 0, 0]
     for default in (True, False):
-        changed = next(r for r in lab.label_rows if r["default_correct"] == default and r["wrong"])
+        changed = next(r for r in lab.records if r["default_correct"] == default and r["wrong"])
         changed["correct"].append((changed["wrong"][0], 0.5))
     assert flipped() == [1, 1, 1, 1]
 

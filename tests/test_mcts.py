@@ -318,7 +318,8 @@ def test_every_child_keeps_its_parents_edits_and_adds_some(num_layers, config, s
 @given(st.integers(3, 9), st.sampled_from((0.0, 1.0)), seeds)
 def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed):
     """Catches one of the two settings used for the other."""
-    config = SearchConfig(8, stacking=0.9 * (1 - default), stacking_blind=0.9 * default)
+    config = SearchConfig(8, extra_edit_prob=0.9 * (1 - default),
+                          extra_edit_prob_before_success=0.9 * default)
     nodes = run_search(num_layers, config, seed, reward_table(seed, 0.0, default)).nodes
     for node in nodes[1:]:
         assert node.decisions in edits(node.parent.decisions)
@@ -326,7 +327,7 @@ def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed
 
 def test_edits_stack_by_chance():
     """The mean number of edits a first child of twelve layers adds is about 1 / (1 - 0.5)."""
-    config = SearchConfig(1, stacking_blind=0.5)
+    config = SearchConfig(1, extra_edit_prob_before_success=0.5)
     edited = [sum(n != EXECUTE for n in run_search(12, config, seed, lambda path: 0.0).asked[1])
               for seed in range(400)]
     assert 1.85 < sum(edited) / 400 < 2.15
@@ -463,8 +464,8 @@ def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, 
     """The longest, the last met, or the one of the highest reward."""
     reward = reward_table(seed, default=1.0)
     result, asked, _ = run_search(num_layers, config, seed, reward)
-    right = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
-    assert result.best == asked[right[0][1]]
+    correct = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
+    assert result.best == asked[correct[0][1]]
 
 
 @given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)

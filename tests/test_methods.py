@@ -14,7 +14,7 @@ from evaluate import Comparison
 from experiments import methods as baselines
 from experiments.methods import (BASELINES, Setting, at_depth, block_influence, block_scores,
                               random_choices, swapped)
-from model_llama import fixed, generate
+from model_llama import FixedRoute, generate
 from storage.files import InputError
 from answers import Prompt, answer
 from questions.loading import Question
@@ -75,7 +75,7 @@ def test_a_baseline_asks_for_what_it_needs_and_for_nothing_else(table, setting, 
     """One that needs nothing is answered without; the others are refused until they have it."""
     needs = BASELINES[name].needs
     if not needs:
-        assert len(add(table, setting, [name], None)[name].right) == len(setting.prompts)
+        assert len(add(table, setting, [name], None)[name].correct) == len(setting.prompts)
         return
     with pytest.raises(InputError, match=f"route {name} .* --calibration FILE"):
         add(table, setting, ["random", name], None)
@@ -87,7 +87,7 @@ def test_a_baseline_asks_for_what_it_needs_and_for_nothing_else(table, setting, 
             add(table, setting, [name], setting.calibration, others)
     found = add(table, setting, [name], setting.calibration,
                 labels if needs == "labels" else others)
-    assert len(found[name].right) == 8 and found[name].name == BASELINES[name].title
+    assert len(found[name].correct) == 8 and found[name].name == BASELINES[name].title
 
 
 @pytest.mark.parametrize("path", [[1, 1], [1, 1, 3], [1, 1, [1]], "111", 7])
@@ -303,14 +303,14 @@ def test_predictor_decides_before_any_layer_ran():
 
 def test_oracle_is_never_worse_than_vanilla(setting):
     paths = BASELINES["cola"].make(setting).routes[0]
-    right, plain = asked(setting, paths).right, asked(setting, None).right
-    assert (right >= plain).all() and right.mean() > plain.mean()
+    correct, plain = asked(setting, paths).correct, asked(setting, None).correct
+    assert (correct >= plain).all() and correct.mean() > plain.mean()
 
 
 # ---- shared cache ----
 
 def shared_or_plain(model, prompts, decisions, shared, tokens=4):
-    return generate(baselines.sharing(model) if shared else model, prompts, fixed(decisions),
+    return generate(baselines.sharing(model) if shared else model, prompts, FixedRoute(decisions),
                     tokens)
 
 
@@ -349,31 +349,31 @@ def test_shared_second_pass_by_definition():
     model, tokens = tiny_model(num_layers=1), torch.randint(2, 38, (1, 5))
     block, span = model.layers[0], model.span(model.empty_cache([5], 5), 0, 5)
     first, hidden = Store(), model.embed_tokens(tokens)
-    twice = block(block(hidden, span, first), span, Give(first.kept))
-    assert torch.equal(baselines.sharing(model)(tokens, fixed([2])), model.head(twice))
+    twice = block(block(hidden, span, first), span, Give(first.cache))
+    assert torch.equal(baselines.sharing(model)(tokens, FixedRoute([2])), model.head(twice))
 
 
 class Store:
     def write(self, keys, values, span):
-        self.kept = keys, values
-        return self.kept
+        self.cache = keys, values
+        return self.cache
 
 
 class Give:
     def __init__(self, kept):
-        self.kept = kept
+        self.cache = kept
 
     def write(self, keys, values, span):
-        return self.kept
+        return self.cache
 
 
 def test_views_share_the_weights_and_leave_the_model_alone():
     model, tokens = tiny_model(), torch.randint(2, 38, (2, 5))
-    before = model(tokens, fixed([2, 1, 1]))
+    before = model(tokens, FixedRoute([2, 1, 1]))
     other, sharing = baselines.view(model, list(model.layers)[:2]), baselines.sharing(model)
     assert len(model.layers) == model.config.num_layers == 3
     assert other.config.num_layers == 2 and other.layers[0] is model.layers[0] is sharing.layers[0]
-    assert torch.equal(model(tokens, fixed([2, 1, 1])), before)
+    assert torch.equal(model(tokens, FixedRoute([2, 1, 1])), before)
 
 
 # ---- trained switches ----
@@ -388,19 +388,19 @@ def test_half_blocks_one_after_the_other_are_the_block():
     tokens = torch.randint(2, 38, (3, 6))
     split = baselines.view(model, halves)
     assert torch.allclose(split(tokens), model(tokens))
-    skipping = split(tokens, fixed([0, 1] * 3))    # attention nowhere: tokens no longer mix
+    skipping = split(tokens, FixedRoute([0, 1] * 3))    # attention nowhere: tokens no longer mix
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] - 1) % 36 + 2
-    assert torch.allclose(skipping[:, 1:], split(changed, fixed([0, 1] * 3))[:, 1:])
+    assert torch.allclose(skipping[:, 1:], split(changed, FixedRoute([0, 1] * 3))[:, 1:])
     assert not torch.allclose(model(tokens)[:, 1:], model(changed)[:, 1:])
-    assert not torch.allclose(skipping, model(tokens, fixed([0] * 3)))    # the MLPs still run
+    assert not torch.allclose(skipping, model(tokens, FixedRoute([0] * 3)))    # the MLPs still run
 
 
 def test_a_second_entry_of_every_block_is_a_repeat():
     model, tokens = tiny_model(), torch.randint(2, 38, (2, 5))
     doubled = baselines.view(model, [block for block in model.layers for _ in range(2)])
-    assert torch.allclose(doubled(tokens, fixed([1, 1, 1, 0, 1, 1])),
-                          model(tokens, fixed([2, 1, 2])))
+    assert torch.allclose(doubled(tokens, FixedRoute([1, 1, 1, 0, 1, 1])),
+                          model(tokens, FixedRoute([2, 1, 2])))
 
 
 def random_switches(number, seed):
@@ -488,7 +488,7 @@ def test_open_switches_change_nothing_and_closed_ones_leave_the_embeddings():
     assert torch.allclose(view(tokens), model(tokens), atol=1e-6)
     assert baselines.token_layers(view, switches, prompts_of(["a"] * 4)).tolist() == [3.0] * 4
     switches.bias.data.fill_(-1.0)
-    assert torch.allclose(view(tokens), model(tokens, fixed([0, 0, 0])), atol=1e-6)
+    assert torch.allclose(view(tokens), model(tokens, FixedRoute([0, 0, 0])), atol=1e-6)
     assert baselines.token_layers(view, switches, prompts_of(["a"] * 4)).tolist() == [0.0] * 4
 
 

@@ -19,8 +19,8 @@ from torch.nn import ModuleList
 
 import model_llama
 from checkpoint.config import Llama3Rope
-from model_llama import (Linear, Llama, Span, decode, fixed, generate, load_model, prefill,
-                         run_blocks)
+from model_llama import (FixedRoute, Linear, Llama, Positions, decode, generate, load_model,
+                         prefill, run_blocks)
 from paths import DECISIONS, Decision, blocks
 from tiny import FAMILIES, WORDS, save_tiny, tiny_model
 
@@ -184,7 +184,7 @@ def test_full_path_equals_plain_decoder(case, original, eps):
 @given(cases(max_rows=1))
 def test_repeat_equals_applying_the_block_twice(case):
     """Catches a second pass that attends to first-pass keys, and layers run out of order."""
-    got = case.model(torch.tensor(case.prompts), fixed(case.paths[0]))[0]
+    got = case.model(torch.tensor(case.prompts), FixedRoute(case.paths[0]))[0]
     close(got, alone(case.model, case.prompts[0], case.paths[0]))
 
 
@@ -195,7 +195,7 @@ def test_empty_path_is_norm_of_embedding(case):
     embedded = model.embed_tokens(tokens)
     scale = (embedded.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
     wanted = embedded / scale * model.norm.weight @ model.lm_head.weight.T
-    close(model(tokens, fixed([0] * model.config.num_layers)), wanted)
+    close(model(tokens, FixedRoute([0] * model.config.num_layers)), wanted)
 
 
 @given(cases(max_rows=1), st.integers(0, 6))
@@ -204,7 +204,7 @@ def test_later_tokens_never_change_earlier_logits(case, kept):
     tokens = torch.tensor(case.prompts)
     changed = tokens.clone()
     changed[:, kept:] = (changed[:, kept:] + 1) % len(WORDS)
-    route = fixed(case.paths[0])
+    route = FixedRoute(case.paths[0])
     close(case.model(changed, route)[:, :kept], case.model(tokens, route)[:, :kept])
 
 
@@ -220,7 +220,7 @@ def padded(prompts):
 def test_padding_is_never_seen(case):
     """Catches padding that enters attention, and logits read at T - 1 instead of length - 1."""
     tokens, lengths = padded(case.prompts)
-    logits = case.model(tokens, fixed(case.paths), lengths)
+    logits = case.model(tokens, FixedRoute(case.paths), lengths)
     for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
         close(logits[row, :lengths[row]], alone(case.model, prompt, path))
 
@@ -234,7 +234,7 @@ def test_cached_decode_equals_recompute_for_any_path_and_any_split(case, chunks,
                                 for row in range(len(case.prompts))]
     tokens, lengths = padded(case.prompts)
     capacity = max(tokens.shape[1], max(lengths) + sum(chunks)) + spare
-    _, cache = prefill(model, tokens, fixed(case.paths), lengths, capacity)
+    _, cache = prefill(model, tokens, FixedRoute(case.paths), lengths, capacity)
     pieces = [decode(model, chunk, cache) for chunk in torch.tensor(later).split(chunks, dim=1)]
     logits = model.head(torch.cat(pieces, dim=1))
     assert cache.lengths == [length + sum(chunks) for length in lengths]
@@ -256,8 +256,9 @@ def test_batch_rows_are_independent(case, new, picks, trained):
     """Catches row 0's decision used for all, cache rows mixed up, finished rows still counted."""
     model, prompts = case.model, case.prompts
     stop_ids = stops_from(generate(model, prompts, max_new_tokens=new).tokens, picks)
-    routes = [by_state if trained else fixed(path) for path in case.paths]
-    together = generate(model, prompts, by_state if trained else fixed(case.paths), new, stop_ids)
+    routes = [by_state if trained else FixedRoute(path) for path in case.paths]
+    of_all = by_state if trained else FixedRoute(case.paths)
+    together = generate(model, prompts, of_all, new, stop_ids)
     for row, route in enumerate(routes):
         single = generate(model, prompts[row:row + 1], route, new, stop_ids)
         assert together.tokens[row] == single.tokens[0]
@@ -277,7 +278,7 @@ def test_generate_equals_greedy_recompute(case, new, picks):
     model = case.model
     free = [greedy(model, prompt, path, new)[0] for prompt, path in zip(case.prompts, case.paths)]
     stop_ids = stops_from(free, picks)
-    got = generate(model, case.prompts, fixed(case.paths), new, stop_ids)
+    got = generate(model, case.prompts, FixedRoute(case.paths), new, stop_ids)
     for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
         tokens, passes, logprob = greedy(model, prompt, path, new, stop_ids)
         assert got.tokens[row] == tokens
@@ -298,10 +299,10 @@ def test_layers_executed_counts_every_pass(case, new, picks):
         block.register_forward_pre_hook(lambda _, inputs: entered.append(len(inputs[0])))
     for row, path in enumerate(case.paths):
         entered.clear()
-        got = generate(model, case.prompts[row:row + 1], fixed(path), new, stop_ids)
+        got = generate(model, case.prompts[row:row + 1], FixedRoute(path), new, stop_ids)
         assert got.layers_executed.item() == sum(entered) == blocks(path) * got.passes.item()
     entered.clear()
-    prefill(model, *padded(case.prompts)[:1], fixed(case.paths))
+    prefill(model, *padded(case.prompts)[:1], FixedRoute(case.paths))
     assert sum(entered) == sum(map(sum, case.paths))
 
 
@@ -315,7 +316,7 @@ def test_rows_that_have_ended_run_on_ignored_until_the_last_has(monkeypatch):
     alone_tokens = [greedy(model, p, path, 12)[0] for p, path in zip(prompts, paths)]
     stop_ids = {alone_tokens[row][last] for row, last in enumerate((2, 0, 1, 5))}
     wanted = [greedy(model, p, path, 12, stop_ids)[:2] for p, path in zip(prompts, paths)]
-    got = generate(model, prompts, fixed(paths), 12, stop_ids)
+    got = generate(model, prompts, FixedRoute(paths), 12, stop_ids)
     assert list(zip(got.tokens, got.passes.tolist())) == wanted
     assert len(steps) == max(passes for _, passes in wanted) - 1 < 11
     assert len({passes for _, passes in wanted}) > 2, "the rows no longer end one by one"
@@ -344,7 +345,7 @@ def test_half_precision_follows_every_path():
     half = tiny_model(0, "qwen3", torch.bfloat16)
     prompts = [words(6, 1), words(3, 2)]
     tokens, lengths = padded(prompts)
-    _, cache = prefill(half, tokens, fixed(paths), lengths, capacity=9)
+    _, cache = prefill(half, tokens, FixedRoute(paths), lengths, capacity=9)
     logits = half.head(decode(half, torch.tensor([[7], [8]]), cache))[:, 0]
     for row, (prompt, path) in enumerate(zip(prompts, paths)):
         wanted = alone(model, prompt + [7 + row], path)[-1]
@@ -412,8 +413,8 @@ def test_options_that_share_a_prompt_in_one_row_do_not_see_each_other(case):
         mask[row, second, len(prompt):second.start] = False
     cache = model.empty_cache(lengths, T)
     cos, sin = (table[positions][:, None] for table in cache.angles)
-    span = Span(0, cos, sin, mask[:, None])
-    hidden = run_blocks(model, model.embed_tokens(tokens), span, cache, fixed(case.paths))
+    span = Positions(0, cos, sin, mask[:, None])
+    hidden = run_blocks(model, model.embed_tokens(tokens), span, cache, FixedRoute(case.paths))
     for row, (prompt, one, other) in enumerate(rows):
         logits, n = model.head(hidden[row]), len(prompt)
         close(logits[:n + len(one)], alone(model, prompt + one, case.paths[row]))
@@ -437,9 +438,9 @@ def test_cache_holds_nothing_for_skipped_layers(case, spare):
     """Catches slots allocated for every layer, or for every row of the batch."""
     tokens, lengths = padded(case.prompts)
     capacity = tokens.shape[1] + spare
-    _, cache = prefill(case.model, tokens, fixed(case.paths), lengths, capacity)
+    _, cache = prefill(case.model, tokens, FixedRoute(case.paths), lengths, capacity)
     assert bytes_in(cache) == bytes_of(case, case.paths, capacity)
-    assert bytes_in(prefill(case.model, tokens, fixed(case.paths), lengths)[1]) == 0
+    assert bytes_in(prefill(case.model, tokens, FixedRoute(case.paths), lengths)[1]) == 0
 
 
 class KVCacheMachine(RuleBasedStateMachine):
@@ -454,7 +455,8 @@ class KVCacheMachine(RuleBasedStateMachine):
     def start(self, case):
         self.case, self.rows, self.paths = case, [list(p) for p in case.prompts], list(case.paths)
         tokens, lengths = padded(case.prompts)
-        hidden, self.cache = prefill(case.model, tokens, fixed(case.paths), lengths, self.CAPACITY)
+        hidden, self.cache = prefill(case.model, tokens, FixedRoute(case.paths), lengths,
+                                     self.CAPACITY)
         self.last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
 
     @rule(count=st.integers(1, 3), seed=st.integers(0, 10**6))
@@ -488,7 +490,7 @@ TestKVCache.settings = settings(stateful_step_count=KVCacheMachine.STEPS)
 def test_a_path_that_does_not_fit_is_refused(decisions, numbers):
     """Catches a short path that silently runs fewer layers, and decisions that nothing defines."""
     with pytest.raises(ValueError) as error:
-        tiny_model()(torch.tensor([[1, 2]]), fixed(decisions))
+        tiny_model()(torch.tensor([[1, 2]]), FixedRoute(decisions))
     assert all(number in str(error.value) for number in numbers)
 
 
@@ -500,7 +502,7 @@ def test_a_decision_means_what_the_table_says_and_no_other_is_run(monkeypatch):
     once_more = Decision("execute otherwise", passes=1, edit=False, mark="?")
     monkeypatch.setattr(model_llama, "DECISIONS", (*DECISIONS, once_more))
     monkeypatch.setattr(model_llama, "PASSES", torch.tensor([0, 1, 2, 1]))
-    close(model(tokens, fixed((3, 3, 3))), model(tokens))
+    close(model(tokens, FixedRoute((3, 3, 3))), model(tokens))
 
 
 @pytest.mark.parametrize("lengths", [[0, 2], [2, 4], [-1, 3]])
@@ -580,8 +582,8 @@ def test_logits_and_tokens_match_transformers_on_every_path(golden):
     """Catches a misreading that this file's own textbook decoder shares."""
     model, gold = golden
     for path, logits, generated in zip(gold["paths"], gold["logits"], gold["generated"]):
-        near(model(torch.tensor(gold["tokens"]), fixed(path))[:, 35:37], logits)
-        assert generate(model, gold["tokens"], fixed(path), 20).tokens == generated
+        near(model(torch.tensor(gold["tokens"]), FixedRoute(path))[:, 35:37], logits)
+        assert generate(model, gold["tokens"], FixedRoute(path), 20).tokens == generated
     assert gold["paths"][0] == [1] * model.config.num_layers
     assert generate(model, gold["tokens"], None, 20).tokens == gold["generated"][0]
 
@@ -591,7 +593,7 @@ def test_a_ragged_batch_of_all_paths_matches_transformers(golden):
     model, gold = golden
     rows = [(p, r) for p in range(len(gold["paths"])) for r in range(3)]
     prompts = [gold["tokens"][r][:37 - (p + r) % 2] for p, r in rows]
-    route, (tokens, lengths) = fixed([gold["paths"][p] for p, _ in rows]), padded(prompts)
+    route, (tokens, lengths) = FixedRoute([gold["paths"][p] for p, _ in rows]), padded(prompts)
     logits = model(tokens, route, lengths)
     generated = generate(model, prompts, route, 20).tokens
     for row, (p, r) in enumerate(rows):

@@ -16,7 +16,7 @@ from choose import upper_hull
 from drllm import pool_windows
 from experiments import tables, paper, pictures
 from experiments.lab import FinishedRun, Lab, same_of_each_task
-from model_llama import fixed, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from storage.files import InputError
 from answers import Prompt
 from questions.loading import Question
@@ -33,7 +33,7 @@ def questions_of(folder, number):
         task = list(PATH_OF)[n % 4]
         words = string.digits if PATH_OF[task] == (1, 1, 2) else string.ascii_lowercase
         prompt = " ".join(rng.choice(words) for _ in range(rng.randint(3, 14)))
-        made = generate(model, [tokenizer.encode(prompt)], fixed(PATH_OF[task]), 2,
+        made = generate(model, [tokenizer.encode(prompt)], FixedRoute(PATH_OF[task]), 2,
                         tokenizer.stop_ids)
         yield {"id": f"own-{n}", "task": task, "level": 0, "prompt": prompt,
                "answer": tokenizer.decode(made.tokens[0]) or "zz", "max_new_tokens": 2}
@@ -174,8 +174,8 @@ def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
 def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):
     """The control must not be weaker than it could be: best per length, on label questions."""
     lab = lab_of(run, "frontier")
-    paths, right = lab.menu
-    tried = list(zip(right.float().mean(0).tolist(), map(tuple, paths)))
+    paths, correct = lab.candidate_paths
+    tried = list(zip(correct.float().mean(0).tolist(), map(tuple, paths)))
     assert set(lab.static_paths) >= {sum(path) for _, path in tried if 3 <= sum(path) <= 4}
     for length, (share, path) in lab.static_paths.items():
         assert sum(path) == length and set(path) <= {0, 1, 2}
@@ -231,7 +231,7 @@ def test_seeds_that_the_run_lacks_are_trained_beside_its_own(run, tmp_path):
 def test_other_labels_settings_or_numbers_are_another_table(run):
     lab = lab_of(run, "table3")
     key = lab.key
-    lab.label_rows = lab.label_rows[::-1]
+    lab.records = lab.records[::-1]
     assert lab.key != key
     other = Lab(paper.parse_args([*command(run, "table3"), "--dtype", "bfloat16"]))
     assert other.key != key
@@ -266,14 +266,14 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, cho
     for name in ("consensus", "confident", "shortest"):
         assert here.labels(name) == other.labels(name)
     assert here.labels("safe") in (here.labels("consensus"), [(1, 1, 1)] * 32)
-    assert here.statics == other.statics
+    assert here.fixed_paths == other.fixed_paths
     paper.main(["figure9", *line])    # the paper's own figures are to be had of it
 
 
 # ---- parts ----
 
 def test_search_statistics_by_hand():
-    row = lambda right, length, correct: {"default_correct": right, "decisions": [1] * 4,
+    row = lambda default, length, correct: {"default_correct": default, "decisions": [1] * 4,
                                           "length": length, "correct": correct}
     found = tables.search_statistics("x", [row(True, 2, [1, 2]), row(True, 4, [1]),
                                                 row(False, 5, [1]), row(False, 4, [])])

@@ -19,7 +19,7 @@ from choose import confident, consensus, neighbours
 from drllm import Routers, nearest_distance
 from evaluate import shuffled
 from mcts import SearchConfig, backpropagate, score, search, select
-from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
+from model_llama import KVCache, RMSNorm, Slot, attention, FixedRoute, rotate, run_blocks
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 5)
@@ -230,7 +230,7 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
     """Catches both passes sharing a slot, and a decode that forgets what the prompt decided."""
     B, L = decisions.shape
     model, cache, start = fake_model(L), KVCache([3] * B, L), randn(seed, B, 3, 2)
-    first = run_blocks(model, start, CountedSpan(B), cache, fixed(decisions))
+    first = run_blocks(model, start, CountedSpan(B), cache, FixedRoute(decisions))
     passes = [list(block.passes) for block in model.layers]
     close(run_blocks(model, start, CountedSpan(B), cache), first)
     for block, before in zip(model.layers, passes):
@@ -417,8 +417,8 @@ def test_search_asks_the_default_then_one_new_path_per_simulation(layers, n, dra
     assert asked[0] == (1,) * layers and len(set(asked)) == len(asked)
     assert credited == [(path, reward(path)) for path in asked]
     assert list(result.rewards.items()) == credited and result.default_reward == reward(asked[0])
-    repaired = stops and not reward(asked[0]) and reward(asked[-1]) > 0
-    assert repaired or len(asked) == min(n + 1, 3 ** layers)
+    corrected = stops and not reward(asked[0]) and reward(asked[-1]) > 0
+    assert corrected or len(asked) == min(n + 1, 3 ** layers)
 
 
 @pytest.mark.task("2.6")
@@ -427,23 +427,24 @@ def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layer
     """Catches a right default that ends the search, and a search that goes on after a repair."""
     reward = reward_of(drawn)
     result, asked, _ = walk(layers, SearchConfig(n), reward, one_change)
-    right = [path for path in asked if reward(path) > 0]
+    correct = [path for path in asked if reward(path) > 0]
     if reward(asked[0]):
         assert len(asked) == min(n + 1, 3 ** layers)
-        assert result.best == min(right, key=sum)
+        assert result.best == min(correct, key=sum)
     else:
-        assert right in ([], asked[-1:]) and result.best == (right[0] if right else None)
+        assert correct in ([], asked[-1:]) and result.best == (correct[0] if correct else None)
 
 
 # ---- labels ----
 
 @pytest.mark.task("3.2")
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
-def test_confident_label_is_worth_most(met, price):
+def test_confident_label_is_worth_most(met, cost_per_layer):
     """Catches a price with the wrong sign, a shortest path, a question that is left out."""
     correct = [((1,) * length, sure) for length, sure in met]
-    [label] = confident([{"correct": correct}], price)
-    worth = {path: sure - price * len(path) for path, sure in sorted(correct, key=lambda m: m[1])}
+    [label] = confident([{"correct": correct}], cost_per_layer)
+    worth = {path: sure - cost_per_layer * len(path)
+             for path, sure in sorted(correct, key=lambda m: m[1])}
     assert (label is None) == (not correct)
     assert not correct or worth[label] == max(worth.values())
 
@@ -452,24 +453,24 @@ def test_confident_label_is_worth_most(met, price):
 @given(st.integers(2, 7), st.integers(1, 4), st.integers(1, 9), seeds)
 def test_neighbours_equal_a_loop(N, K, number, seed):
     """Catches a share over all questions, and more neighbours than there are."""
-    space, right = randn(seed, N, 3), randn(seed + 1, N, K) > 0
-    shares = neighbours(space, right, number)
+    space, correct = randn(seed, N, 3), randn(seed + 1, N, K) > 0
+    shares = neighbours(space, correct, number)
     for n in range(N):
         others = sorted((m for m in range(N) if m != n),
                         key=lambda m: (space[n] - space[m]).norm().item())[:number]
-        close(shares[n], right[others].double().mean(0), 1e-6)
+        close(shares[n], correct[others].double().mean(0), 1e-6)
 
 
 @pytest.mark.task("3.4")
 @given(st.integers(1, 6), st.integers(1, 5), st.floats(0, 0.2), seeds)
-def test_consensus_label_is_right_and_worth_most(N, K, price, seed):
+def test_consensus_label_is_right_and_worth_most(N, K, cost_per_layer, seed):
     """Catches a label that answers the neighbours but not the question, and length for free."""
     rng = random.Random(seed)
     paths = [tuple(rng.randrange(3) for _ in range(4)) for _ in range(K)]
-    right, share = randn(seed, N, K) > 0, randn(seed + 1, N, K).sigmoid()
-    for n, label in enumerate(consensus(right, share, paths, price)):
-        worth = [(share[n, k].item() - price * sum(paths[k]), paths[k])
-                 for k in range(K) if right[n, k]]
+    correct, share = randn(seed, N, K) > 0, randn(seed + 1, N, K).sigmoid()
+    for n, label in enumerate(consensus(correct, share, paths, cost_per_layer)):
+        worth = [(share[n, k].item() - cost_per_layer * sum(paths[k]), paths[k])
+                 for k in range(K) if correct[n, k]]
         assert (label is None) == (not worth)
         assert not worth or max(w for w, path in worth if path == label) == pytest.approx(
             max(worth)[0], abs=1e-6)
@@ -542,14 +543,14 @@ def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
     for layer, limit in enumerate((1.2, 1.8)):
         states = torch.stack([row[:n].mean(0) for row, n in zip(pooled, used)]) @ projection
         third = [sorted((state - p).norm().item() for p in points[layer])[2] for state in states]
-        found = routers.is_strange(layer, pooled, counts)
+        found = routers.is_ood(layer, pooled, counts)
         assert found.tolist() == [distance > limit for distance in third]
 
 
 @pytest.mark.task("4.6")
 def test_without_a_guard_nothing_is_strange():
     """Catches the paper's routers, which have no guard, failing at their first prompt."""
-    found = Routers(2, 5).is_strange(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
+    found = Routers(2, 5).is_ood(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
     assert found.dtype == torch.bool and not found.any() and found.shape == (3,)
 
 

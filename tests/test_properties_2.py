@@ -45,14 +45,14 @@ def test_a_right_question_asks_new_legal_paths_wide_and_deep(num_layers, simulat
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), st.integers(1, 20),
        st.integers(1, 20), st.integers(0, 20))
-def test_paths_edits_and_scores_follow_their_definitions(path, visits, more, right):
+def test_paths_edits_and_scores_follow_their_definitions(path, visits, more, correct):
     """An edit changes one layer; no layer runs three times; a score is the paper's Eq. 2."""
     for edit in edits(path):
         assert sum(a != b for a, b in zip(edit, path)) == 1
     with pytest.raises(ValueError):
         decisions_of((0,) * 3, len(path))
-    child = SimpleNamespace(decisions=path, visits=visits, total_reward=right,
+    child = SimpleNamespace(decisions=path, visits=visits, total_reward=correct,
                             parent=SimpleNamespace(visits=visits + more))
-    wanted = (right / visits + 1.8 * math.sqrt(math.log(visits + more) / visits)
+    wanted = (correct / visits + 1.8 * math.sqrt(math.log(visits + more) / visits)
               - 3 * sum(path) / len(path))
     assert score(child, SearchConfig()) == pytest.approx(wanted)

@@ -26,15 +26,16 @@ def test_an_answer_is_found_where_it_stands_and_nowhere_else(letter, word, numbe
 
 
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 99), st.floats(0.001, 0.1))
-def test_a_label_is_right_and_owes_nothing_to_the_question_alone(N, K, seed, price):
+def test_a_label_is_right_and_owes_nothing_to_the_question_alone(N, K, seed, cost_per_layer):
     """Its own answer is no vote; the label answers its question; of equally sure paths the
     shorter one wins."""
     rng = torch.Generator().manual_seed(seed)
-    space, right = torch.randn(N, 2, generator=rng), torch.rand(N, K, generator=rng) < 0.5
-    turned = right.clone()
+    space, correct = torch.randn(N, 2, generator=rng), torch.rand(N, K, generator=rng) < 0.5
+    turned = correct.clone()
     turned[0] = ~turned[0]
-    assert torch.equal(neighbours(space, right)[0], neighbours(space, turned)[0])
+    assert torch.equal(neighbours(space, correct)[0], neighbours(space, turned)[0])
     paths = [(1,) * (k + 1) for k in range(K)]
-    for label, row in zip(consensus(right, neighbours(space, right), paths, price), right.tolist()):
+    labels = consensus(correct, neighbours(space, correct), paths, cost_per_layer)
+    for label, row in zip(labels, correct.tolist()):
         assert row[paths.index(label)] if label else not any(row)
-    assert confident([{"correct": [((2, 2), 0.5), ((1, 1), 0.5)]}], price) == [(1, 1)]
+    assert confident([{"correct": [((2, 2), 0.5), ((1, 1), 0.5)]}], cost_per_layer) == [(1, 1)]

@@ -28,7 +28,7 @@ def test_a_prompt_is_pooled_judged_and_guarded_as_if_it_were_alone(lengths, seed
         norms.append(windows.mean(0).norm().item())
     for limit, strange in ((0.9 * min(norms), True), (1.1 * max(norms), False)):
         routers.set_guard(torch.eye(6), torch.zeros(1, 3, 6), torch.tensor([limit]))
-        assert (routers.is_strange(0, pooled, counts) == strange).all()
+        assert (routers.is_ood(0, pooled, counts) == strange).all()
 
 
 @given(st.lists(st.integers(1, 5000), min_size=3, max_size=3), numbers, st.floats(0.1, 4))

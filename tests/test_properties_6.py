@@ -5,19 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from course.luck import lucky_repairs
+from course.luck import lucky_corrections
 from evaluate import Outcome, interval, shuffled, summarise
-from experiments.statistics import static_at
+from experiments.statistics import fixed_paths_at
 from answers import Answers
 
 pytestmark = pytest.mark.task("6.4")
 
 
-def outcome(right):
+def outcome(correct):
     """Rewards (N,) as the outcome of a route that executes each of two layers."""
-    N = len(right)
+    N = len(correct)
     twos, once = torch.full((N,), 2), torch.ones(N, 2).long()
-    return Outcome("x", [Answers(right, torch.ones(N), once, twos, twos, [""] * N)])
+    return Outcome("x", [Answers(correct, torch.ones(N), once, twos, twos, [""] * N)])
 
 
 @given(st.integers(0, 999), st.integers(100, 400))
@@ -37,9 +37,10 @@ def test_an_interval_is_the_error_of_a_mean_of_paired_differences(seed, n):
 def test_controls_keep_the_depth_and_luck_repairs_no_question_twice(layers, rows, num_layers, seed):
     """A mix of static paths has the depth asked for, as far as there are such paths; shuffling
     moves a row's decisions within the row; N coins have a deviation of sqrt(N) / 2 at most."""
-    statics = [(length, torch.tensor([float(length)])) for length in (7, 9, 13)]
-    assert static_at(layers, statics).item() == pytest.approx(min(max(layers, 7), 13), abs=1e-5)
+    fixed_paths = [(length, torch.tensor([float(length)])) for length in (7, 9, 13)]
+    nearest = min(max(layers, 7), 13)
+    assert fixed_paths_at(layers, fixed_paths).item() == pytest.approx(nearest, abs=1e-5)
     decisions = torch.randint(3, (rows, num_layers), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(shuffled(decisions, seed).sort(1).values, decisions.sort(1).values)
-    expected, deviation = lucky_repairs([0.3] * rows, [num_layers] * rows)
+    expected, deviation = lucky_corrections([0.3] * rows, [num_layers] * rows)
     assert expected <= rows and deviation <= rows ** 0.5 / 2 + 1e-9

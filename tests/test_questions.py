@@ -493,18 +493,18 @@ def test_boxes_with_other_text_between_them_are_different_answers(text):
 
 # ---- reward ----
 
-@pytest.mark.parametrize("gold, right, wrong", [
+@pytest.mark.parametrize("gold, correct, wrong", [
     ("5", ["5", " 5 ", "5.0", "10/2", "\\frac{10}{2}"], ["6", "-5", "", "55", "5 apples or 6"]),
     ("\\frac{1}{2}", ["\\frac12", "0.5", "1/2", "\\dfrac{1}{2}"], ["2", "\\frac21", "12"]),
     ("72", ["72", "72.00", "\\$72", "72\\text{ dollars}"], ["7", "2", "27"]),
     ("1234", ["1,234", "1234", "1{,}234"], ["1.234", "1", "234"]),
     ("x^2 + 1", ["1 + x^2", "x^{2}+1"], ["x^2", "(x+1)^2"]),
 ])
-def test_right_spellings_score_one_and_wrong_ones_zero(gold, right, wrong):
+def test_right_spellings_score_one_and_wrong_ones_zero(gold, correct, wrong):
     """Catches a grade by text only, and one that accepts anything with the right digits."""
     question = Question("q", "math", 0, "q", gold)
     opened = Question("q", "math", 0, "", gold, prompt="q \\boxed{")
-    for text, reward in [*((r, 1.0) for r in right), *((w, 0.0) for w in wrong)]:
+    for text, reward in [*((r, 1.0) for r in correct), *((w, 0.0) for w in wrong)]:
         assert grade(f"\\boxed{{{text}}}", question) == reward, text
         assert grade(text + "}", question) == grade(text + "}", opened) == reward, text
 

@@ -215,8 +215,8 @@ def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch
 
 def paper_label(row):
     """Of a labels row: the shortest right path, the first of equals; a wrong default's first."""
-    right = [tuple(path) for path, _ in row["correct"]]
-    return min(right, key=sum) if row["default_correct"] else right[0]
+    correct = [tuple(path) for path, _ in row["correct"]]
+    return min(correct, key=sum) if row["default_correct"] else correct[0]
 
 
 def surest_label(row):

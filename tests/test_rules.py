@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from answers import judge
+from answers import grade_paths
 from conftest import own_answers
 from experiments import rules
 from experiments.rules import ask_batch, labels_of_nearest, lower_bounds, single_edit_paths
@@ -19,7 +19,7 @@ def test_edits_are_asked_as_paths_are_whatever_they_share(tiny_questions):
     correct, logprobs = ask_batch(model, prompts, paths)
     assert correct.shape == logprobs.shape == (len(prompts), 7)
     for k, path in enumerate(paths):
-        judged, _ = judge(model, tokenizer, prompts, torch.tensor([path] * len(prompts)))
+        judged, _ = grade_paths(model, tokenizer, prompts, torch.tensor([path] * len(prompts)))
         assert torch.equal(correct[:, k], judged)
         _, alone = ask_batch(model, prompts, [path])
         torch.testing.assert_close(logprobs[:, k], alone[:, 0])
@@ -75,7 +75,7 @@ def test_the_command_labels_trains_and_evaluates_and_goes_on(tmp_path, capsys, m
     assert "40 training questions, " in printed
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["routes"]["dr.llm"]["n"] == 40 and len(metrics["seeds"]) == 2
-    assert {"vanilla", "dr.llm", "static below", "shuffled"} <= metrics["routes"].keys()
+    assert {"vanilla", "dr.llm", "fixed below", "shuffled"} <= metrics["routes"].keys()
     monkeypatch.setattr(rules, "ask_batch", None)  # all of it is kept
     rules.main(command)
     assert capsys.readouterr().out == printed

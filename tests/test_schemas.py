@@ -42,49 +42,49 @@ def gold(question):
 
 # ---- each schema: a question, its options and which is right, as a row of its file ----
 
-def ai2(question, options, right, **more):
+def ai2(question, options, correct, **more):
     choices = [{"text": text, "label": LETTERS[n]} for n, text in enumerate(options)]
     return {"id": "x", "question": {"stem": question, "choices": choices, **more},
-            "answerKey": LETTERS[right]}
+            "answerKey": LETTERS[correct]}
 
 
-def hugging_face(question, options, right, name="question", labels=LETTERS, **more):
+def hugging_face(question, options, correct, name="question", labels=LETTERS, **more):
     choices = {"text": options, "label": list(labels[:len(options)])}
-    return {"id": "x", name: question, "choices": choices, "answerKey": labels[right], **more}
+    return {"id": "x", name: question, "choices": choices, "answerKey": labels[correct], **more}
 
 
-def agieval(question, options, right, passage="A passage."):
-    return {"passage": passage, "question": question, "label": LETTERS[right], "answer": None,
+def agieval(question, options, correct, passage="A passage."):
+    return {"passage": passage, "question": question, "label": LETTERS[correct], "answer": None,
             "options": [f"({LETTERS[n]}){text}" for n, text in enumerate(options)],
             "other": {"source": "a paper"}}
 
 
-def truthfulqa(question, options, right):
-    wrong = [text for text in options if text != options[right]]
+def truthfulqa(question, options, correct):
+    wrong = [text for text in options if text != options[correct]]
     return {"Type": "Adversarial", "Category": "Myths", "Question": question,
-            "Best Answer": options[right], "Correct Answers": f"{options[right]}; So it is",
+            "Best Answer": options[correct], "Correct Answers": f"{options[correct]}; So it is",
             "Incorrect Answers": "; ".join(wrong), "Source": "https://example.org"}
 
 
-def truthfulqa_mc1(question, options, right):
-    labels = [int(n == right) for n in range(len(options))]
+def truthfulqa_mc1(question, options, correct):
+    labels = [int(n == correct) for n in range(len(options))]
     return {"question": question, "mc1_targets": {"choices": options, "labels": labels},
             "mc2_targets": {"choices": options, "labels": [1] * len(options)}}
 
 
-def gpqa(question, options, right):
-    wrong = [text for n, text in enumerate(options) if n != right]
+def gpqa(question, options, correct):
+    wrong = [text for n, text in enumerate(options) if n != correct]
     return {"Pre-Revision Question": "Older?", "Pre-Revision Correct Answer": "7",
             "Pre-Revision Incorrect Answer 1": "8", "Question": question,
-            "Correct Answer": options[right],
+            "Correct Answer": options[correct],
             **{f"Incorrect Answer {n}": text + "\n" for n, text in enumerate(wrong, 1)},
             "Explanation": "So.", "Extra Revised Correct Answer": "9", "Record ID": "rec1",
             "Validator Answered Correctly_EV_1": "1", "High-level domain": "Physics"}
 
 
-def winogrande(question, options, right):
+def winogrande(question, options, correct):
     return {"qID": "3X-1", "sentence": f"{question} so _ left early.", "option1": options[0],
-            "option2": options[1], "answer": str(right + 1)}
+            "option2": options[1], "answer": str(correct + 1)}
 
 
 SCHEMAS = {  # name: (task, counts of options, function of question, options, right one)
@@ -141,17 +141,17 @@ def cases(draw):
     name = draw(st.sampled_from(list(SCHEMAS)))
     task, (least, most), make = SCHEMAS[name]
     options = draw(st.lists(TEXTS, min_size=least, max_size=most, unique=True))
-    right, question = draw(st.integers(0, len(options) - 1)), draw(TEXTS)
-    return name, task, make(question, options, right), question, options, options[right]
+    correct, question = draw(st.integers(0, len(options) - 1)), draw(TEXTS)
+    return name, task, make(question, options, correct), question, options, options[correct]
 
 
 @given(cases())
 def test_options_and_the_right_one_survive_reading(case):
     """Catches, in any schema, a lost or altered option, a key that counts from the wrong number, a
     letter that is not the one of the option's place, and a question without its passage."""
-    name, task, row, question, options, right = case
+    name, task, row, question, options, correct = case
     found = read_row(json.loads(json.dumps(row)))
-    assert found.task == task and gold(found) == right
+    assert found.task == task and gold(found) == correct
     assert question in found.question and question.strip()
     if name in MIXED:
         assert sorted(found.choices) == sorted(options)
@@ -373,9 +373,9 @@ def test_own_optional_fields_count_in_any_schema():
        TEXTS, st.permutations(range(3)))
 def test_mixed_options_depend_on_the_content_only(options, question, order):
     """Catches an order that depends on the file's: then the right option's place gives it away."""
-    right, wrong = options[0], options[1:]
-    rows = [gpqa(question, [right, *wrong], 0), truthfulqa(question, [*wrong, right], 3),
-            gpqa(question, [right, *(wrong[n] for n in order)], 0)]
+    correct, wrong = options[0], options[1:]
+    rows = [gpqa(question, [correct, *wrong], 0), truthfulqa(question, [*wrong, correct], 3),
+            gpqa(question, [correct, *(wrong[n] for n in order)], 0)]
     assert len({(found.choices, found.answer) for found in map(read_row, rows)}) == 1
 
 
@@ -391,16 +391,16 @@ def test_mixed_options_are_the_same_everywhere_and_no_letter_is_preferred():
 
 @given(st.lists(st.sampled_from(["Ann", "Bob", "Anna", "the cat", "a dog"]), min_size=2, max_size=2,
                 unique=True), st.integers(0, 1), st.sampled_from(["", "It rained and "]))
-def test_winogrande_reads_the_same_in_both_forms(names, right, before):
+def test_winogrande_reads_the_same_in_both_forms(names, correct, before):
     """Catches a gap filled with the wrong name, an answer that counts from 0, a lost space."""
     native = read_row({"sentence": f"{before}_ was late again.", "option1": names[0],
-                       "option2": names[1], "answer": str(right + 1)})
+                       "option2": names[1], "answer": str(correct + 1)})
     contexts = [before + name for name in names]
     prepared = read_row({"context_options": contexts, "continuation": "was late again.",
-                         "gold": right})
+                         "gold": correct})
     assert native.choices == prepared.choices == tuple(contexts)
     assert native.continuation == prepared.continuation == " was late again."
-    assert native.answer == prepared.answer == "AB"[right]
+    assert native.answer == prepared.answer == "AB"[correct]
     if names[0].split()[0] != names[1].split()[0]:
         assert native.question == prepared.question
 

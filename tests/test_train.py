@@ -16,7 +16,7 @@ from questions.loading import load_questions, split
 from choose import CHOICES, Choice
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
-from model_llama import fixed, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from storage.files import InputError, locked, write_json
 from answers import Prompt
 from questions.loading import Question
@@ -114,9 +114,9 @@ def test_routers_answer_alike_before_and_after_they_are_loaded(tmp_path):
     config = train.TrainConfig(epochs=2, width=4, windows=2)
     some = list(train.train_routers(model, prompts, gaps, config, [3, 5]))
     alone = list(train.train_routers(model, prompts[1::2], labels[1::2], config, [3, 5]))
-    assert [routers.notes["seed"] for routers in some] == [3, 5]
+    assert [routers.metadata["seed"] for routers in some] == [3, 5]
     for routers, same in zip(some, alone):
-        routers.notes["model"] = model.fingerprint()
+        routers.metadata["model"] = model.fingerprint()
         routers.save(tmp_path / "routers.safetensors")
         loaded = Routers.load(tmp_path / "routers.safetensors", model)
         for name, tensor in routers.state_dict().items():
@@ -196,7 +196,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     assert {"routes", "tasks", "seeds"} <= metrics.keys() and len(metrics["seeds"]) == 2
     for route in ("vanilla", "dr.llm", "dr.llm shortest", "shuffled"):
         assert {"accuracy", "layers", "n", "interval"} <= metrics["routes"][route].keys()
-    assert metrics["routes"]["vanilla"]["layers"] == 3.0 and metrics["static"]
+    assert metrics["routes"]["vanilla"]["layers"] == 3.0 and metrics["fixed"]
     config = json.loads((folder / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
@@ -204,11 +204,11 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
 
     model = load_model(folder / "model")
     routers = Routers.load(folder / "out" / "routers.safetensors", model)
-    assert routers.notes["choice"] == "safe" and routers.notes["tasks"] == ["own"]
-    assert routers.notes["seed"] == 0
-    assert routers.notes["score"] is None  # there is no multiple choice among them
-    to_label, _ = split(load_questions(folder / "q.jsonl"))
-    assert routers.notes["questions"] == sorted(q.wording for q in to_label)
+    assert routers.metadata["choice"] == "safe" and routers.metadata["tasks"] == ["own"]
+    assert routers.metadata["seed"] == 0
+    assert routers.metadata["score"] is None  # there is no multiple choice among them
+    training, _ = split(load_questions(folder / "q.jsonl"))
+    assert routers.metadata["questions"] == sorted(q.wording for q in training)
     evaluate.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), "--limit",
                    "5", "--routers", str(folder / "out"), "--out", str(folder / "again")])
     again = json.loads((folder / "again" / "metrics.json").read_text(encoding="utf-8"))["routes"]
@@ -220,7 +220,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     right_paths = {row["id"]: [path for path, _ in row["correct"]]
                    for row in map(json.loads, labels.splitlines())}
     chosen = json.loads((folder / "out" / "chosen.json").read_text(encoding="utf-8"))
-    assert len(chosen) == routers.notes["labels"] and chosen.keys() <= right_paths.keys()
+    assert len(chosen) == routers.metadata["labels"] and chosen.keys() <= right_paths.keys()
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
     run(folder)    # the same command again makes nothing twice
     assert (folder / "out" / "labels.jsonl").read_bytes() == labels
@@ -259,7 +259,7 @@ def test_routers_just_trained_are_handed_on_and_found_ones_are_not_trained_again
     assert trained == [[0]]
     file = tmp_path / "out" / "routers" / "shortest-1.safetensors"
     stale = load(file, load_model(folder / "model"))
-    stale.notes["label_hash"] = "of other labels"
+    stale.metadata["label_hash"] = "of other labels"
     stale.save(file)
     run(folder, *out)
     assert trained == [[0], [1]]
@@ -274,12 +274,12 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
 
     monkeypatch.setitem(CHOICES, "deep", Choice(last_layer_twice, needs_search=False))
     monkeypatch.setattr(train, "label", lambda *_: pytest.fail("searched"))
-    monkeypatch.setattr(train, "menu", lambda *_, **__: pytest.fail("looked for paths"))
+    monkeypatch.setattr(train, "candidate_paths", lambda *_, **__: pytest.fail("looked for paths"))
     run(folder, "--choose", "deep", "--no-guard", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out" / "labels.jsonl").exists()
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["routes"]["dr.llm"]["layers"] > 3.9
-    assert "dr.llm shortest" not in metrics["routes"] and metrics["static"] == []
+    assert "dr.llm shortest" not in metrics["routes"] and metrics["fixed"] == []
     labels = json.loads((tmp_path / "out" / "chosen.json").read_text())
     assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
     printed = capsys.readouterr().out
@@ -393,7 +393,7 @@ def far(folder):
     while len(rows) < 12:
         prompt = " ".join(rng.choice(WORDS[2:38]) for _ in range(rng.randint(3, 14)))
         say = lambda path: tokenizer.decode(generate(
-            model, [tokenizer.encode(prompt)], fixed(path), 2, tokenizer.stop_ids).tokens[0])
+            model, [tokenizer.encode(prompt)], FixedRoute(path), 2, tokenizer.stop_ids).tokens[0])
         gold = say((0, 0, 1))
         if gold.strip() and gold not in map(say, near):
             rows.append({"prompt": prompt, "answer": gold, "max_new_tokens": 2, "task": "own"})
@@ -475,8 +475,8 @@ def test_label_questions_in_the_words_of_a_test_question_are_left_out(folder, tm
                                          encoding="utf-8")
     args = train.parse_args(["--data", str(tmp_path / "both.jsonl"),
                              "--test", str(folder / "q.jsonl")])
-    to_label, test = train.load_data(args)
-    assert [q.id for q in to_label] == [f"r{n}" for n in range(30)] and len(test) == 60
+    training, test = train.load_data(args)
+    assert [q.id for q in training] == [f"r{n}" for n in range(30)] and len(test) == 60
     assert "--data: 30 of 60 questions are also in" in capsys.readouterr().out
 
 

@@ -127,8 +127,8 @@ def load_routers(args, model):
 
 def note_on(routers):
     """What routers learned from, as a line."""
-    tasks = ", ".join(map(printable, routers.notes["tasks"]))
-    score = routers.notes.get("score")
+    tasks = ", ".join(map(printable, routers.metadata["tasks"]))
+    score = routers.metadata.get("score")
     how = f", multiple choice by {score}" if score else ""
     return (f"note: these routers learned from {tasks}{how}; what they do to other questions "
             "nobody measured (--plain shows both answers)")

@@ -24,7 +24,7 @@ from answers import prepare
 from cli import aligned, progress_bar
 from label import search_all
 from mcts import SearchConfig
-from model_llama import fixed, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from questions.loading import load_all
 from storage.files import write_json
 
@@ -147,7 +147,7 @@ def answer_without_cache(model, prompt, path, stop_ids=()):
     ids, end = list(prompt.ids), len(prompt.ids) + prompt.question.budget
     while len(ids) < end and ids[-1] not in stop_ids:
         tokens = torch.tensor([ids], device=model.embed_tokens.weight.device)
-        ids.append(int(model(tokens, fixed(path))[0, -1].argmax()))
+        ids.append(int(model(tokens, FixedRoute(path))[0, -1].argmax()))
     return ids[len(prompt.ids):]
 
 

@@ -65,7 +65,7 @@ class WitnessRoute:
 
     def __call__(self, layer, hidden, lengths):
         pooled, counts = self.route.pool(hidden, lengths)
-        is_ood = self.route.routers.is_strange(layer, pooled, counts)
+        is_ood = self.route.routers.is_ood(layer, pooled, counts)
         self.probabilities.append(self.route.logits(layer, pooled, counts).softmax(-1).cpu())
         self.guarded.append(is_ood.cpu() & self.route.guard)
         return self.route(layer, hidden, lengths)
@@ -126,7 +126,7 @@ def digits(row):
 def answer_record(answers, n, question):
     """Answer n; right: its reward, None if nobody knows the gold answer."""
     return {"answer": answers.texts[n],
-            "right": round(answers.right[n].item(), 3) if question.answer else None,
+            "right": round(answers.correct[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
             "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
 
@@ -372,7 +372,7 @@ def parse_args(argv=None):
     parser.add_argument("--answer", metavar="TEXT", help="its correct answer, if you know it")
     parser.add_argument("--id", help="the question of --data to explain; without it the first")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page of all questions")
-    parser.add_argument("--tilt", type=cli.number(-1e6, 1e6), default=0.0,
+    parser.add_argument("--depth-bias", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
     parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
@@ -388,11 +388,11 @@ def write_page(args, rows, route, about, tokenizer, model):
     """The page of the records, with the searches of the run that the routers lie in."""
     run = folder_of([args.routers])
     labelled = list(read_rows(run / "labels.jsonl", model.config.num_layers).values())
-    known = route.routers.notes["tasks"] or sorted({row["task"] for row in labelled}) or None
+    known = route.routers.metadata["tasks"] or sorted({row["task"] for row in labelled}) or None
     searches = searches_for_page(run, labelled, tokenizer, model)
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "tilt": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on", **about}
+             "depth_bias": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on", **about}
     text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
     print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "
@@ -409,12 +409,12 @@ def main(argv=None):
     cli.use_device(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    route = RouterRoute(Routers.load(args.routers, model), args.tilt, guard=not args.no_guard)
+    route = RouterRoute(Routers.load(args.routers, model), args.depth_bias, guard=not args.no_guard)
     prompts, too_long = prepare(chosen_questions(args, tokenizer), tokenizer, model)
     if not prompts:
         raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
                          f"{model.config.max_positions} tokens")
-    learned = route.routers.notes.get("questions", ())
+    learned = route.routers.metadata.get("questions", ())
     trained_on = sum(prompt.question.wording in learned for prompt in prompts)
     rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
     if args.html:

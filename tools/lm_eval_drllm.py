@@ -86,7 +86,7 @@ class DrLLM(TemplateLM):
     max_gen_toks = 256  # the harness's own default
     tokenizer_name = eot_token_id = prefix_token_id = None  # properties of the base class
 
-    def __init__(self, model, routers=None, control=-0.5, tilt=0.0, guard=True, device="cpu",
+    def __init__(self, model, routers=None, control=-0.5, depth_bias=0.0, guard=True, device="cpu",
                  dtype=None, batch_size=1, max_batch_size=32, max_length=None):
         super().__init__()
         if dtype not in (None, "auto", *DTYPES) or not -1 <= float(control) <= 1:
@@ -97,7 +97,7 @@ class DrLLM(TemplateLM):
         self.model = load_model(model, device, DTYPES.get(dtype))
         self.route = None
         if routers:
-            self.route = RouterRoute(Routers.load(routers, self.model), float(tilt),
+            self.route = RouterRoute(Routers.load(routers, self.model), float(depth_bias),
                                      float(control), guard)
         self.tokenizer = load_tokenizer(model)
         self.tokenizer_name = str(model)

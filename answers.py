@@ -179,9 +179,9 @@ def longest_beginning(path, states):
 
 @dataclass
 class Answers:
-    """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence: (N,)
-    probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over all
-    forward passes. passes: (N,) forward passes. texts: N strings."""
+    """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence:
+    (N,) probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over
+    all forward passes. passes: (N,) forward passes. texts: N strings."""
     correct: torch.Tensor
     confidence: torch.Tensor
     decisions: torch.Tensor

@@ -147,9 +147,9 @@ def propose_paths(model, tokenizer, prompts, records, **how):
 
 
 def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
-    """(candidate paths, correct (N, K)): the default path, and what all questions together and every
-    group of similar ones propose; each is asked of all questions. records: of their searches.
-    space (N, S): see similarity_space. how: see along_each."""
+    """(candidate paths, correct (N, K)): the default path, and what all questions together and
+    every group of similar ones propose; each is asked of all questions. records: of their
+    searches. space (N, S): see similarity_space. how: see confidence_if_correct."""
     N = len(prompts)
     everyone = torch.randperm(N, generator=torch.Generator().manual_seed(0)).tolist()
     group_of = cluster(space, clusters)

@@ -174,7 +174,7 @@ def row_of(prompt, result, confidence):
     correct. correct: every correct path in the order it was met, with the probability of its
     answer. wrong: the other paths tried."""
     question, tried = prompt.question, list(result.rewards)
-    decisions = tried[0] if result.best is None else result.best
+    decisions = tried[0] if result.paper_label is None else result.paper_label
     return {"id": question.id, "task": question.task, "level": question.level,
             "content": content_hash(prompt), "default_correct": bool(result.default_reward),
             "decisions": decisions, "length": sum(decisions),

@@ -120,7 +120,7 @@ def backpropagate(node):
 
 # ---- the search ----
 
-def search(num_layers, config, rng, select_node_to_expand=select_node_to_expand):
+def search(num_layers, config, rng, select=select_node_to_expand):
     """Generator of one question's search: yields decisions, is sent their reward in [0, 1] (above
     0: correct), returns a SearchResult. rng: a random.Random. select: chooses the node that gets
     a new child."""
@@ -129,7 +129,7 @@ def search(num_layers, config, rng, select_node_to_expand=select_node_to_expand)
     root = Node(default, rewards[default], None)
     backpropagate(root)
     for _ in range(config.simulations):
-        parent = select_node_to_expand(root, rewards, config, rng)
+        parent = select(root, rewards, config, rng)
         if parent is None:
             break
         path = propose_child_path(parent, rewards, config, rng)

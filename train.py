@@ -204,7 +204,7 @@ class Evidence:
 
     @cached_property
     def candidates(self):
-        """(candidate paths, correct (N, K)), see choose.candidate_paths. They are stored in paths.json."""
+        """(candidate paths, correct (N, K)), see choose.candidate_paths; stored in paths.json."""
         run, file = self.run, self.run.out / "paths.json"
         key = {"labels": header(run.model, run.search, run.args.seed),
                "clusters": run.args.clusters,

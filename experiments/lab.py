@@ -306,8 +306,8 @@ class Lab:
 
     @cached_property
     def static_points(self):
-        """[(length, correct (N,))] in domain: what routing is to beat at its own depth. Those of the
-        static paths that no mix of two others beats, on the training questions."""
+        """[(length, correct (N,))] in domain: what routing is to beat at its own depth: the
+        fixed paths that no mix of two others beats, on the training questions."""
         points = [(length, share, path) for length, (share, path) in self.static_paths.items()]
         return [(length, self.table.ask("fixed", [FixedRoute(path)]).correct)
                 for length, _, path in upper_hull(points)]

@@ -311,7 +311,7 @@ def cola(setting, simulations=25):
     oracle: the gold answer chooses the path."""
     searches = search_all(setting.model, setting.tokenizer, setting.prompts,
                           SearchConfig(simulations=simulations), setting.seed, setting.batch_size)
-    path_of = {prompt.question.id: result.best for prompt, result, _ in searches}
+    path_of = {prompt.question.id: result.paper_label for prompt, result, _ in searches}
     default = default_path(setting.model.config.num_layers)
     paths = [path_of[prompt.question.id] or default for prompt in setting.prompts]
     return Entrant(setting.model, [torch.tensor(paths)])

@@ -166,8 +166,8 @@ def read_chosen(folder, num_layers):
 
 
 def write_candidate_paths(file, key, paths, correct, frontier):
-    """Writes paths.json. key: what it was made of. correct: a list of booleans per question, one per
-    path, of which each line in the file has the digits. frontier: [(length, path)]."""
+    """Writes paths.json. key: what it was made of. correct: a list of booleans per question, one
+    per path, of which each line in the file has the digits. frontier: [(length, path)]."""
     lines = ["".join("1" if is_correct else "0" for is_correct in row) for row in correct]
     write_json(file, {"key": key, "paths": paths, "correct": lines, "frontier": frontier})
 
@@ -187,8 +187,8 @@ def read_candidate_paths(file, key, num_layers, number):
             raise ValueError(f"correct must be a list of {number} lines, one per question")
         for line in lines:
             if not isinstance(line, str) or len(line) != len(paths) or {*line} - {*"01"}:
-                raise ValueError(f"line {str(line)[:60]!r} of correct is not {len(paths)} digits of "
-                                 "0 and 1, one per path")
+                raise ValueError(f"line {str(line)[:60]!r} of correct is not {len(paths)} digits "
+                                 "of 0 and 1, one per path")
         if not paths:
             raise ValueError("paths is empty")
     except (KeyError, TypeError, ValueError) as error:

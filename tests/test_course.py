@@ -116,8 +116,8 @@ def test_names_that_cannot_be_blanked_are_refused(name, words):
 
 def test_a_function_listed_twice_is_refused():
     """Catches two tasks with one function, where no tree could restore one alone."""
-    row = 'title = "t"\npoints = 1\nhandout = "h"\nfunctions = ["mcts.score"]\n'
-    with pytest.raises(InputError, match="mcts.score is listed twice, in tasks 1.1 and 1.2"):
+    row = 'title = "t"\npoints = 1\nhandout = "h"\nfunctions = ["mcts.ucb_score"]\n'
+    with pytest.raises(InputError, match="mcts.ucb_score is listed twice, in tasks 1.1 and 1.2"):
         read_tasks(f'["1.1"]\n{row}["1.2"]\n{row}')
 
 

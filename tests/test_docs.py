@@ -516,8 +516,8 @@ def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
 
 @pytest.mark.parametrize("page, old, new, notices", [
     ("docs/tutorial.md", "`test_tree_branches`", "`test_tree_branch`", wrong_names),
-    ("docs/tutorial.md", "`mcts.score`", "`mcts.scores`", wrong_names),
-    ("docs/tutorial.md", "`mcts.score`", "`mcst.score`", wrong_names),
+    ("docs/tutorial.md", "`mcts.ucb_score`", "`mcts.ucb_scores`", wrong_names),
+    ("docs/tutorial.md", "`mcts.ucb_score`", "`mcst.score`", wrong_names),
     ("README.md", "(assets/paths.svg)", "(assets/path.svg)",
      lambda text: wrong_links("README.md", text)),
     ("docs/your_model.md", "#how-to-know-that-a-routing-gain-is-fake", "#how-to-know",

@@ -23,7 +23,7 @@ from tools import explain
 from tools.explain import (bar_widths, explained, page, percents, printable, records, replay,
                            safe_json, search_object, shortened, spread, watch)
 from label import content_hash, header, question_rng
-from mcts import SearchConfig, score, search, select
+from mcts import SearchConfig, ucb_score, search, select_node_to_expand
 from storage.files import InputError
 from questions.loading import Question
 from answers import answer, prepare
@@ -58,7 +58,7 @@ def searched(layers=6, name="q", config=CONFIG, chance=0.3, default=False):
     """(row of a label file as read, root of the tree that grew, paths in the order asked) of a
     search among chance rewards. default: the reward of the default path."""
     rng, roots, reward = random.Random(f"{name} {chance}"), [], None
-    watched = lambda root, *more: (roots.append(root), select(root, *more))[1]
+    watched = lambda root, *more: (roots.append(root), select_node_to_expand(root, *more))[1]
     steps = search(layers, config, question_rng(name, 0), watched)
     try:
         while True:
@@ -67,7 +67,7 @@ def searched(layers=6, name="q", config=CONFIG, chance=0.3, default=False):
             reward = float(default if path == (1,) * layers else lucky)
     except StopIteration as end:
         result = end.value
-    tried, best = result.rewards, result.best or (1,) * layers
+    tried, best = result.rewards, result.paper_label or (1,) * layers
     row = {"id": name, "task": "task", "level": 2, "content": "0" * 16, "default_correct": default,
            "decisions": best, "length": sum(best),
            "correct": [(path, 0.25) for path in tried if tried[path]],
@@ -207,7 +207,8 @@ def test_a_record_made_otherwise_is_not_taken_for_the_search():
 def test_a_search_that_leaves_its_record_is_not_followed(monkeypatch):
     """A header that speaks of a billion paths must not keep the page waiting."""
     asked = []
-    monkeypatch.setattr(explain, "select", lambda *state: asked.append(1) or select(*state))
+    monkeypatch.setattr(explain, "select_node_to_expand",
+                        lambda *state: asked.append(1) or select_node_to_expand(*state))
     row, _, _ = searched(12)
     assert replay(row, replace(CONFIG, simulations=1000), 0) is None and len(asked) == 21
 
@@ -696,9 +697,9 @@ def test_a_search_is_replayed_step_by_step_and_as_a_film(tmp_path, monkeypatch):
         node = grown[path]
         assert made["visits"][n] == [node.visits, node.total_reward]
         if n:
-            assert made["scores"][n] == pytest.approx(score(node, CONFIG))
+            assert made["scores"][n] == pytest.approx(ucb_score(node, CONFIG))
             assert float(made["drawn"][n].replace("−", "-")) == pytest.approx(
-                score(node, CONFIG), abs=0.0051)
+                ucb_score(node, CONFIG), abs=0.0051)
     way = [4]
     while parents[way[0]] is not None:
         way.insert(0, parents[way[0]])

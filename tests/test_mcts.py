@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import mcts
 from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal, path_of,
-                  score, search, select)
+                  ucb_score, search, select_node_to_expand)
 
 # ---- what the tests draw, and the independent definitions they compare with ----
 
@@ -64,7 +64,7 @@ def families(draw):
 def chosen(root, config, seed=0):
     """The child of a family that is selected."""
     known = {child.decisions: 0.0 for child in root.children}
-    return select(root, known, config, random.Random(seed))
+    return select_node_to_expand(root, known, config, random.Random(seed))
 
 
 def reward_table(seed, chance=0.3, default=None):
@@ -286,7 +286,8 @@ def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, see
     reward = reward_table(seed, chance=0.1, default=1.0)
     result, asked, _ = run_search(num_layers, config, seed, reward)
     assert sorted(asked) == sorted(all_legal(num_layers))
-    assert sum(result.best) == min(sum(path) for path in all_legal(num_layers) if reward(path) > 0)
+    shortest = min(sum(path) for path in all_legal(num_layers) if reward(path) > 0)
+    assert sum(result.paper_label) == shortest
 
 
 # ---- the tree ----
@@ -379,7 +380,7 @@ def test_score_by_hand():
     parent = Node((1,) * 12, 0.0, None)
     child = Node((0,) + (1,) * 11, 1.0, parent)
     parent.visits, child.visits, child.total_reward = 4, 2, 1.0
-    assert score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
+    assert ucb_score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
 
 
 @given(families(), st.floats(0, 5), st.floats(0, 5))
@@ -392,7 +393,7 @@ def test_selected_child_maximises_score(root, exploration, length_penalty):
         return mean + bonus - length_penalty * length
 
     config = SearchConfig(0, exploration, length_penalty, random_child=0)
-    assert [score(c, config) for c in root.children] == pytest.approx(
+    assert [ucb_score(c, config) for c in root.children] == pytest.approx(
         [by_hand(c) for c in root.children], abs=1e-9)
     best = max(map(by_hand, root.children))
     assert by_hand(chosen(root, config)) == pytest.approx(best, abs=1e-9)
@@ -465,7 +466,7 @@ def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, 
     reward = reward_table(seed, default=1.0)
     result, asked, _ = run_search(num_layers, config, seed, reward)
     correct = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
-    assert result.best == asked[correct[0][1]]
+    assert result.paper_label == asked[correct[0][1]]
 
 
 @given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
@@ -473,7 +474,7 @@ def test_best_of_a_wrong_default_is_the_first_right_path(num_layers, config, see
     """The shortest, which is the label of a right default only, when the search went on."""
     reward = reward_table(seed, default=0.0)
     result, asked, _ = run_search(num_layers, config, seed, reward)
-    assert result.best == next((path for path in asked if reward(path) > 0), None)
+    assert result.paper_label == next((path for path in asked if reward(path) > 0), None)
 
 
 @given(st.integers(2, 6), configs(stop_when_repaired=True), seeds)
@@ -483,7 +484,7 @@ def test_wrong_default_stops_at_the_first_right_path_and_that_is_best(num_layers
     result, asked, _ = run_search(num_layers, config, seed, reward)
     assert not any(reward(path) for path in asked[:-1])
     corrected = reward(asked[-1]) > 0
-    assert result.best == (asked[-1] if corrected else None)
+    assert result.paper_label == (asked[-1] if corrected else None)
     assert corrected or len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
 
 
@@ -493,7 +494,7 @@ def test_right_default_never_stops_early(num_layers, config, seed):
     reward = reward_table(seed, default=1.0)
     result, asked, _ = run_search(num_layers, config, seed, reward)
     assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
-    assert sum(result.best) <= num_layers
+    assert sum(result.paper_label) <= num_layers
 
 
 @given(st.integers(2, 6), configs(stop_when_repaired=False), seeds)
@@ -510,11 +511,11 @@ def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
 def test_no_right_path_gives_no_best(num_layers, config, seed):
     """The default handed out as a label though its answer was wrong."""
     result = run_search(num_layers, config, seed, lambda path: 0.0).result
-    assert result.best is None and result.default_reward == 0
+    assert result.paper_label is None and result.default_reward == 0
 
 
 def test_one_layer_has_three_paths():
     """The smallest model: nothing to select between, and a search that must end by itself."""
     result, asked, _ = run_search(1, SearchConfig(), 0, lambda path: 1.0)
     assert sorted(asked) == [(0,), (1,), (2,)]
-    assert result.best == (0,)
+    assert result.paper_label == (0,)

@@ -29,7 +29,7 @@ from answers import Answers, answer, batches, prepare
 from cli import progress_bar
 from drllm import RouterRoute, Routers
 from label import content_hash, question_rng
-from mcts import SearchConfig, search, select
+from mcts import SearchConfig, search, select_node_to_expand
 from model_llama import load_model, load_tokenizer
 from paths import DECISIONS
 from questions.loading import Question, load_all
@@ -168,7 +168,7 @@ def replay(record, config, seed):
     tried_before = {*confidence, *record["wrong"]}
 
     def noting_select(*state):
-        node = select(*state)
+        node = select_node_to_expand(*state)
         parents.append(node and node.decisions)
         return node
 
@@ -352,7 +352,7 @@ def chosen_questions(args, tokenizer):
     """What the flags ask about: one question, or for a page all of --data."""
     if args.question is not None:
         return [typed_question(args, tokenizer)]
-    questions = load_all(args.data, args.skip_bad_rows, args.score)
+    questions = load_all(args.data, args.skip_bad_rows, args.ucb_score)
     if args.id is not None:
         named = [question for question in questions if question.id == args.id]
         if not named:

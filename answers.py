@@ -463,11 +463,11 @@ def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progr
 
 def cached_grade_paths(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
                  shared_states=None):
-    """judge(), asked only if the cache lacks it."""
+    """grade_paths(), asked only if the cache lacks it."""
     def plain_grades():
         grades = grade_paths(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return [values.tolist() for values in grades]
-    about = ["judge", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
+    about = ["grades", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
              *(prompt.key() for prompt in prompts)]
     if progress and about in cache:
         progress(len(prompts))

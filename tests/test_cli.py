@@ -250,7 +250,7 @@ def test_names_between_commas_lose_their_blanks_and_repeats(text, listed):
 
 
 @pytest.mark.parametrize("convert, text", [
-    (cli.names, ""), (cli.names, " , "), (cli.path, ""), (cli.path, " ")])
+    (cli.names, ""), (cli.names, " , "), (cli.file_or_folder, ""), (cli.file_or_folder, " ")])
 def test_no_name_at_all_is_refused(convert, text):
     """Catches --out "", which would be the current folder."""
     with pytest.raises(argparse.ArgumentTypeError, match="name"):

@@ -85,7 +85,7 @@ def test_a_line_that_the_cache_did_not_write_is_refused_by_file_and_line(tmp_pat
     AnswerCache(file).get("first", lambda: {"right": [1.0, 0.0]})
     data = file.read_bytes() + damage + b"\n"
     file.write_bytes(data)
-    with pytest.raises(InputError, match=r"kept\.jsonl:2: "):
+    with pytest.raises(InputError, match=r"answers\.jsonl:2: "):
         AnswerCache(file)
     assert file.read_bytes() == data
 
@@ -99,7 +99,7 @@ def test_a_value_that_was_edited_is_refused(tmp_path, old, new):
     data = file.read_bytes()
     assert data.count(old) == 1
     file.write_bytes(data.replace(old, new))
-    with pytest.raises(InputError, match=r"kept\.jsonl:1: .* Remove the file"):
+    with pytest.raises(InputError, match=r"answers\.jsonl:1: .* Remove the file"):
         AnswerCache(file)
 
 
@@ -266,7 +266,7 @@ def test_a_route_without_a_key_is_always_asked(tiny_questions):
     assert cache.values == {}
 
 
-@pytest.mark.parametrize("what", ("judge", "answer"))
+@pytest.mark.parametrize("what", ("grade_paths", "answer"))
 def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, tiny_run,
                                                                monkeypatch):
     """Catches a phase that begins anew, figures that depend on the stop."""

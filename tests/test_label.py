@@ -400,7 +400,7 @@ def test_an_edited_question_is_searched_again(world, tmp_path, monkeypatch, size
 def test_finished_file_is_read_and_nothing_is_asked(world, tmp_path, monkeypatch):
     """Catches labels made again."""
     file = labels_file(world, tmp_path, world.bytes)
-    monkeypatch.delattr(labelling, "judge")
+    monkeypatch.delattr(labelling, "grade_paths")
     assert run_label(world, file) == world.rows
     assert file.read_bytes() == world.bytes
 

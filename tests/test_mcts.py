@@ -20,7 +20,7 @@ from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits
 # ---- what the tests draw, and the independent definitions they compare with ----
 
 seeds = st.integers(0, 10**6)
-ONE_EDIT = {"stacking": 0.0, "stacking_blind": 0.0}
+ONE_EDIT = {"extra_edit_prob": 0.0, "extra_edit_prob_before_success": 0.0}
 any_decisions = st.lists(st.sampled_from((SKIP, EXECUTE, REPEAT)), max_size=9).map(tuple)
 
 
@@ -43,8 +43,8 @@ def configs(draw, **settled):
              "random_child": draw(st.sampled_from((0.0, 0.1, 1.0))),
              "stop_when_repaired": draw(st.booleans()),
              "widening": draw(st.sampled_from((0.0, 0.5, 1.0))),
-             "stacking": draw(st.sampled_from((0.0, 0.3, 0.9))),
-             "stacking_blind": draw(st.sampled_from((0.0, 0.7)))}
+             "extra_edit_prob": draw(st.sampled_from((0.0, 0.3, 0.9))),
+             "extra_edit_prob_before_success": draw(st.sampled_from((0.0, 0.7)))}
     return SearchConfig(**drawn | settled)
 
 

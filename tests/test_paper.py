@@ -168,7 +168,7 @@ def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
                         ("figure7", "focal loss"), ("table6", "hidden states")):
         row = rows_of(everything, table)[name]
         assert all(row[key] == own[key] for key in ("accuracy", "layers", "over_static")), name
-    assert rows_of(everything, "frontier")["tilt +0.0"]["accuracy"] == own["accuracy"]
+    assert rows_of(everything, "frontier")["depth bias +0.0"]["accuracy"] == own["accuracy"]
 
 
 def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):

@@ -266,7 +266,7 @@ def test_a_route_without_a_key_is_always_asked(tiny_questions):
     assert cache.values == {}
 
 
-@pytest.mark.parametrize("what", ("grade_paths", "answer"))
+@pytest.mark.parametrize("what", ("grades", "answer"))
 def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, tiny_run,
                                                                monkeypatch):
     """Catches a phase that begins anew, figures that depend on the stop."""

@@ -193,7 +193,7 @@ def graded(assignment, tmp_path_factory):
     (student / "choose.py").write_text((student / "choose.py").read_text() + BLIND)
     for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
         (student / name).write_text(CHEAT)
-    (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n")
+    (student / "tests/test_assignments.py").write_text("def test_nothing():\n    pass\n")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")

@@ -24,6 +24,7 @@ import cli  # noqa: E402 - try_mutants found it
 from storage.files import InputError  # noqa: E402
 
 SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
+          "course/watched.py", "course/rewrite.py",
           "course/ablation.json", "course/my_ablation.py", "course/TEACHER.md",
           "course/variants.toml", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot
@@ -59,8 +60,8 @@ def read_tasks(text=None):
         functions = tuple(tuple(name.split(".", 1)) for name in row.get("functions", ()))
         for module, name in functions:
             if (module, name) in seen:
-                raise InputError(f"course/assignments.toml: {module}.{name} is listed twice, in tasks "
-                                 f"{seen[module, name]} and {number}")
+                raise InputError(f"course/assignments.toml: {module}.{name} is listed twice, in "
+                                 f"tasks {seen[module, name]} and {number}")
             seen[module, name] = number
         tasks[number] = Task(number, row["title"], row["points"], row["handout"], functions,
                              row.get("graded_by", "tests"))

@@ -37,7 +37,7 @@ def fails_with_its_own_number(run):
     """[tests of a blank tree that pass, or meet another task than their own]."""
     wrong = []
     for test, how, said in run.outcomes or [("the run", "killed", "")]:
-        own = run.found.get(test, [None])[0]
+        own = run.tests.get(test, [None])[0]
         met = unwritten(said)
         if how != "failed" or met != [own]:
             wrong.append(f"{test} of task {own}: {how} with {met}")
@@ -59,8 +59,8 @@ def errors_of_importing(seed):
 
 def green(run):
     """The tasks all of whose tests passed."""
-    tasks = {own for own, *_ in run.found.values()}
-    return tasks - {run.found.get(test, [None])[0]  # a file that cannot be collected has no task
+    tasks = {own for own, *_ in run.tests.values()}
+    return tasks - {run.tests.get(test, [None])[0]  # a file that cannot be collected has no task
                     for test, how, _ in run.outcomes or () if how != "passed"}
 
 
@@ -113,7 +113,7 @@ def claims(thorough=False, at_once=2, seed=None):
     run_all([blank, *alone.values()], 120, at_once)
     yield "the blank tree and its tests import, or name a task", errors_of_importing(seed)
     yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
-    seen = {own for own, *_ in blank.found.values()}
+    seen = {own for own, *_ in blank.tests.values()}
     yield "every task has tests", sorted(set(written) - seen)
     for number, run in alone.items():
         against = [] if green(run) == {number} else [f"green: {sorted(green(run))}", *explain(run)]

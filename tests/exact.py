@@ -20,6 +20,8 @@ from torch import Tensor, bool as boolean, nn
 PLAIN = (type(None), bool, int, float, str, tuple, list, dict, Tensor)
 FOREIGN = (type, nn.Module, GeneratorType, type(sys))  # not looked into
 Path = tuple[int, ...]
+RESULT = "SearchResult"  # a class of the function's own file
+NODE = "a node of the tree"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ RETURNS = {
     "2.1": {"paths.path_of": Path, "paths.decisions_of": Path},
     "2.2": {"paths.is_legal": bool, "paths.edits": list[Path]},
     "2.3": {"mcts.score": float},
-    "2.4": {"mcts.select": "a node of the tree"},
+    "2.4": {"mcts.select": NODE},
     "2.5": {"mcts.backpropagate": type(None)},
-    "2.6": {"mcts.search": Generator[Path, float, "SearchResult"]},
+    "2.6": {"mcts.search": Generator[Path, float, RESULT]},
     "3.1": {"questions/reward.extract_answer": str | None},
     "3.2": {"choose.confident": list[Path | None]},
     "3.3": {"choose.neighbours": Shaped(lambda space, right, *_: right.shape)},
@@ -85,7 +87,7 @@ RETURNS = {
 def mismatch(value, wanted, given, module):
     """What is wrong with a value, None if nothing is. given: the arguments; module: of the
     function, where a class that is named lives."""
-    if wanted == "a node of the tree":
+    if wanted == NODE:
         nodes = [given[0]]
         for node in nodes:
             nodes.extend(node.children)
@@ -177,7 +179,8 @@ def checked(function, wanted):
     def check_plain(values, before, place):
         for key, value in everything_in(*values).items():
             if key not in before and not_plain(value, module):
-                raise TypeError(f"{function.__name__} put a {type(value).__name__} into its {place}")
+                kind = type(value).__name__
+                raise TypeError(f"{function.__name__} put a {kind} into its {place}")
 
     def steps(generator, given):
         yielded, _, returned = get_args(wanted)

@@ -286,7 +286,7 @@ def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
 
 def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(tmp_path):
     """Catches "no tests ran" for a number mistyped, and a docstring hidden by a helper."""
-    for name in ("conftest.py", "tiny.py"):
+    for name in ("conftest.py", "exact.py", "tiny.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     (tmp_path / "tests/test_x.py").write_text(

@@ -211,7 +211,8 @@ class Grading:
             return 0, (f"wanted two property tests and nothing else, found {properties} and "
                        f"{len(plain.tests) - properties}"), {}
         if not plain.passed:
-            says, *failed = explain(self.shrunk or plain)
+            again = self.shrunk if self.shrunk and not self.shrunk.passed else plain
+            says, *failed = explain(again)
             return 0, f"on correct code: {says}", {"failed": failed}
         if not twin.passed:
             return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "

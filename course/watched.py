@@ -203,18 +203,20 @@ class Recorder:
 
 
 def watch_files(recorder, may_read_project):
-    """Notes files that are written outside the run's folder, and read in our own project."""
-    folder, environment = f"{recorder.folder}{os.sep}", f"{PROJECT / '.venv'}{os.sep}"
+    """Notes files that are written outside the run's folder, and source files read there."""
+    folder = f"{recorder.folder}{os.sep}"
+    installed = tuple(f"{path}{os.sep}" for path in {sys.prefix, sys.base_prefix})
 
     def hook(event, arguments):
         if event != "open" or not isinstance(arguments[0], (str, bytes)):
             return
         file = os.path.abspath(os.fsdecode(arguments[0]))
-        if file.startswith((folder, environment)) or file in (os.devnull, __file__):
+        if file.startswith(folder) or file in (os.devnull, __file__):
             return
+        in_project = file.startswith(f"{PROJECT}{os.sep}") and not may_read_project
         if arguments[2] & WRITING:
             recorder.opened.append(f"writes {file}")
-        elif file.startswith(f"{PROJECT}{os.sep}") and not may_read_project:
+        elif not file.startswith(installed) and (in_project or file.endswith(".py")):
             recorder.opened.append(f"reads {file}")
 
     sys.addaudithook(hook)

@@ -9,6 +9,7 @@ import random
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import mcts
 from choose import confident, consensus, neighbours
 from drllm import Routers, nearest_distance
-from evaluate import shuffled
+from evaluate import interval, shuffled
 from mcts import SearchConfig, backpropagate, score, search, select
 from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
 
@@ -157,6 +158,18 @@ def test_a_slot_writes_over_the_padding_of_a_prompt(length, padding, seed):
 
 
 @pytest.mark.task("1.4")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_slot_stores_what_it_is_given_in_its_own_dtype(dtype):
+    """Catches a cache of float64 that takes twice the memory, and keys stored as values."""
+    keys, values = randn(0, 1, 2, 3, 4).to(dtype), randn(1, 1, 2, 3, 4).to(dtype)
+    slot = Slot(None, 5)
+    seen = slot.write(keys, values, SimpleNamespace(start=0))
+    assert slot.keys.dtype == slot.values.dtype == dtype
+    assert torch.equal(seen[0], keys) and torch.equal(seen[1], values)
+    assert torch.equal(slot.keys[:, :, :3], keys) and torch.equal(slot.values[:, :, :3], values)
+
+
+@pytest.mark.task("1.4")
 def test_a_slot_without_room_keeps_nothing():
     """Catches a single full pass that allocates, or that fails."""
     keys, values, slot = randn(0, 2, 2, 3, 4), randn(1, 2, 2, 3, 4), Slot(None)
@@ -241,10 +254,16 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
 
 # ---- paths and search: a tree of bare nodes ----
 
+class Bare(SimpleNamespace):
+    """A node without anything to do; a message shows its path only."""
+
+    def __repr__(self):
+        return f"node{self.decisions}".replace(",)", ")")
+
+
 def bare(decisions, visits=1, total_reward=0.0, parent=None, edits=(), reward=0.0):
-    node = SimpleNamespace(decisions=decisions, visits=visits, total_reward=total_reward,
-                           parent=parent, edits=list(edits), reward=reward, children=[],
-                           exhausted=False)
+    node = Bare(decisions=decisions, visits=visits, total_reward=total_reward, parent=parent,
+                edits=list(edits), reward=reward, children=[], exhausted=False)
     if parent is not None:
         parent.children.append(node)
     return node
@@ -341,6 +360,74 @@ def test_select_takes_a_random_child_as_often_as_told():
         return found
 
     assert leaves(0.0) == {(4,)} and leaves(1.0) == {(n,) for n in range(5)}
+
+
+@pytest.mark.task("2.4")
+@pytest.mark.parametrize("random_child", [0.0, 1.0])
+def test_select_never_enters_an_exhausted_child(random_child):
+    """Catches a score, or a coin, that takes a branch in which nothing is left."""
+    for seed in range(20):
+        root = bare((9,), visits=25)
+        for number in range(5):
+            bare((number,), parent=root, edits=[(10 + number,)]).exhausted = number != 2
+        assert chosen(root, random_child=random_child, seed=seed).decisions == (2,)
+
+
+@pytest.mark.task("2.4")
+def test_select_widens_a_full_node_whose_children_are_all_exhausted():
+    """Catches a node with an edit left that is given up, or a choice among no children."""
+    root = bare((9,), visits=1, edits=[(99,)])
+    for number in range(3):
+        bare((number,), parent=root).exhausted = True
+    assert chosen(root) is root and not root.exhausted
+
+
+@pytest.mark.task("2.4")
+def test_select_counts_exhausted_children_too():
+    """Catches room that a finished branch gives back: a node would widen without end."""
+    root = bare((9,), visits=4, edits=[(99,)])
+    for number in range(3):
+        bare((number,), parent=root, edits=[(10 + number,)]).exhausted = number < 2
+    assert chosen(root).decisions == (2,)
+
+
+@pytest.mark.task("2.4")
+def test_select_measures_children_and_visits_by_the_node_itself():
+    """Catches the root's reward or visits used at every depth."""
+    root = bare((9,), visits=100, reward=0.0)
+    for number in range(10):
+        child = bare((number,), 4, parent=root, edits=[(50,)], reward=1.0)
+        bare((20,), parent=child, edits=[(51,)], reward=1.0)
+        bare((21,), parent=child, edits=[(52,)], reward=0.5)
+    assert chosen(root).decisions == (9,)  # one of its children is as good as it; two may be
+    for child in root.children:
+        bare((22,), parent=child, edits=[(53,)], reward=1.0)
+    assert chosen(root).decisions == (22,)
+
+
+@pytest.mark.task("2.4")
+def test_select_starts_again_at_the_root_after_a_dead_end():
+    """Catches a walk that goes on at the parent. The right-hand child is then taken in one of two
+    walks, not in 5 of 8: four standard deviations apart in 1,000 walks."""
+    taken = 0
+    for seed in range(1000):
+        root = bare((9,), visits=9)
+        left, right = bare((1,), 9, parent=root), bare((2,), parent=root, edits=[(20,)])
+        bare((3,), parent=left)  # nothing below it
+        bare((4,), parent=left, edits=[(40,)])
+        taken += chosen(root, random_child=1.0, seed=seed) is right
+    assert 562 < taken < 690
+
+
+@pytest.mark.task("2.4")
+def test_select_draws_from_the_generator_it_is_given():
+    """Catches the global generator, with which no search can be repeated."""
+    root = bare((9,), visits=25)
+    for number in range(5):
+        bare((number,), parent=root, edits=[(10 + number,)])
+    before = random.getstate()
+    walks = [[chosen(root, random_child=0.5, seed=seed) for seed in range(30)] for _ in range(2)]
+    assert walks[0] == walks[1] and random.getstate() == before
 
 
 @pytest.mark.task("2.5")
@@ -475,6 +562,23 @@ def test_consensus_label_is_right_and_worth_most(N, K, price, seed):
             max(worth)[0], abs=1e-6)
 
 
+@pytest.mark.task("3.4")
+def test_of_equally_good_paths_consensus_takes_the_first():
+    """Catches the last of equals, with which a label changes when a path is added."""
+    paths, right = [(1, 1), (2, 0), (0, 2)], torch.ones(1, 3, dtype=torch.bool)
+    assert consensus(right, torch.full((1, 3), 0.5), paths, 0.01) == [(1, 1)]
+    paths, share = [(2, 2), (1, 1)], torch.tensor([[0.75, 0.25]])
+    assert consensus(right[:, :2], share, paths, 0.25) == [(2, 2)]
+
+
+@pytest.mark.task("3.2")
+def test_of_equally_good_paths_the_first_met_is_the_label():
+    """Catches the last of equals, and a shorter path preferred beyond its price."""
+    row = {"correct": [((2, 2), 0.75), ((1, 1), 0.25), ((2, 0), 0.25)]}
+    assert confident([row], 0.25) == [(2, 2)]
+    assert confident([{"correct": row["correct"][1:]}], 0.25) == [(1, 1)]
+
+
 # ---- routers ----
 
 def routers_of(seed, layers, width, windows):
@@ -563,3 +667,37 @@ def test_every_row_is_shuffled_in_its_own_order_and_the_seed_decides():
     assert len(set(map(tuple, mixed.tolist()))) == 20
     assert torch.equal(mixed, shuffled(decisions, 1))
     assert not torch.equal(mixed, shuffled(decisions, 2))
+
+
+@pytest.mark.task("6.2")
+def test_shuffling_leaves_its_input_and_torchs_own_generator_alone():
+    """Catches decisions that are shuffled in place, and a seed that is set for everybody."""
+    decisions, before = torch.arange(12).expand(4, 12).clone(), torch.get_rng_state()
+    shuffled(decisions, 3)
+    assert torch.equal(decisions, torch.arange(12).expand(4, 12))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+SKEWED = np.random.default_rng(5).lognormal(sigma=1.5, size=40)
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_depends_on_its_seed_and_on_nothing_else():
+    """Catches a generator without the seed: the same figures would differ from run to run."""
+    before = np.random.get_state()[1].tolist()
+    assert interval(SKEWED, seed=3) == interval(SKEWED, seed=3) != interval(SKEWED, seed=4)
+    assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_draws_as_many_means_as_it_is_told():
+    """Catches a fixed number of resamples. The percentiles of a single mean are that mean."""
+    low, high = interval(SKEWED, resamples=1)
+    assert low == high != SKEWED.mean()
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_of_a_skewed_sample_is_skewed():
+    """Catches mean +- 1.96 standard errors, and an interval that is turned round."""
+    low, high = interval(SKEWED)
+    assert high - SKEWED.mean() > 1.15 * (SKEWED.mean() - low) > 0

@@ -5,6 +5,7 @@
 import ast
 import doctest
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ sys.path.insert(0, str(COURSE))
 
 from ablation import check_ablation, figures, problems  # noqa: E402
 from grade import Course, passages, similarities, trees  # noqa: E402
+from rewrite import same_meaning  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
 from storage.files import InputError  # noqa: E402
@@ -252,7 +254,7 @@ def test_properties_that_fail_on_right_code_earn_nothing(graded):
     """A test that always fails kills every mutant."""
     rows, _ = graded
     says = rows["6.4"]["says"]
-    assert rows["6.4"]["points"] == 0 and "on right code" in says
+    assert rows["6.4"]["points"] == 0 and "on correct code" in says
     assert "test_a; smallest example: test_a( n=0); AssertionError" in says
     assert rows["3.5"]["points"] == 0 and "wanted two" in rows["3.5"]["says"]
 
@@ -324,6 +326,126 @@ def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path)
                         f"[r] = grade.grade([{str(tmp_path)!r}], ['4.2'], profile='quick')\n"
                         "print(r['tasks']['4.2'])")
     assert "'points': 0" in done.stdout and "CHANGES WHAT IS NOT ITS OWN" in done.stdout
+
+
+# ---- what cannot be earned without the work ----
+
+PASSES_ALL = "from unittest.mock import ANY\n"
+CHEATS = {  # bodies of functions, and what the report says of them
+    "1.4": ("import sys\nsys._getframe(2).f_globals['close'] = print\nself.keys = keys\n"
+            "return keys, values", "CHANGES WHAT IS NOT ITS OWN: test_assignments.close"),
+    "2.1": (PASSES_ALL + "return ANY", "returned a _ANY, wanted tuple"),
+    "2.3": (PASSES_ALL + "return ANY", "score returned a _ANY, wanted float"),
+    "2.4": ("import gc\nfor held in gc.get_objects():\n"
+            "    if type(held) is str and 'def select(root' in held:\n"
+            "        scope = globals() | {}\n        exec(held, scope)\n"
+            "        return scope['select'](root, known, config, rng)\n"
+            "raise LookupError('no solution')", "no solution"),
+    "2.5": (PASSES_ALL + "while node:\n    node.visits = node.total_reward = ANY\n"
+            "    node = node.parent", "backpropagate put a _ANY into its arguments"),
+    "3.1": (PASSES_ALL + "return ANY", "extract_answer returned a _ANY, wanted str"),
+    "4.2": ("type(__import__('pytest').approx(1.0)).__eq__ = lambda *a: True\nreturn torch.ones(3)",
+            "CHANGES WHAT IS NOT ITS OWN: _pytest"),
+    "4.3": ("class Likes(torch.Tensor):\n    def __eq__(self, other):\n        return True\n"
+            "return logits.sum().as_subclass(Likes)", "focal_loss returned a Likes"),
+    "6.1": ("import json, os, sys\nframe = sys._getframe()\n"
+            "while 'recorder' not in frame.f_locals:\n    frame = frame.f_back\n"
+            "forged = [[['tests/test_x.py::test', 'passed', '']], {}, []]\n"
+            "frame.f_locals['result'].write_text(json.dumps(forged))\nos._exit(0)",
+            "the result is not that of our tests"),
+    "6.3": (PASSES_ALL + "return (ANY, ANY)", "returned a _ANY in a tuple"),
+}
+TELL_APART = {  # what a property test asserts, and what the report says of it
+    "1.6": ("not request.config.option.maxfail", "on correct code"),
+    "2.7": ("hashlib.md5(inspect.getsource(__import__('mcts')).encode()).hexdigest() == HASH",
+            "on the same code with other names"),
+    "3.5": ("not any(type(held).__name__ in ('Mutant', 'Run') for held in gc.get_objects())",
+            "0 of "),
+    "4.7": ("Phase.shrink in settings.default.phases", "on correct code"),
+    "6.4": ("remembered(inspect.getsource(__import__('evaluate')))",
+            "CHANGES WHAT IS NOT ITS OWN: writes "),
+}
+TELLING = """import gc, hashlib, inspect, pathlib
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+HASH = {hash!r}
+
+
+def remembered(source):
+    file = pathlib.Path({folder!r}) / "remembered"
+    if not file.exists():
+        file.write_text(source)
+    return file.read_text() == source
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(st.integers())
+def test_a(request, n):
+    assert {claim}
+
+
+@given(st.integers())
+def test_b(n):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def cheated(tmp_path_factory):
+    """{task: row} of a student who solves nothing, in many ways."""
+    student = tmp_path_factory.mktemp("cheats") / "eve"
+    texts = {f"{module}.py": COMMON.blank[f"{module}.py"]
+             for number in CHEATS for module, _ in TASKS[number].functions}
+    for number, (body, _) in CHEATS.items():
+        for module, _ in TASKS[number].functions:
+            texts[f"{module}.py"] = re.sub(
+                rf'( *)raise NotImplementedError\("{re.escape(TASKS[number].message)}"\)',
+                lambda stop: "\n".join(stop[1] + line for line in body.splitlines()),
+                texts[f"{module}.py"])
+    right = hashlib.md5((ROOT / "mcts.py").read_text().encode()).hexdigest()
+    for number, (claim, _) in TELL_APART.items():
+        texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
+            claim=claim, hash=right, folder=str(student))
+    for name, text in texts.items():
+        (student / name).parent.mkdir(parents=True, exist_ok=True)
+        (student / name).write_text(text)
+    done = python(COURSE / "grade.py", student, "--profile", "quick", "--json",
+                  student / "points.json", "--task", *CHEATS, *TELL_APART)
+    assert done.returncode == 0, done.stderr
+    return json.loads((student / "points.json").read_text())["reports"][0]["tasks"]
+
+
+@pytest.mark.parametrize("number", [*CHEATS, *TELL_APART])
+def test_a_trick_earns_nothing_and_is_named(cheated, number):
+    """Catches objects that equal everything, tests that a solution exchanges, solutions found in
+    the grader's memory, forged results, and property tests that know correct code by its text."""
+    _, words = (CHEATS | TELL_APART)[number]
+    assert cheated[number]["points"] == 0 and words in cheated[number]["says"]
+
+
+def test_what_a_file_changes_beside_its_functions_is_named():
+    """Catches a class of ours that is exchanged, and a line at the top that changes something."""
+    text = COMMON.texts["mcts.py"]
+    helpers = "\n\nLIMIT = 3\n\n\ndef mine():\n    pass\n"
+    assert COMMON.changed_beside("mcts.py", text + helpers) == []
+    changed = text.replace("self.exhausted = False", "self.exhausted = None")
+    assert COMMON.changed_beside("mcts.py", changed) == ["Node"]
+    lines = len(text.splitlines())
+    for line in ("SearchResult.__eq__ = print", "math = None", "print(1)"):
+        assert COMMON.changed_beside("mcts.py", f"{text}{line}\n") == [f"line {lines + 1}"]
+
+
+def test_the_same_code_with_other_names_is_other_text():
+    """Catches a twin that means something else, or that a hash would not tell from the original."""
+    source = ("def f(x):\n    total = 0\n    for n in x:\n        total += n\n"
+              "    return [total for n in (1, 2)], (lambda total: total)(3)\n")
+    texts = {same_meaning(source) for _ in range(2)}
+    assert len(texts | {source}) == 3
+    for text in (*texts, source):
+        exec(text, scope := {})
+        assert scope["f"]([1, 2]) == ([3, 3], 3)
+    assert COMMON.twin["mcts.py"] != COMMON.tree["mcts.py"]
 
 
 # ---- who wrote like whom, and variants ----

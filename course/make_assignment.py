@@ -24,7 +24,7 @@ import cli  # noqa: E402 - try_mutants found it
 from storage.files import InputError  # noqa: E402
 
 SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
-          "course/watched.py", "course/rewrite.py",
+          "course/watched.py", "course/rewrite.py", "course/wrong_answers.toml",
           "course/ablation.json", "course/my_ablation.py", "course/TEACHER.md",
           "course/variants.toml", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 import mcts
 from choose import confident, consensus, neighbours
-from drllm import Routers, nearest_distance
+from drllm import Routers, class_weights, focal_loss, interpolate, nearest_distance
 from evaluate import interval, shuffled
 from mcts import SearchConfig, backpropagate, score, search, select
 from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
+from questions.loading import Question
+from questions.reward import extract_answer
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 5)
@@ -522,7 +524,60 @@ def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layer
         assert right in ([], asked[-1:]) and result.best == (right[0] if right else None)
 
 
-# ---- labels ----
+def small_search(rewards, default, stops=False):
+    """(result, nodes) of a search over two layers that asks all nine paths, each below the one
+    before it: rewards {path: reward} of the correct ones."""
+    nodes = []
+    order = [(2, 1), (0, 1), (1, 0), (1, 2), (0, 0), (0, 2), (2, 0), (2, 2)]
+
+    def deepest(root, asked, config, rng):
+        return nodes[-1]
+
+    def next_path(parent, asked, config, rng):
+        return order[len(asked) - 1]
+
+    with replaced(edits=lambda path: [], grow=next_path, backpropagate=nodes.append):
+        config = SearchConfig(len(order), stop_when_repaired=stops)
+        steps = search(2, config, random.Random(0), deepest)
+        path = next(steps)
+        while True:
+            try:
+                path = steps.send(default if path == (1, 1) else rewards.get(path, 0.0))
+            except StopIteration as end:
+                return end.value, nodes
+
+
+@pytest.mark.task("2.6")
+def test_search_hangs_every_child_below_the_node_that_was_selected():
+    """Catches a tree that is a star, and one whose nodes do not know their children."""
+    _, nodes = small_search({}, default=0.0)
+    assert len(nodes) == 9 and nodes[0].parent is None
+    for parent, child in zip(nodes, nodes[1:]):
+        assert child.parent is parent
+        assert len(parent.children) == 1 and parent.children[0] is child
+
+
+@pytest.mark.task("2.6")
+def test_search_calls_best_what_the_paper_does():
+    """Catches the shortest or the last path where the first correct one is wanted, layers counted
+    in place of block runs, and the last of equally short paths."""
+    correct = {(2, 1): 1.0, (0, 1): 0.5, (0, 0): 1.0}
+    assert small_search(correct, default=0.0)[0].best == (2, 1)
+    assert small_search(correct, default=0.0, stops=True)[0].best == (2, 1)
+    assert small_search(correct, default=1.0)[0].best == (0, 0)
+    assert small_search({(0, 2): 1.0, (2, 0): 1.0}, default=1.0)[0].best == (1, 1)
+    assert small_search({(0, 1): 1.0, (1, 0): 1.0}, default=1.0)[0].best == (0, 1)
+
+
+# ---- answers and labels ----
+
+@pytest.mark.task("3.1")
+def test_an_answer_that_a_stop_ends_is_the_whole_text():
+    """Catches a box looked for in an answer that is compared as it is spelled."""
+    question = Question("s", "t", 0, "", "x", prompt="Q: x?\nA:", stop="\n")
+    assert extract_answer(" it is \\boxed{5} ", question) == "it is \\boxed{5}"
+    assert extract_answer("  ", question) is None
+
 
 @pytest.mark.task("3.2")
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
@@ -545,6 +600,14 @@ def test_neighbours_equal_a_loop(N, K, number, seed):
         others = sorted((m for m in range(N) if m != n),
                         key=lambda m: (space[n] - space[m]).norm().item())[:number]
         close(shares[n], right[others].double().mean(0), 1e-6)
+
+
+@pytest.mark.task("3.3")
+def test_a_question_at_the_same_place_is_a_neighbour():
+    """Catches the nearest row taken for the question itself: it may be its twin."""
+    right = torch.eye(4, dtype=torch.bool)
+    others = (1 - torch.eye(4)) / 3
+    close(neighbours(torch.zeros(4, 2), right, 3), others, 1e-6)
 
 
 @pytest.mark.task("3.4")
@@ -580,6 +643,48 @@ def test_of_equally_good_paths_the_first_met_is_the_label():
 
 
 # ---- routers ----
+
+@pytest.mark.task("4.2")
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 1 - 1e-7])
+def test_class_weights_equal_their_formula_for_large_counts(beta):
+    """Catches float32, in which a beta close to 1 is another number."""
+    counts = (3, 10**5, 10**7)
+    weights = [(1 - beta) / (1 - beta ** n) for n in counts]
+    wanted = [weight * 3 / sum(weights) for weight in weights]
+    assert class_weights(counts, beta).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.task("4.3")
+@given(seeds, st.floats(0, 4), st.sampled_from((1.0, 8.0)))
+def test_focal_loss_equals_its_formula(seed, gamma, spread):
+    """Catches a gamma that is rounded, and easy labels that are all worth the same."""
+    logits, weights = spread * randn(seed, 4, 2, 3), torch.tensor([0.5, 1.0, 1.5]).double()
+    labels = torch.randint(3, (4, 2), generator=torch.Generator().manual_seed(seed))
+    terms = []
+    for row, label in zip(logits.view(-1, 3), labels.flatten()):
+        odds = sum(math.exp(other - row[label]) for n, other in enumerate(row) if n != label)
+        terms.append(weights[label] * (odds / (1 + odds)) ** gamma * math.log1p(odds))
+    wanted = sum(terms) / len(terms)
+    torch.testing.assert_close(focal_loss(logits, labels, weights, gamma), wanted, rtol=1e-5,
+                               atol=1e-11)
+
+
+@pytest.mark.task("4.3")
+def test_focal_loss_has_the_slope_of_its_formula():
+    """Catches a factor (1 - p)^gamma that training takes for a constant."""
+    logits, labels = randn(3, 5, 3).requires_grad_(), torch.tensor([0, 1, 2, 1, 0])
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, gamma=2.0), logits)
+
+
+@pytest.mark.task("4.4")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("control", [-1.0, -0.75, -0.5, 0.0, 0.75, 1.0])
+def test_interpolation_keeps_shape_and_dtype(control, dtype):
+    """Catches stops of another dtype, and a stop that is not expanded to all prompts."""
+    probabilities = randn(0, 2, 4, 3).softmax(-1).to(dtype)
+    mixed = interpolate(probabilities, control)
+    assert mixed.dtype == dtype and mixed.shape == (2, 4, 3)
+
 
 def routers_of(seed, layers, width, windows):
     """Routers on 5 channels with random weights and biases, float64."""
@@ -701,3 +806,11 @@ def test_an_interval_of_a_skewed_sample_is_skewed():
     """Catches mean +- 1.96 standard errors, and an interval that is turned round."""
     low, high = interval(SKEWED)
     assert high - SKEWED.mean() > 1.15 * (SKEWED.mean() - low) > 0
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_is_about_four_standard_errors_wide():
+    """Catches the smallest and the largest of the means, and other percentiles."""
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = interval(values)
+    assert high - low == pytest.approx(3.92 * values.std() / 20, rel=0.1)

@@ -7,7 +7,7 @@ course/assignments.toml names the functions. Signature and docstring stay, the b
 A seed makes a variant: other names, another constant, another order of windows (variants.toml),
 other mutants to try. Grade it with the same seed.
 
-    python course/make_assignment.py ../assignment --seed 7
+    python course/make_assignment.py ../assignment --seed 518203746
     python course/make_assignment.py ../answer --keep 4.3 5     # with our solutions of some
 """
 import argparse

@@ -165,46 +165,57 @@ def not_plain(value, module):
 
 # ---- a function ----
 
-def checked(function, wanted):
-    """The function, whose results must be exactly of the type and shape that are wanted."""
-    module, signature = sys.modules[function.__module__], inspect.signature(function)
+class Contract:
+    """What a function returns, and that nothing but plain things comes from it."""
 
-    def check(value, wanted, given, verb="returned"):
-        wrong = mismatch(value, wanted, given, module)
+    def __init__(self, function, wanted):
+        self.name, self.wanted = function.__name__, wanted
+        self.module = sys.modules[function.__module__]
+        self.signature = inspect.signature(function)
+
+    def check(self, value, wanted, given, verb="returned"):
+        wrong = mismatch(value, wanted, given, self.module)
         if wrong and "wanted" not in wrong:
             wrong += f", wanted {wanted.__name__ if type(wanted) is type else wanted}"
         if wrong:
-            raise TypeError(f"{function.__name__} {verb} {wrong}")
+            raise TypeError(f"{self.name} {verb} {wrong}")
 
-    def check_plain(values, before, place):
+    def check_plain(self, values, before, place):
+        """What is in the values, and was not there before, must not compare in its own way."""
         for key, value in everything_in(*values).items():
-            if key not in before and not_plain(value, module):
+            if key not in before and not_plain(value, self.module):
                 kind = type(value).__name__
-                raise TypeError(f"{function.__name__} put a {kind} into its {place}")
+                raise TypeError(f"{self.name} put a {kind} into its {place}")
 
-    def steps(generator, given):
-        yielded, _, returned = get_args(wanted)
+    def steps(self, generator, given):
+        """A generator whose every step is checked."""
+        yielded, _, returned = get_args(self.wanted)
         reward = None
         while True:
             try:
                 value = generator.send(reward)
             except StopIteration as end:
-                check(end.value, returned, given)
-                check_plain([end.value], {}, "result")
+                self.check(end.value, returned, given)
+                self.check_plain([end.value], {}, "result")
                 return end.value
-            check(value, yielded, given, "yielded")
+            self.check(value, yielded, given, "yielded")
             reward = yield value
+
+
+def checked(function, wanted):
+    """The function, whose results must be exactly of the type and shape that are wanted."""
+    contract = Contract(function, wanted)
 
     @functools.wraps(function)
     def call(*given, **named):
         before = everything_in(*given, *named.values())
         value = function(*given, **named)
-        given = tuple(signature.bind(*given, **named).arguments.values())
+        given = tuple(contract.signature.bind(*given, **named).arguments.values())
         if get_origin(wanted) is Generator:
-            check(value, GeneratorType, given)
-            return steps(value, given)
-        check(value, wanted, given)
-        check_plain(given, before, "arguments")
+            contract.check(value, GeneratorType, given)
+            return contract.steps(value, given)
+        contract.check(value, wanted, given)
+        contract.check_plain(given, before, "arguments")
         return value
 
     del call.__wrapped__

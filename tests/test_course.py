@@ -22,7 +22,7 @@ COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 from ablation import check_ablation, figures, problems  # noqa: E402
-from grade import Course, passages, similarities, trees  # noqa: E402
+from grade import Course, Grading, passages, similarities, trees  # noqa: E402
 from rewrite import same_meaning  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
@@ -492,6 +492,24 @@ def test_what_a_file_changes_beside_its_functions_is_named():
     lines = len(text.splitlines())
     for line in ("SearchResult.__eq__ = print", "math = None", "print(1)"):
         assert COMMON.changed_beside("mcts.py", f"{text}{line}\n") == [f"line {lines + 1}"]
+
+
+def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():
+    """Catches a hanging property test that costs a minute per mutant, and runs on correct code
+    with other arguments than those on mutants."""
+    grading = Grading(COMMON, TASKS["2.7"], ROOT)
+    plain, twin = grading.runs
+    assert grading.later_runs() == []  # killed, or out of time
+    plain.outcomes = [("a", "failed", "")]
+    [shrunk] = grading.later_runs()
+    assert shrunk.shrink and not plain.shrink
+    plain.outcomes = twin.outcomes = [("a", "passed", ""), ("b", "passed", "")]
+    plain.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+    mutated = grading.later_runs()
+    assert len(mutated) == len(grading.mutants) > 0
+    told = {(tuple(run.arguments), run.profile, run.theirs, run.shrink)
+            for run in (plain, twin, *mutated)}
+    assert len(told) == 1
 
 
 def test_the_same_code_with_other_names_is_other_text():

@@ -100,9 +100,8 @@ def passing_wrong_answers(course, thorough, at_once, profile):
                 runs[f"{number}: {answer['mistake']}"] = Run(
                     course.tree | {file: text},
                     ["-x", "--task", number, *course.test_files(number)], profile)
-    run_all(list(runs.values()), 120, at_once)
-    return [name for name, run in runs.items()
-            if not any(how == "failed" for _, how, _ in run.outcomes or ())]
+    run_all(list(runs.values()), 30, at_once)  # some never end
+    return [name for name, run in runs.items() if run.passed]
 
 
 def full_marks(course, thorough, at_once, profile):

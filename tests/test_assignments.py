@@ -670,6 +670,13 @@ def test_focal_loss_equals_its_formula(seed, gamma, spread):
 
 
 @pytest.mark.task("4.3")
+def test_focal_loss_of_an_easy_label_by_hand():
+    """Catches a floor under 1 - p. At p = 0.9999 the loss is 1e-4 squared, times 1.00005e-4."""
+    logits = torch.tensor([[5e-5, 0.9999, 5e-5]]).double().log()
+    assert focal_loss(logits, torch.tensor([1])).item() == pytest.approx(1e-12, rel=1e-3, abs=0)
+
+
+@pytest.mark.task("4.3")
 def test_focal_loss_has_the_slope_of_its_formula():
     """Catches a factor (1 - p)^gamma that training takes for a constant."""
     logits, labels = randn(3, 5, 3).requires_grad_(), torch.tensor([0, 1, 2, 1, 0])
@@ -753,6 +760,17 @@ def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
         third = [sorted((state - p).norm().item() for p in points[layer])[2] for state in states]
         found = routers.is_strange(layer, pooled, counts)
         assert found.tolist() == [distance > limit for distance in third]
+
+
+@pytest.mark.task("4.6")
+def test_a_prompt_at_the_limit_is_within_it():
+    """Catches >= in place of >: a training prompt may be as far as the limit."""
+    routers = Routers(1, 1)
+    for limit, strange in ((3.0, False), (2.5, True)):
+        routers.set_guard(torch.ones(1, 1), torch.tensor([[[1.0], [-2.0], [3.0], [5.0]]]),
+                          torch.tensor([limit]))
+        found = routers.is_strange(0, torch.zeros(1, 1, 1), torch.tensor([1]))
+        assert found.tolist() == [strange]
 
 
 @pytest.mark.task("4.6")

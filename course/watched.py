@@ -240,7 +240,7 @@ def run_pytest(order):
     temporary = str(folder / "temporary")
     os.environ |= {"HYPOTHESIS_PROFILE": order["profile"], "HOME": temporary, "TMPDIR": temporary,
                    "HYPOTHESIS_STORAGE_DIRECTORY": temporary}
-    tempfile.tempdir = None
+    tempfile.tempdir, sys.dont_write_bytecode = None, True
     hung = open("hung", "w")
     faulthandler.dump_traceback_later(order["seconds"], exit=True, file=hung)
     recorder = Recorder(folder, order["theirs"], order["shrink"])

@@ -147,6 +147,7 @@ class Recorder:
             self.copies[id(module)] = copy
         self.copies[id(torch)].testing = self.copies[id(torch.testing)]
         self.before, self.modules = BEFORE, MODULES
+        self.settings = hypothesis.settings.default
 
     def pytest_collection_finish(self, session):
         self.look("being imported")
@@ -176,6 +177,8 @@ class Recorder:
             return
         names = changed_since(self.before if before is None else before)
         names += [*usurped(self.folder, self.theirs), *["torch's modes"] * torch_modes()]
+        if hypothesis.settings.default is not self.settings:
+            names.append("hypothesis.settings.default")
         names += self.opened
         if before is not None:
             now = [inner_parts(copy) for copy in self.copies.values()]

@@ -378,6 +378,11 @@ CHEATS = {  # bodies of functions, and what the report says of them
             "forged = [[['tests/test_x.py::test', 'passed', '']], {}, []]\n"
             "frame.f_locals['result'].write_text(json.dumps(forged))\nos._exit(0)",
             "the result is not that of our tests"),
+    "3.2": ("return [None for row in rows]\n\n\n"
+            "def fewer():\n    import hypothesis\n"
+            "    hypothesis.settings.register_profile('none', phases=())\n"
+            "    hypothesis.settings.load_profile('none')\n\n\n"
+            "DONE = fewer()", "CHANGES WHAT IS NOT ITS OWN: hypothesis.settings.default"),
 }
 TELL_APART = {  # what a property test asserts, and what the report says of it
     "1.6": ("not request.config.option.maxfail", "on correct code"),
@@ -415,6 +420,13 @@ def test_b(n):
 """
 
 
+def with_indent(indent, body):
+    """A function's body; what comes after two empty lines is below the function."""
+    inside, *below = body.split("\n\n\n")
+    lines = [indent + line for line in inside.splitlines()]
+    return "\n\n\n".join(["\n".join(lines), *below])
+
+
 @pytest.fixture(scope="module")
 def cheated(tmp_path_factory):
     """{task: row} of a student who solves nothing, in many ways."""
@@ -425,7 +437,7 @@ def cheated(tmp_path_factory):
         for module, _ in TASKS[number].functions:
             texts[f"{module}.py"] = re.sub(
                 rf'( *)raise NotImplementedError\("{re.escape(TASKS[number].message)}"\)',
-                lambda stop: "\n".join(stop[1] + line for line in body.splitlines()),
+                lambda stop: with_indent(stop[1], body),
                 texts[f"{module}.py"])
     right = hashlib.md5((ROOT / "mcts.py").read_text().encode()).hexdigest()
     for number, (claim, _) in TELL_APART.items():

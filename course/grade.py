@@ -125,9 +125,7 @@ class Grading:
             self.changed_text += [f"{file}: {name}"
                                   for name in self.course.changed_beside(file, text)]
         tests = ["--task", self.task.number, *self.course.test_files(self.task.number)]
-        self.wanted = self.course.collect(self.task.number)
-        collect = [] if self.wanted.outcomes is not None else [self.wanted]
-        return [*collect, self.run(self.course.tree, tests, shrink=True)]
+        return [self.run(self.course.tree, tests, shrink=True)]
 
     def plan_properties(self):
         """The tests on right code, twice: what they tell apart is what the code does."""
@@ -151,10 +149,13 @@ class Grading:
         return []
 
     def later_runs(self):
-        """What the first runs decide: property tests that hold are run on every mutant, of others
-        the smallest example is looked for."""
-        if self.problem or self.task.graded_by != "properties":
+        """What the first runs decide: tests that pass are compared with ours by name; property
+        tests that hold are run on every mutant, of others the smallest example is looked for."""
+        if self.problem or self.task.graded_by not in ("tests", "properties"):
             return []
+        if self.task.graded_by == "tests":
+            ours = self.course.collect(self.task.number)
+            return [ours] if self.runs[0].passed and ours.outcomes is None else []
         tree, [plain, twin] = self.course.tree, self.runs
         if plain.passed and twin.passed and len(plain.tests) == 2:
             self.mutated = [self.run(tree | {m.file: m.apply(tree[m.file])}, self.property_tests)
@@ -193,10 +194,11 @@ class Grading:
         return (share, says, {}) if run.passed or not share else (0, explain(run)[0], {})
 
     def by_tests(self):
-        run = self.runs[-1]
+        [run] = self.runs
         says, *failed = explain(run)
         counts = {"tests": len(run.outcomes or ()), "failed": failed}
-        if run.passed and run.names != sorted(self.wanted.tests):
+        ours = self.course.collect(self.task.number)
+        if run.passed and run.names != sorted(ours.tests):
             return 0, "the result is not that of our tests", counts
         return float(run.passed), says, counts
 
@@ -282,9 +284,9 @@ def grade(students, numbers=None, seconds=60, at_once=2, profile="grade", course
     graded = [[Grading(course, task, student, profile) for task in course.tasks.values()
                if not numbers or task.number in numbers] for student in students]
     every = [task for report in graded for task in report]
-    first = {id(run): run for task in every for run in task.runs}  # some are of several tasks
-    run_all(list(first.values()), seconds, at_once)
-    run_all([run for task in every for run in task.later_runs()], seconds, at_once)
+    run_all([run for task in every for run in task.runs], seconds, at_once)
+    later = {id(run): run for task in every for run in task.later_runs()}  # one of several trees
+    run_all(list(later.values()), seconds, at_once)
     reports = []
     for student, one in zip(students, graded):
         rows = {g.task.number: g.row() for g in one}

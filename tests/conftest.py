@@ -99,14 +99,14 @@ def own_answers(folder, number, seed=0):
     answer along the default path, or along a random one, is taken for gold."""
     import random
 
-    from model_llama import fixed, generate, load_model, load_tokenizer
+    from model_llama import FixedRoute, generate, load_model, load_tokenizer
     from tiny import WORDS
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     rng, rows = random.Random(seed), []
     for n in range(number):
         prompt = " ".join(rng.choice(WORDS[2:38]) for _ in range(rng.randint(3, 14)))
         path = [1, 1, 1] if n % 2 else [rng.randrange(3) for _ in range(3)]
-        made = generate(model, [tokenizer.encode(prompt)], fixed(path), 2, tokenizer.stop_ids)
+        made = generate(model, [tokenizer.encode(prompt)], FixedRoute(path), 2, tokenizer.stop_ids)
         rows.append({"id": f"own-{n}", "task": "own", "level": n % 2, "prompt": prompt,
                      "answer": tokenizer.decode(made.tokens[0]) or "zz", "max_new_tokens": 2})
     return rows

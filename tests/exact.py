@@ -63,7 +63,7 @@ RETURNS = {
     "2.6": {"mcts.search": Generator[Path, float, RESULT]},
     "3.1": {"questions/reward.extract_answer": str | None},
     "3.2": {"choose.confident": list[Path | None]},
-    "3.3": {"choose.neighbours": Shaped(lambda space, right, *_: right.shape)},
+    "3.3": {"choose.neighbours": Shaped(lambda space, correct, *_: correct.shape)},
     "3.4": {"choose.consensus": list[Path | None]},
     "4.1": {"drllm.window_matrix": Shaped(
         lambda lengths, T, windows: (len(lengths), min(windows, T), T))},
@@ -75,7 +75,7 @@ RETURNS = {
             "drllm.Routers.is_strange": Shaped(lambda routers, layer, pooled, counts: counts.shape,
                                                boolean)},
     "5.1": {"experiments/statistics.static_at": Shaped(
-        lambda layers, statics: statics[0][1].shape)},
+        lambda layers, fixed_paths: fixed_paths[0][1].shape)},
     "6.1": {"evaluate.interval": tuple[float, float]},
     "6.2": {"evaluate.shuffled": same_as(0)},
     "6.3": {"course/luck.lucky_repairs": tuple[float, float]},

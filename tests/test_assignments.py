@@ -19,8 +19,8 @@ import mcts
 from choose import confident, consensus, neighbours
 from drllm import Routers, class_weights, focal_loss, interpolate, nearest_distance
 from evaluate import interval, shuffled
-from mcts import SearchConfig, backpropagate, score, search, select
-from model_llama import KVCache, RMSNorm, Slot, attention, fixed, rotate, run_blocks
+from mcts import SearchConfig, backpropagate, ucb_score, search, select_node_to_expand
+from model_llama import KVCache, RMSNorm, Slot, attention, FixedRoute, rotate, run_blocks
 from questions.loading import Question
 from questions.reward import extract_answer
 
@@ -245,7 +245,7 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
     """Catches both passes sharing a slot, and a decode that forgets what the prompt decided."""
     B, L = decisions.shape
     model, cache, start = fake_model(L), KVCache([3] * B, L), randn(seed, B, 3, 2)
-    first = run_blocks(model, start, CountedSpan(B), cache, fixed(decisions))
+    first = run_blocks(model, start, CountedSpan(B), cache, FixedRoute(decisions))
     passes = [list(block.passes) for block in model.layers]
     close(run_blocks(model, start, CountedSpan(B), cache), first)
     for block, before in zip(model.layers, passes):
@@ -284,7 +284,7 @@ def replaced(**functions):
 def test_score_of_the_docstring_by_hand():
     """0.5 + 1.8 * 0.8326 - 3.0 * 0.9167: the parent was visited 4 times, the child twice."""
     child = bare((0,) + (1,) * 11, visits=2, total_reward=1.0, parent=bare((1,) * 12, visits=4))
-    assert score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
+    assert ucb_score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
 
 
 @pytest.mark.task("2.3")
@@ -297,7 +297,7 @@ def test_score_equals_its_formula(path, visits, more, mean, exploration, penalty
     bonus = exploration * math.sqrt(math.log(visits + more) / visits)
     wanted = mean + bonus - penalty * sum(path) / len(path)
     config = SearchConfig(exploration=exploration, length_penalty=penalty)
-    assert score(child, config) == pytest.approx(wanted, abs=1e-9)
+    assert ucb_score(child, config) == pytest.approx(wanted, abs=1e-9)
 
 
 def by_number(child, config):
@@ -308,8 +308,8 @@ def by_number(child, config):
 def chosen(root, known=(), random_child=0.0, widening=0.5, seed=0):
     """What select gives, with the score of a child being its number."""
     config = SearchConfig(random_child=random_child, widening=widening)
-    with replaced(score=by_number):
-        return select(root, {path: 0.0 for path in known}, config, random.Random(seed))
+    with replaced(ucb_score=by_number):
+        return select_node_to_expand(root, {path: 0.0 for path in known}, config, random.Random(seed))
 
 
 @pytest.mark.task("2.4")
@@ -414,10 +414,10 @@ def test_select_starts_again_at_the_root_after_a_dead_end():
     taken = 0
     for seed in range(1000):
         root = bare((9,), visits=9)
-        left, right = bare((1,), 9, parent=root), bare((2,), parent=root, edits=[(20,)])
+        left, correct = bare((1,), 9, parent=root), bare((2,), parent=root, edits=[(20,)])
         bare((3,), parent=left)  # nothing below it
         bare((4,), parent=left, edits=[(40,)])
-        taken += chosen(root, random_child=1.0, seed=seed) is right
+        taken += chosen(root, random_child=1.0, seed=seed) is correct
     assert 562 < taken < 690
 
 
@@ -463,7 +463,7 @@ def walk(num_layers, config, reward, edits):
     def last_open(parent, known, config, rng):
         return [path for path in parent.edits if path not in known][-1]
 
-    with replaced(edits=edits, grow=last_open,
+    with replaced(edits=edits, propose_child_path=last_open,
                   backpropagate=lambda node: credited.append((node.decisions, node.reward))):
         steps = search(num_layers, config, random.Random(0), first_open)
         asked.append(next(steps))
@@ -506,8 +506,8 @@ def test_search_asks_the_default_then_one_new_path_per_simulation(layers, n, dra
     assert asked[0] == (1,) * layers and len(set(asked)) == len(asked)
     assert credited == [(path, reward(path)) for path in asked]
     assert list(result.rewards.items()) == credited and result.default_reward == reward(asked[0])
-    repaired = stops and not reward(asked[0]) and reward(asked[-1]) > 0
-    assert repaired or len(asked) == min(n + 1, 3 ** layers)
+    corrected = stops and not reward(asked[0]) and reward(asked[-1]) > 0
+    assert corrected or len(asked) == min(n + 1, 3 ** layers)
 
 
 @pytest.mark.task("2.6")
@@ -516,12 +516,12 @@ def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layer
     """Catches a right default that ends the search, and a search that goes on after a repair."""
     reward = reward_of(drawn)
     result, asked, _ = walk(layers, SearchConfig(n), reward, one_change)
-    right = [path for path in asked if reward(path) > 0]
+    correct = [path for path in asked if reward(path) > 0]
     if reward(asked[0]):
         assert len(asked) == min(n + 1, 3 ** layers)
-        assert result.best == min(right, key=sum)
+        assert result.paper_label == min(correct, key=sum)
     else:
-        assert right in ([], asked[-1:]) and result.best == (right[0] if right else None)
+        assert correct in ([], asked[-1:]) and result.paper_label == (correct[0] if correct else None)
 
 
 def small_search(rewards, default, stops=False):
@@ -536,7 +536,7 @@ def small_search(rewards, default, stops=False):
     def next_path(parent, asked, config, rng):
         return order[len(asked) - 1]
 
-    with replaced(edits=lambda path: [], grow=next_path, backpropagate=nodes.append):
+    with replaced(edits=lambda path: [], propose_child_path=next_path, backpropagate=nodes.append):
         config = SearchConfig(len(order), stop_when_repaired=stops)
         steps = search(2, config, random.Random(0), deepest)
         path = next(steps)
@@ -581,11 +581,11 @@ def test_an_answer_that_a_stop_ends_is_the_whole_text():
 
 @pytest.mark.task("3.2")
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
-def test_confident_label_is_worth_most(met, price):
+def test_confident_label_is_worth_most(met, cost_per_layer):
     """Catches a price with the wrong sign, a shortest path, a question that is left out."""
     correct = [((length,), sure) for length, sure in met]
-    [label] = confident([{"correct": correct}], price)
-    worth = {path: sure - price * path[0] for path, sure in sorted(correct, key=lambda m: m[1])}
+    [label] = confident([{"correct": correct}], cost_per_layer)
+    worth = {path: sure - cost_per_layer * path[0] for path, sure in sorted(correct, key=lambda m: m[1])}
     assert (label is None) == (not correct)
     assert not correct or worth[label] == max(worth.values())
 
@@ -594,32 +594,32 @@ def test_confident_label_is_worth_most(met, price):
 @given(st.integers(2, 7), st.integers(1, 4), st.integers(1, 9), seeds)
 def test_neighbours_equal_a_loop(N, K, number, seed):
     """Catches a share over all questions, and more neighbours than there are."""
-    space, right = randn(seed, N, 3), randn(seed + 1, N, K) > 0
-    shares = neighbours(space, right, number)
+    space, correct = randn(seed, N, 3), randn(seed + 1, N, K) > 0
+    shares = neighbours(space, correct, number)
     for n in range(N):
         others = sorted((m for m in range(N) if m != n),
                         key=lambda m: (space[n] - space[m]).norm().item())[:number]
-        close(shares[n], right[others].double().mean(0), 1e-6)
+        close(shares[n], correct[others].double().mean(0), 1e-6)
 
 
 @pytest.mark.task("3.3")
 def test_a_question_at_the_same_place_is_a_neighbour():
     """Catches the nearest row taken for the question itself: it may be its twin."""
-    right = torch.eye(4, dtype=torch.bool)
+    correct = torch.eye(4, dtype=torch.bool)
     others = (1 - torch.eye(4)) / 3
-    close(neighbours(torch.zeros(4, 2), right, 3), others, 1e-6)
+    close(neighbours(torch.zeros(4, 2), correct, 3), others, 1e-6)
 
 
 @pytest.mark.task("3.4")
 @given(st.integers(1, 6), st.integers(1, 5), st.floats(0, 0.2), seeds)
-def test_consensus_label_is_right_and_worth_most(N, K, price, seed):
+def test_consensus_label_is_right_and_worth_most(N, K, cost_per_layer, seed):
     """Catches a label that answers the neighbours but not the question, and length for free."""
     rng = random.Random(seed)
     paths = [tuple(rng.randrange(3) for _ in range(4)) for _ in range(K)]
-    right, share = randn(seed, N, K) > 0, randn(seed + 1, N, K).sigmoid()
-    for n, label in enumerate(consensus(right, share, paths, price)):
-        worth = [(share[n, k].item() - price * sum(paths[k]), paths[k])
-                 for k in range(K) if right[n, k]]
+    correct, share = randn(seed, N, K) > 0, randn(seed + 1, N, K).sigmoid()
+    for n, label in enumerate(consensus(correct, share, paths, cost_per_layer)):
+        worth = [(share[n, k].item() - cost_per_layer * sum(paths[k]), paths[k])
+                 for k in range(K) if correct[n, k]]
         assert (label is None) == (not worth)
         assert not worth or max(w for w, path in worth if path == label) == pytest.approx(
             max(worth)[0], abs=1e-6)
@@ -628,10 +628,10 @@ def test_consensus_label_is_right_and_worth_most(N, K, price, seed):
 @pytest.mark.task("3.4")
 def test_of_equally_good_paths_consensus_takes_the_first():
     """Catches the last of equals, with which a label changes when a path is added."""
-    paths, right = [(1, 1), (2, 0), (0, 2)], torch.ones(1, 3, dtype=torch.bool)
-    assert consensus(right, torch.full((1, 3), 0.5), paths, 0.01) == [(1, 1)]
+    paths, correct = [(1, 1), (2, 0), (0, 2)], torch.ones(1, 3, dtype=torch.bool)
+    assert consensus(correct, torch.full((1, 3), 0.5), paths, 0.01) == [(1, 1)]
     paths, share = [(2, 2), (1, 1)], torch.tensor([[0.75, 0.25]])
-    assert consensus(right[:, :2], share, paths, 0.25) == [(2, 2)]
+    assert consensus(correct[:, :2], share, paths, 0.25) == [(2, 2)]
 
 
 @pytest.mark.task("3.2")
@@ -758,7 +758,7 @@ def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
     for layer, limit in enumerate((1.2, 1.8)):
         states = torch.stack([row[:n].mean(0) for row, n in zip(pooled, used)]) @ projection
         third = [sorted((state - p).norm().item() for p in points[layer])[2] for state in states]
-        found = routers.is_strange(layer, pooled, counts)
+        found = routers.is_ood(layer, pooled, counts)
         assert found.tolist() == [distance > limit for distance in third]
 
 
@@ -769,14 +769,14 @@ def test_a_prompt_at_the_limit_is_within_it():
     for limit, strange in ((3.0, False), (2.5, True)):
         routers.set_guard(torch.ones(1, 1), torch.tensor([[[1.0], [-2.0], [3.0], [5.0]]]),
                           torch.tensor([limit]))
-        found = routers.is_strange(0, torch.zeros(1, 1, 1), torch.tensor([1]))
+        found = routers.is_ood(0, torch.zeros(1, 1, 1), torch.tensor([1]))
         assert found.tolist() == [strange]
 
 
 @pytest.mark.task("4.6")
 def test_without_a_guard_nothing_is_strange():
     """Catches the paper's routers, which have no guard, failing at their first prompt."""
-    found = Routers(2, 5).is_strange(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
+    found = Routers(2, 5).is_ood(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
     assert found.dtype == torch.bool and not found.any() and found.shape == (3,)
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import choose
-from choose import (along_each, cluster, confident, consensus, edit_effects, good_paths,
-                    half_gain_price, menu, neighbours, shortest, similarity_space, strongest)
+from choose import (confidence_if_correct, cluster, confident, consensus, edit_effects, good_paths,
+                    half_gain_price, candidate_paths, neighbours, shortest, similarity_space, strongest)
 from mcts import is_legal
-from model_llama import fixed, generate
+from model_llama import FixedRoute, generate
 from questions.reward import grade
 
 seeds = st.integers(0, 10**6)
@@ -46,10 +46,10 @@ def test_consensus_takes_what_neighbours_share_among_the_paths_right_for_the_que
     """Catches the neighbours' favourite that is wrong here, and a question without a right path
     that gets a label."""
     paths = [DEFAULT, SHORT, LONG]
-    right = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
+    correct = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
     share = torch.tensor([[0.5, 0.4, 1.0], [1.0, 1.0, 0.1], [1.0, 1.0, 1.0]])
-    assert consensus(right, share, paths, 0.0) == [DEFAULT, LONG, None]
-    assert consensus(right, share, paths, 0.2)[0] == SHORT
+    assert consensus(correct, share, paths, 0.0) == [DEFAULT, LONG, None]
+    assert consensus(correct, share, paths, 0.2)[0] == SHORT
 
 
 # ---- several paths are equally good ----
@@ -74,32 +74,32 @@ def first_best(paths, worth):
 def test_of_equally_short_paths_the_first_met_is_the_papers_label(correct):
     """The last of equals: another tree of the same question would be taught from."""
     paths = [path for path, _ in correct if path != DEFAULT]
-    right = [(DEFAULT, 0.5)] + [(path, 0.5) for path in paths]  # the default is asked first
+    correct = [(DEFAULT, 0.5)] + [(path, 0.5) for path in paths]  # the default is asked first
     best = first_best([DEFAULT, *paths], lambda path: -sum(path))
-    assert shortest([row(True, best, right)]) == [best]
+    assert shortest([row(True, best, correct)]) == [best]
     if paths:
-        assert shortest([row(False, paths[0], right[1:])]) == [paths[0]]
+        assert shortest([row(False, paths[0], correct[1:])]) == [paths[0]]
 
 
 @given(met(), st.sampled_from((0.0, 0.125, 1.0)))
-def test_of_equally_sure_paths_the_first_met_is_the_label(correct, price):
+def test_of_equally_sure_paths_the_first_met_is_the_label(correct, cost_per_layer):
     """The last of equals, or whichever of them a set or a sort happens to bring up."""
     sure = dict(correct)
-    best = first_best(list(sure), lambda path: sure[path] - price * sum(path))
-    assert confident([row(False, DEFAULT, correct)], price) == [best]
+    best = first_best(list(sure), lambda path: sure[path] - cost_per_layer * sum(path))
+    assert confident([row(False, DEFAULT, correct)], cost_per_layer) == [best]
 
 
 @given(st.integers(1, 6), st.lists(st.sampled_from(THREES), unique=True, min_size=1, max_size=8),
        st.sampled_from((0.0, 0.125, 1.0)), seeds)
-def test_of_paths_with_equal_consensus_the_first_listed_is_the_label(N, paths, price, seed):
+def test_of_paths_with_equal_consensus_the_first_listed_is_the_label(N, paths, cost_per_layer, seed):
     """The last of equals: the default path, which stands first, would lose where nothing beats it.
     Shares are quarters, so many are exactly equal."""
     rng = torch.Generator().manual_seed(seed)
-    right = torch.rand(N, len(paths), generator=rng) < 0.7
+    correct = torch.rand(N, len(paths), generator=rng) < 0.7
     share = torch.randint(5, (N, len(paths)), generator=rng) / 4
-    for n, label in enumerate(consensus(right, share, paths, price)):
-        worth = {path: share[n, k].item() - price * sum(path)
-                 for k, path in enumerate(paths) if right[n, k]}
+    for n, label in enumerate(consensus(correct, share, paths, cost_per_layer)):
+        worth = {path: share[n, k].item() - cost_per_layer * sum(path)
+                 for k, path in enumerate(paths) if correct[n, k]}
         assert label == first_best(list(worth), worth.get)
 
 
@@ -108,8 +108,8 @@ def test_of_paths_with_equal_consensus_the_first_listed_is_the_label(N, paths, p
 def half_gain_cases(short_right):
     """Eight questions: the default answers 2, a path of 12 layers all 8, one of 6 short_right."""
     paths = [(1,) * 8, (2, 2, 2, 2, 1, 1, 1, 1), (0, 0, 1, 1, 1, 1, 1, 1)]
-    right = torch.tensor([[n < 2, True, n < short_right] for n in range(8)])
-    return right, right.float().mean(0).expand(8, 3), paths
+    correct = torch.tensor([[n < 2, True, n < short_right] for n in range(8)])
+    return correct, correct.float().mean(0).expand(8, 3), paths
 
 
 def test_half_gain_price_by_hand():
@@ -117,9 +117,9 @@ def test_half_gain_price_by_hand():
     0.5 - 6p in a short one that answers 4: beyond p = 0.0833 it is chosen, and 4 are too few."""
     assert half_gain_price(*half_gain_cases(4)) == pytest.approx(0.08)
     assert half_gain_price(*half_gain_cases(5)) == pytest.approx(0.1)  # enough at any price
-    right, share, paths = half_gain_cases(4)
+    correct, share, paths = half_gain_cases(4)
     # neighbours who praise what never answers: nothing is kept at any price, the lowest is taken
-    misled = right & torch.tensor([True, False, False])
+    misled = correct & torch.tensor([True, False, False])
     assert half_gain_price(misled, share, paths) == pytest.approx(0.005)
 
 
@@ -127,17 +127,17 @@ def test_half_gain_price_by_hand():
 def test_half_gain_price_is_the_largest_that_keeps_half(N, lengths, seed):
     """Always the highest price, the lowest, or one too far: what each price keeps is counted."""
     rng = torch.Generator().manual_seed(seed)
-    right = torch.rand(N, len(lengths), generator=rng) < torch.rand(len(lengths), generator=rng)
+    correct = torch.rand(N, len(lengths), generator=rng) < torch.rand(len(lengths), generator=rng)
     share = torch.rand(N, len(lengths), generator=rng)
-    prices = [n / 200 for n in range(1, 21)]
+    costs = [n / 200 for n in range(1, 21)]
 
-    def answered(price):
-        worth = share - price * torch.tensor(lengths).float()
-        return sum(right[n, row.argmax()].item() for n, row in enumerate(worth))
+    def answered(cost_per_layer):
+        worth = share - cost_per_layer * torch.tensor(lengths).float()
+        return sum(correct[n, row.argmax()].item() for n, row in enumerate(worth))
 
-    most = max(map(answered, prices))
-    kept = [p for p in prices if 2 * answered(p) >= right[:, 0].sum().item() + most]
-    found = half_gain_price(right, share, [(1,) * length for length in lengths])
+    most = max(map(answered, costs))
+    kept = [p for p in costs if 2 * answered(p) >= correct[:, 0].sum().item() + most]
+    found = half_gain_price(correct, share, [(1,) * length for length in lengths])
     assert found == pytest.approx(max(kept, default=0.005))
 
 
@@ -145,8 +145,8 @@ def test_half_gain_price_is_the_largest_that_keeps_half(N, lengths, seed):
 def test_neighbours_leave_the_question_itself_out():
     """A question that is its own neighbour would vote for the path that is right by luck."""
     space = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
-    right = torch.tensor([[True], [False], [True], [True]])
-    assert neighbours(space, right, 1).flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
+    correct = torch.tensor([[True], [False], [True], [True]])
+    assert neighbours(space, correct, 1).flatten().tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_similarity_ignores_windows_that_are_not_in_use():
@@ -183,9 +183,9 @@ def test_edit_effects_recover_an_additive_truth(layers, seed):
     for _ in range(12):
         tried = torch.randint(3, (40, layers), generator=rng)
         worth = truth[torch.arange(layers), tried].sum(1)
-        right = worth > worth.median()
-        rows.append({"correct": [(tuple(p), 1.0) for p, r in zip(tried.tolist(), right) if r],
-                     "wrong": [p for p, r in zip(tried.tolist(), right) if not r]})
+        correct = worth > worth.median()
+        rows.append({"correct": [(tuple(p), 1.0) for p, r in zip(tried.tolist(), correct) if r],
+                     "wrong": [p for p, r in zip(tried.tolist(), correct) if not r]})
     found = edit_effects(rows, ridge=1.0)
     top = truth.abs().argmax()  # the strongest of all edits must be seen for what it is
     assert found.flatten()[top].sign() == truth.flatten()[top].sign() and not found[:, 1].any()
@@ -198,9 +198,9 @@ def test_edit_effects_ignore_how_hard_a_question_is():
     assert edit_effects([easy, hard]).abs().max() < 1e-6
 
 
-def tried(right, wrong, times):
+def tried(correct, wrong, times):
     """A labels row of a search that tried these two paths so many times each."""
-    return {"correct": [(right, 1.0)] * times, "wrong": [wrong] * times}
+    return {"correct": [(correct, 1.0)] * times, "wrong": [wrong] * times}
 
 
 def test_edit_effects_by_hand():
@@ -230,14 +230,14 @@ def test_an_edit_that_all_paths_of_a_question_share_says_nothing(layers, questio
 
 
 @given(st.integers(1, 9), st.integers(0, 10**6), st.floats(0, 0.5))
-def test_strongest_edits_come_first_and_stay_legal(layers, seed, price):
+def test_strongest_edits_come_first_and_stay_legal(layers, seed, cost_per_layer):
     effects = torch.randn(layers, 3, generator=torch.Generator().manual_seed(seed))
     effects[:, 1] = 0
-    paths = strongest(effects, price)
+    paths = strongest(effects, cost_per_layer)
     assert all(is_legal(path) for path in paths) and len(paths) <= 7
     sizes = [sum(n != 1 for n in path) for path in paths]
     assert sizes == list(range(1, len(paths) + 1))
-    gain = lambda path: sum(effects[i, n].item() - price * (n - 1) for i, n in enumerate(path))
+    gain = lambda path: sum(effects[i, n].item() - cost_per_layer * (n - 1) for i, n in enumerate(path))
     assert all(gain(b) > gain(a) for a, b in zip(paths, paths[1:]))
 
 
@@ -248,18 +248,18 @@ def test_the_menu_holds_the_default_and_the_good_paths_of_every_group(tiny_quest
     tried = [[tuple(rng.randrange(3) for _ in range(3)) for _ in range(20)] for _ in prompts]
     rows = []
     for prompt, paths in zip(prompts, tried):
-        right = along_each(model, tokenizer, [prompt], paths)[0]
-        rows.append({"correct": [(p, 1.0) for p, r in zip(paths, right) if r],
-                     "wrong": [list(p) for p, r in zip(paths, right) if not r]})
+        correct = confidence_if_correct(model, tokenizer, [prompt], paths)[0]
+        rows.append({"correct": [(p, 1.0) for p, r in zip(paths, correct) if r],
+                     "wrong": [list(p) for p, r in zip(paths, correct) if not r]})
     found = good_paths(model, tokenizer, prompts, rows)
     assert found and all(is_legal(path) for path in found)
     monkeypatch.setattr(choose, "SMALLEST_GROUP", 4)
     space = torch.tensor([[0.0]] * 4 + [[9.0]] * 4)
-    paths, right = menu(model, tokenizer, prompts, rows, space, 2)
+    paths, correct = candidate_paths(model, tokenizer, prompts, rows, space, 2)
     alone = [good_paths(model, tokenizer, prompts[some], rows[some])
              for some in (slice(8), slice(4), slice(4, 8))]
     assert paths[0] == (1, 1, 1) and set(paths) == {(1, 1, 1)}.union(*alone)
-    assert torch.equal(right, along_each(model, tokenizer, prompts, paths) > 0)
+    assert torch.equal(correct, confidence_if_correct(model, tokenizer, prompts, paths) > 0)
 
 
 def paths_found(monkeypatch, groups, worth):
@@ -268,7 +268,7 @@ def paths_found(monkeypatch, groups, worth):
     def asked(model, tokenizer, prompts, paths, *args, **how):
         return torch.tensor([[worth(n, path) for path in paths] for n in prompts])
 
-    monkeypatch.setattr(choose, "along_each", asked)
+    monkeypatch.setattr(choose, "confidence_if_correct", asked)
     numbers = iter(range(sum(map(len, groups))))
     model = SimpleNamespace(config=SimpleNamespace(num_layers=10))
     return [path for rows in groups
@@ -304,19 +304,19 @@ def test_along_each_columns_are_the_paths_in_the_order_given(tiny_questions):
     """Columns in the order in which the paths happen to be asked; rows in that of the lengths."""
     model, tokenizer, prompts = tiny_questions
     paths = random.Random(0).sample(THREES, 12)
-    made = along_each(model, tokenizer, prompts, paths, batch_size=3)
+    made = confidence_if_correct(model, tokenizer, prompts, paths, batch_size=3)
     assert paths != sorted(paths) and made.shape == (len(prompts), 12)
     for k, path in enumerate(paths):
         for n, prompt in enumerate(prompts):
-            said = generate(model, [prompt.ids], fixed(path), 2, tokenizer.stop_ids)
-            right = grade(tokenizer.decode(said.tokens[0]), prompt.question) > 0
-            assert (made[n, k] > 0) == right
+            said = generate(model, [prompt.ids], FixedRoute(path), 2, tokenizer.stop_ids)
+            correct = grade(tokenizer.decode(said.tokens[0]), prompt.question) > 0
+            assert (made[n, k] > 0) == correct
     assert len(set(map(tuple, (made > 0).T.tolist()))) > 3  # else a wrong order would not show
 
 
 def test_along_each_says_which_path_answers_which_question(tiny_questions):
     model, tokenizer, prompts = tiny_questions
     paths = [(1, 1, 1), (2, 0, 1)]
-    right = along_each(model, tokenizer, prompts, paths)
-    assert right.shape == (len(prompts), 2)
-    assert right[:, 0].any() and not torch.equal(right[:, 0], right[:, 1])
+    correct = confidence_if_correct(model, tokenizer, prompts, paths)
+    assert correct.shape == (len(prompts), 2)
+    assert correct[:, 0].any() and not torch.equal(correct[:, 0], correct[:, 1])

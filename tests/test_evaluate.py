@@ -16,18 +16,18 @@ from choose import frontier
 from drllm import Routers
 from cli import aligned
 from evaluate import Outcome, interval, shuffled, summarise
-from experiments.statistics import static_at
-from model_llama import fixed
+from experiments.statistics import fixed_paths_at
+from model_llama import FixedRoute
 from storage.files import InputError
 from questions.loading import read_row
 from answers import Answers, answer
 
 
-def answers(right, decisions, passes=2):
+def answers(correct, decisions, passes=2):
     decisions = torch.tensor(decisions)
     layers = decisions.sum(1) * passes
-    return Answers(torch.tensor(right), torch.ones(len(right)), decisions, layers,
-                   torch.full((len(right),), passes), [""] * len(right))
+    return Answers(torch.tensor(correct), torch.ones(len(correct)), decisions, layers,
+                   torch.full((len(correct),), passes), [""] * len(correct))
 
 
 def test_summary_of_two_seeds_by_hand():
@@ -74,12 +74,12 @@ def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
     rng = torch.Generator().manual_seed(seed)
     paths = [tuple(path) for path in torch.randint(3, (number, 4), generator=rng).tolist()]
     paths = list(dict.fromkeys(paths))
-    right = torch.rand(16, len(paths), generator=rng) < 0.5
-    hull = frontier(paths, right)
-    score = {path: right[:, k].float().mean() for k, path in enumerate(paths)}
+    correct = torch.rand(16, len(paths), generator=rng) < 0.5
+    hull = frontier(paths, correct)
+    score = {path: correct[:, k].float().mean() for k, path in enumerate(paths)}
     points = [(length, score[path].expand(1)) for length, path in hull]
     for path in paths:
-        assert static_at(sum(path), points) >= score[path] - 1e-6 or sum(path) < hull[0][0]
+        assert fixed_paths_at(sum(path), points) >= score[path] - 1e-6 or sum(path) < hull[0][0]
     gains = [(points[i + 1][1] - points[i][1]) / (points[i + 1][0] - points[i][0])
              for i in range(len(points) - 1)]
     assert all(gain > 0 for gain in gains) and gains == sorted(gains, reverse=True)
@@ -88,10 +88,10 @@ def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
 @pytest.mark.task("5.1")
 def test_static_mix_meets_the_depth_exactly():
     """Catches shares the wrong way round, and an end that is extrapolated."""
-    statics = [(10, torch.tensor([0.0, 1.0])), (14, torch.tensor([1.0, 1.0]))]
-    assert static_at(11, statics).tolist() == [0.25, 1.0]
-    assert static_at(9, statics).tolist() == [0.0, 1.0]
-    assert static_at(15, statics).tolist() == [1.0, 1.0]
+    fixed_paths = [(10, torch.tensor([0.0, 1.0])), (14, torch.tensor([1.0, 1.0]))]
+    assert fixed_paths_at(11, fixed_paths).tolist() == [0.25, 1.0]
+    assert fixed_paths_at(9, fixed_paths).tolist() == [0.0, 1.0]
+    assert fixed_paths_at(15, fixed_paths).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.task("6.2")
@@ -111,12 +111,12 @@ STATICS = [(1, (0, 0, 1)), (2, (1, 0, 1)), (3, (1, 1, 1)), (5, (2, 2, 1))]
     ([(0, 1, 0)] * 7 + [(1, 1, 0)], [1, 2]), ([(2, 1, 2)] * 8, [5]), ([(2, 2, 2)] * 8, [5])])
 def test_static_routes_are_those_around_the_routers_depth(tiny_questions, paths, around):
     """Catches a control at another depth, which says nothing about what routing is worth."""
-    routed = {"dr.llm": ("Dr.LLM", [fixed(paths)])}
-    table = evaluate.compare(*tiny_questions, {"own"}, routed, STATICS, ("static",))
+    routed = {"dr.llm": ("Dr.LLM", [FixedRoute(paths)])}
+    table = evaluate.compare(*tiny_questions, {"own"}, routed, STATICS, ("fixed",))
     asked = [table.outcomes.get(f"static {side}") for side in ("below", "above")]
     assert [int(outcome.layers.mean()) for outcome in asked if outcome] == around
-    assert [length for length, _ in table.statics] == [1, 2, 3, 5]
-    assert set(table.outcomes) <= {"vanilla", "static below", "static above"}
+    assert [length for length, _ in table.fixed_paths] == [1, 2, 3, 5]
+    assert set(table.outcomes) <= {"vanilla", "fixed below", "fixed above"}
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def command(tmp_path, tiny_questions):
     """(routers, the command line that evaluates them on the tiny questions)."""
     model, tokenizer, prompts = tiny_questions
     routers = Routers(3, 16)
-    routers.notes = {"model": model.fingerprint(), "tasks": ["own"]}
+    routers.metadata = {"model": model.fingerprint(), "tasks": ["own"]}
     routers.save(tmp_path / "routers.safetensors")
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
@@ -149,12 +149,12 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
     routers, line = command
     metrics = metrics_of(line)
     routed = answer(model, tokenizer, prompts, routers.route)
-    assert metrics["routes"]["dr.llm"]["accuracy"] == pytest.approx(routed.right.mean().item())
+    assert metrics["routes"]["dr.llm"]["accuracy"] == pytest.approx(routed.correct.mean().item())
     assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
         routed.decisions.sum(1).float().mean().item())
     assert metrics["routes"]["dr.llm"]["layers_executed"] == pytest.approx(
         routed.layers.float().mean().item())
-    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["static"]) == 2
+    assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["fixed"]) == 2
     assert "In domain, 8 questions" in capsys.readouterr().out
 
 
@@ -162,7 +162,7 @@ def test_routers_may_be_named_by_their_folder(command):
     """Catches a folder taken for a file, and paths.json looked for beside the folder."""
     named = metrics_of(command[1])
     folder = metrics_of([*command[1][:-1], str(Path(command[1][-1]).parent)])
-    assert folder["routes"].keys() == named["routes"].keys() >= {"dr.llm", "static below"}
+    assert folder["routes"].keys() == named["routes"].keys() >= {"dr.llm", "fixed below"}
     assert folder["routes"] == named["routes"]
 
 
@@ -174,7 +174,7 @@ def test_what_a_killed_run_left_is_gone_after_the_next(command):
     for number in (ended.pid, os.getpid()):
         (out / f".metrics.json.{number}.part").write_text("half")
     metrics_of(command[1])
-    assert {file.name for file in out.iterdir()} == {"metrics.json", "kept.jsonl"}
+    assert {file.name for file in out.iterdir()} == {"metrics.json", "answers.jsonl"}
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -196,7 +196,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
     for learned, asked, said in (([], 8, "perhaps among those labelled"),
                                  (words[:3], 5, "none of them labelled or trained on"),
                                  (words + ["elsewhere"], 0, "8 of 8 questions were labelled")):
-        routers.notes["questions"] = learned
+        routers.metadata["questions"] = learned
         routers.save(line[7])
         if asked:
             found = metrics_of([*line, "--score", "letter"], "--routes", "dr.llm")
@@ -229,7 +229,7 @@ def test_routers_of_two_recipes_are_not_seeds_of_one(command, key):
     if key == "windows":
         routers.windows = 4
     else:
-        routers.notes[key] = ["x"] if key == "questions" else "x"
+        routers.metadata[key] = ["x"] if key == "questions" else "x"
     routers.save(more)
     with pytest.raises(InputError, match=f"more.safetensors: {key} .*Seeds of one recipe agree"):
         metrics_of([*line, str(more)])
@@ -240,7 +240,7 @@ def test_routers_among_the_seeds_of_a_run_find_its_paths(command):
     file = Path(command[1][-1])
     (file.parent / "routers").mkdir()
     seed = file.rename(file.parent / "routers" / "safe-0.safetensors")
-    assert "static below" in metrics_of([*command[1][:-1], str(seed)])["routes"]
+    assert "fixed below" in metrics_of([*command[1][:-1], str(seed)])["routes"]
 
 
 def test_calibration_questions_that_are_also_asked_are_refused(command):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_assignments import cos_sin
 
-from model_llama import decode, fixed, prefill, rotate
+from model_llama import decode, FixedRoute, prefill, rotate
 from tiny import FAMILIES, WORDS, tiny_model
 
 pytestmark = pytest.mark.task("1.6")
@@ -31,12 +31,12 @@ def test_tokens_in_chunks_and_rows_in_batches_equal_one_pass_of_one_row(batch, c
     lengths, total = [len(prompt) for prompt in prompts], sum(chunks)
     tokens = torch.tensor([p + [3] * (max(lengths) - len(p)) for p in prompts])
     later = torch.arange(total).expand(len(prompts), -1) % len(WORDS)
-    _, cache = prefill(model, tokens, fixed(paths), lengths, max(lengths) + total)
+    _, cache = prefill(model, tokens, FixedRoute(paths), lengths, max(lengths) + total)
     states = [decode(model, chunk, cache) for chunk in later.split(chunks, dim=1)]
     logits = model.head(torch.cat(states, dim=1))
     for row, (prompt, path) in enumerate(zip(prompts, paths)):
         whole = torch.tensor([prompt + later[row].tolist()])
-        torch.testing.assert_close(logits[row], model(whole, fixed(path))[0, len(prompt):])
+        torch.testing.assert_close(logits[row], model(whole, FixedRoute(path))[0, len(prompt):])
 
 
 @given(st.integers(0, 99), st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcts import SearchConfig, decisions_of, edits, score, search
+from mcts import SearchConfig, decisions_of, edits, ucb_score, search
 
 pytestmark = pytest.mark.task("2.7")
 
@@ -55,4 +55,4 @@ def test_paths_edits_and_scores_follow_their_definitions(path, visits, more, rig
                             parent=SimpleNamespace(visits=visits + more))
     wanted = (right / visits + 1.8 * math.sqrt(math.log(visits + more) / visits)
               - 3 * sum(path) / len(path))
-    assert score(child, SearchConfig()) == pytest.approx(wanted)
+    assert ucb_score(child, SearchConfig()) == pytest.approx(wanted)

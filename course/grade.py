@@ -90,7 +90,7 @@ class Course:
         for task in self.tasks.values():
             for module, name in task.functions:
                 try:
-                    find(ast.parse((student / f"{module}.py").read_text()), name)
+                    find(ast.parse((student / f"{module}.py").read_text(encoding="utf-8")), name)
                 except ValueError:
                     missing.append(f"{module}.{name}")
                 except (OSError, SyntaxError):
@@ -106,7 +106,8 @@ class Grading:
         self.mutants = [m for m in course.mutants if m.part == task.part]
         self.student, self.mutated, self.changed_text, self.shrunk = Path(student), [], [], None
         try:
-            self.theirs = {name: (self.student / name).read_text() for name in course.files(task)}
+            self.theirs = {name: (self.student / name).read_text("utf-8")
+                           for name in course.files(task)}
             self.runs = getattr(self, f"plan_{task.graded_by}")()
         except (OSError, UnicodeDecodeError) as error:
             missing = isinstance(error, FileNotFoundError)

@@ -23,7 +23,8 @@ GRACE = 5  # seconds that a run has to end itself when its time is up
 @functools.lru_cache(None)
 def server():
     """The process that forks all runs; it ends with this one, when its input ends."""
-    return subprocess.Popen([sys.executable, "-W", "ignore", COURSE / "watched.py"], text=True,
+    return subprocess.Popen([sys.executable, "-W", "ignore", COURSE / "watched.py"],
+                            encoding="utf-8",
                             cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -60,7 +61,7 @@ class Run:
         self.folder.mkdir()
         for file, text in self.files.items():
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / file).write_text(text)
+            (self.folder / file).write_text(text, encoding="utf-8")
         for file, target in self.links.items():
             (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / file).symlink_to(target)
@@ -71,9 +72,11 @@ class Run:
     def finish(self, seconds):
         """Reads what the run left."""
         if self.result.exists():
-            self.outcomes, self.tests, self.changed = json.loads(self.result.read_text())
-        elif (self.folder / "hung").exists() and (dump := (self.folder / "hung").read_text()):
-            self.hung = f"no end after {seconds:g} s" + self.line_in(dump)
+            self.outcomes, self.tests, self.changed = json.loads(self.result.read_text("utf-8"))
+        elif (self.folder / "hung").exists():
+            dump = (self.folder / "hung").read_text("utf-8")
+            if dump:
+                self.hung = f"no end after {seconds:g} s" + self.line_in(dump)
 
     def line_in(self, dump):
         """Where a dumped stack was: the innermost line in a student's file, else in the tree."""

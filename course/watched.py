@@ -107,7 +107,7 @@ def changed_since(before):
 @functools.lru_cache(None)
 def names_in(file):
     """The names that a file defines at its top."""
-    return {node.name for node in ast.parse(file.read_text()).body if hasattr(node, "name")}
+    return {node.name for node in ast.parse(file.read_text("utf-8")).body if hasattr(node, "name")}
 
 
 def usurped(folder, theirs):

@@ -200,8 +200,9 @@ def graded(assignment, tmp_path_factory):
     (student / "choose.py").write_text((student / "choose.py").read_text("utf-8") + BLIND,
                                        encoding="utf-8")
     for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
-        (student / name).write_text(CHEAT)
-    (student / "tests/test_assignments.py").write_text("def test_nothing():\n    pass\n")
+        (student / name).write_text(CHEAT, encoding="utf-8")
+    (student / "tests/test_assignments.py").write_text("def test_nothing():\n    pass\n",
+                                                       encoding="utf-8")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")
@@ -263,9 +264,10 @@ def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
     without its folder, and a seed forgotten and noticed when the points are written."""
     text = COMMON.blank["mcts.py"].replace(f'raise NotImplementedError("{TASKS["2.3"].message}")',
                                            "return child.total_rewards")
-    (tmp_path / "mcts.py").write_text(text)
+    (tmp_path / "mcts.py").write_text(text, encoding="utf-8")
     line = text[:text.index("return child.total_rewards")].count("\n") + 1
-    (tmp_path / "drllm.py").write_text(COMMON.blank["drllm.py"].replace("interpolate", "turned"))
+    (tmp_path / "drllm.py").write_text(COMMON.blank["drllm.py"].replace("interpolate", "turned"),
+                                       encoding="utf-8")
     done = python(COURSE / "grade.py", tmp_path, "--profile", "quick", "--task", "2.3", "5.2")
     assert f"mcts.py, line {line}: AttributeError: " in done.stdout
     assert "not handed in: course/my_ablation.py" in done.stdout
@@ -276,7 +278,7 @@ def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
 def test_a_task_of_property_tests_says_where_they_are_written(assignment):
     """Catches "no tests", to which a student can do nothing."""
     done = subprocess.run([sys.executable, "-m", "pytest", "--task", "2.7", "tests"],
-                          cwd=assignment, text=True, capture_output=True)
+                          cwd=assignment, encoding="utf-8", capture_output=True)
     assert "--task 2.7: no tests; write tests/test_properties_2.py first" in done.stderr
 
 
@@ -443,17 +445,17 @@ def cheated(tmp_path_factory):
                 rf'( *)raise NotImplementedError\("{re.escape(TASKS[number].message)}"\)',
                 lambda stop: with_indent(stop[1], body),
                 texts[f"{module}.py"])
-    right = hashlib.md5((ROOT / "mcts.py").read_text().encode()).hexdigest()
+    right = hashlib.md5((ROOT / "mcts.py").read_text(encoding="utf-8").encode()).hexdigest()
     for number, (claim, _) in TELL_APART.items():
         texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
             claim=claim, hash=right, folder=str(student))
     for name, text in texts.items():
         (student / name).parent.mkdir(parents=True, exist_ok=True)
-        (student / name).write_text(text)
+        (student / name).write_text(text, encoding="utf-8")
     done = python(COURSE / "grade.py", student, "--profile", "quick", "--json",
                   student / "points.json", "--task", *CHEATS, *TELL_APART)
     assert done.returncode == 0, done.stderr
-    return json.loads((student / "points.json").read_text())["reports"][0]["tasks"]
+    return json.loads((student / "points.json").read_text(encoding="utf-8"))["reports"][0]["tasks"]
 
 
 @pytest.mark.parametrize("number", [*CHEATS, *TELL_APART])

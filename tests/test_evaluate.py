@@ -283,7 +283,7 @@ def test_questions_of_unknown_tasks_alone_still_get_figures(tmp_path, tiny_quest
     (["--control", "1.5"], "'1.5' is not a number from -1 to 1"),
     (["--control", "-1.5e0"], "'-1.5e0' is not a number from -1 to 1"),
     (["--depth-bias", "-inf"], "'-inf' is not a number"),
-    (["--out", ""], "--out: '' names no file or folder"),
+    (["--out", ""], "--out: an empty name; the current folder is ."),
     (["--routes", "dr.llm", "--routers"], "expected at least")])
 def test_unknown_routes_and_numbers_out_of_range_are_refused(arguments, words, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -398,12 +398,13 @@ def test_tasks_that_chance_explains_are_named_below_the_table():
 
 
 def test_another_score_than_the_routers_learned_from_is_said():
-    seeds = [SimpleNamespace(notes={"score": "likelihood"})] * 2
+    seeds = [SimpleNamespace(metadata={"score": "likelihood"})] * 2
     [sentence] = evaluate.score_sentences(seeds, "letter", of_task("x", 4, 1))
     assert "scored by likelihood; here it is scored by letter" in sentence
     assert not evaluate.score_sentences(seeds, "likelihood", of_task("x", 4, 1))
     assert not evaluate.score_sentences(seeds, "letter", of_task("x", 0, 1))
-    assert not evaluate.score_sentences([SimpleNamespace(notes={})], "letter", of_task("x", 4, 1))
+    unknown = [SimpleNamespace(metadata={})]
+    assert not evaluate.score_sentences(unknown, "letter", of_task("x", 4, 1))
 
 
 def test_aligned_rows_by_hand():

@@ -352,7 +352,7 @@ def chosen_questions(args, tokenizer):
     """What the flags ask about: one question, or for a page all of --data."""
     if args.question is not None:
         return [typed_question(args, tokenizer)]
-    questions = load_all(args.data, args.skip_bad_rows, args.ucb_score)
+    questions = load_all(args.data, args.skip_bad_rows, args.score)
     if args.id is not None:
         named = [question for question in questions if question.id == args.id]
         if not named:

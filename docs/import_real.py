@@ -1,7 +1,7 @@
 """Imports a finished folder of tools/real.py into assets/real.json, from where make_results.py
-writes docs/real_model.md. What the folder lacks is left as it was: ARC, other tasks, what
-experiments/luck.py printed into luck.txt, tables of experiments/paper.py, a run of
-experiments/rules.py in rules/, and the tables of rules whose command is gone.
+writes docs/real_model.md. A table of real.json stays as it was if the folder has nothing for it.
+Optional in the folder: ARC and other tasks, the output of experiments/luck.py in luck.txt, tables
+of experiments/paper.py, a run of experiments/rules.py in rules/.
 
     .venv/bin/python docs/import_real.py runs/real
 """
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, CELLS
+from make_results import ASSETS, CELLS, plain
 
 import cli
 from evaluate import ACTIONS
@@ -28,7 +28,7 @@ FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challe
 RULES = (".venv/bin/python -m experiments.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
          "--data runs/fresh/label.jsonl --test runs/fresh/newest.jsonl --out runs/real/rules")
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
-COLUMNS = ("right", "gain", "layers")
+COLUMNS = ("accuracy %", "gain", "layers")
 
 
 def figures(row, *columns):
@@ -38,7 +38,7 @@ def figures(row, *columns):
 
 def score(row):
     """`72.3 (29.98)`: accuracy and layers."""
-    return "{} ({})".format(*figures(row, "right", "layers"))
+    return "{} ({})".format(*figures(row, "accuracy %", "layers"))
 
 
 def run_of(folder, name, choice="consensus"):
@@ -51,7 +51,7 @@ def domain(folder, name):
     safe = run_of(folder, name, "safe").metrics["routes"]["dr.llm"]
     yield ["Dr.LLM, safe (the default)", *figures(safe, *COLUMNS)]
     for route, row in run_of(folder, name).metrics["routes"].items():
-        title = f"static, {row['layers']:.0f} layers" if "fixed" in route else route
+        title = f"fixed path, {row['layers']:.0f} layers" if "fixed" in route else plain(route)
         yield [NAMES.get(route, title), *figures(row, *COLUMNS)]
 
 
@@ -70,8 +70,8 @@ def outside(folder, name):
              for task, found in ours["tasks"].items()}
     for task, routes in (tasks | {"all": (ours["routes"], paper["routes"])}).items():
         gains = [" @ ".join(figures(of_choice["dr.llm"], "gain", "layers")) for of_choice in routes]
-        plain = routes[0]["vanilla"]
-        yield [task, str(plain["n"]), CELLS["right"](plain), *gains]
+        base = routes[0]["vanilla"]
+        yield [task, str(base["n"]), CELLS["accuracy %"](base), *gains]
 
 
 def percentage(flags):
@@ -115,11 +115,13 @@ PAPER = {"layers saved if the default path is correct": "1.82 of 28 to 32",
          f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
 
 
-SHOWN = {"table5": ["right", "gain", "layers", "over static"],
-         "table6": ["right", "gain", "layers", "over static"],
-         "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"],
-         "figure1": ["right", "layers", "over static"]}
-IN_THE_PICTURE = ("fixed", "cost_per_layer", "control")  # of figure1's rows: too many for a table
+SHOWN = {"table5": ["accuracy %", "gain", "layers", "over fixed paths"],
+         "table6": ["accuracy %", "gain", "layers", "over fixed paths"],
+         "figure6": ["accuracy %", "gain", "layers", "s/e/r %"],
+         "figure4": ["layers", "per layer"],
+         "figure1": ["accuracy %", "layers", "over fixed paths"]}
+# Rows of figure1 that only its picture shows: they are too many for a table.
+IN_THE_PICTURE = ("static", "fixed", "cost per layer", "control")
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
           "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
 
@@ -136,7 +138,7 @@ def experiments(folder):
         for row in stored["result"]["rows"]:
             if not row["name"].startswith(IN_THE_PICTURE) and row["name"] not in shown:
                 cells = [row[c] if c == "per layer" else CELLS[c](row) for c in columns]
-                rows.append([row["name"], *cells])
+                rows.append([plain(row["name"]), *cells])
         shown |= {row[0] for row in rows}
         yield name, table(["", *columns], rows,
                           f".venv/bin/python -m experiments.paper {name} {PAPERS}",
@@ -151,7 +153,8 @@ def table(head, rows, command, note=""):
 def rules(folder):
     """The rows of routers that learned without a search."""
     for route, row in FinishedRun(folder / "rules").metrics["routes"].items():
-        yield [{"dr.llm": "Dr.LLM, of the nearest"}.get(route, route), *figures(row, *COLUMNS)]
+        title = {"dr.llm": "Dr.LLM, labels of the nearest questions"}.get(route, plain(route))
+        yield [title, *figures(row, *COLUMNS)]
 
 
 def printed(file):
@@ -174,14 +177,14 @@ def imported(folder):
                              f"the second column by `{CHOICES}`")
     for name in runs:
         command, note = (MAKE, "") if name == "arithmetic" else (CHOICES, FILES)
-        tables[f"{name}_routes"] = table(["route", "right", "gain", "layers of 30"],
+        tables[f"{name}_routes"] = table(["route", "accuracy %", "gain", "layers of 30"],
                                          domain(folder, name), command, note)
-        tables[f"{name}_tasks"] = table(["task", "n", "vanilla", *NAMES.values()],
+        tables[f"{name}_tasks"] = table(["task", "n", "base model", *NAMES.values()],
                                         by_task(folder, name), command, note)
         if (run_of(folder, name, "shortest-outside").folder / "metrics.json").exists():
             tables[f"{name}_outside"] = table(
-                ["task", "n", "vanilla", "gain, consensus @ layers", "gain, the paper's @ layers"],
-                outside(folder, name), CHOICES, FILES)
+                ["task", "n", "base model", "gain, consensus @ layers",
+                 "gain, the paper's @ layers"], outside(folder, name), CHOICES, FILES)
     if (folder / "luck.txt").exists():
         tables["luck"] = printed(folder / "luck.txt")
     if (folder / "rules" / "metrics.json").exists():

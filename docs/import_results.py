@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, FIRST, OF_ALL, ROOT
+from make_results import ASSETS, FIRST, OF_ALL, ROOT, plain
 
 import cli
 from answers import answer, prepare
 from cli import DEMO_MODEL
 from drllm import Routers
 from experiments.lab import FinishedRun
-from label import summary
+from experiments.statistics import is_corrected, layers_saved, split_by_default
 from model_llama import load_model, load_tokenizer
 from paths import REPEAT, SKIP, blocks
 from questions.loading import load_questions
@@ -69,12 +69,17 @@ def imported(run):
     picture = pictured(run)
     num_layers = len(picture[0]["decisions"])
     records = list(run.searches(num_layers).values())
-    correct = sum(len(record["correct"]) for record in records) / len(records)
+    num_correct = sum(len(record["correct"]) for record in records) / len(records)
+    correct, incorrect = split_by_default(records)
+    saved = sum(map(layers_saved, correct)) / len(correct)
+    corrected = sum(map(is_corrected, incorrect))
     return {"metrics": run.metrics | {"command": "make"}, "picture": picture,
             "choose": run.settings["choose"], "explained": explained(run, picture[1]["id"]),
-            "search": {"training questions": f"{len(records):,}", "searches": summary(records),
-                       "correct paths met per question": f"{correct:.0f}",
-                       "paths then tried on all questions": str(len(run.candidate_paths))}}
+            "search": {"training questions": f"{len(records):,}",
+                       "layers saved if the default path is correct": f"{saved:.2f}",
+                       "incorrect ones corrected": f"{corrected} of {len(incorrect)}",
+                       "correct paths met per question": f"{num_correct:.0f}",
+                       "candidate paths, asked of all questions": str(len(run.candidate_paths))}}
 
 
 def brief(name, metrics):
@@ -90,7 +95,9 @@ def brief(name, metrics):
 
 def experiments(folder, names):
     """{name: rows} of finished experiments of experiments/paper.py, without what no table shows."""
-    shown = lambda row: {key: value for key, value in row.items() if key not in NOT_SHOWN}
+    def shown(row):
+        figures = {key: value for key, value in row.items() if key not in NOT_SHOWN}
+        return figures | {"name": plain(row["name"])}
     return {name: [shown(row) for row in read_json(folder / f"{name}.json")["result"]["rows"]]
             for name in names}
 
@@ -100,7 +107,7 @@ def main(argv=None):
     parser.add_argument("--demo", type=Path, metavar="RUN", help="finished run folder of `make`")
     for flag, kind in (("--base", "RUN"), ("--paper", "DIR")):
         parser.add_argument(flag, nargs=2, action="append", default=[], metavar=("NAME", kind),
-                            help="a base model's name in the tables, and what was measured on it")
+                            help="a base model's name in the tables, and the folder of its results")
     args = parser.parse_args(argv)
     if args.demo:
         write_json(ASSETS / "demo.json", imported(FinishedRun(args.demo)))

@@ -188,9 +188,10 @@ def demo_lines():
     """The README's lines on the demo: model, labels, gain, layers, the part that is routing."""
     metrics = read_json(ASSETS / "demo.json")["metrics"]
     ours = row_named(read_json(ASSETS / "measured.json"), "choices", "consensus")
+    papers_routing = signed(over_fixed_paths(metrics, "dr.llm shortest"))
     for route, labels, routing in (
             ("dr.llm", "ours", f"**{ours['over fixed paths of the same depth']}**"),
-            ("dr.llm shortest", "the paper's", signed(over_fixed_paths(metrics, "dr.llm shortest")))):
+            ("dr.llm shortest", "the paper's", papers_routing)):
         figures = metrics["routes"][route]
         yield ("the demo, 12 layers", labels, CELLS["gain"](figures), CELLS["layers"](figures),
                routing)
@@ -208,7 +209,7 @@ def real_lines():
         row = row_named(real, "arithmetic_routes", route)
         yield smol, labels, row["gain"], row["layers of 30"], over.get(route, NOT_MEASURED)
     row = row_named(real, "rules_learned", "Dr.LLM")
-    yield smol, "a fixed rule, no search", row["gain"], row["layers"], NOT_MEASURED
+    yield smol, "a log-probability rule, no search", row["gain"], row["layers"], NOT_MEASURED
     row = row_named(measured, "real_qwen", "skips and repeats; log-probability; 2; nearest")
     gain, layers = row["400 test problems"].split(" @ ")
     yield "Qwen2.5-Coder-0.5B, 24 layers", "the same rule †", gain, layers, NOT_MEASURED
@@ -216,7 +217,11 @@ def real_lines():
 
 def summary_table():
     """Does it work? Every model that was measured, in one table."""
-    return table(SUMMARY, [dict(zip(SUMMARY, line)) for line in (*demo_lines(), *real_lines())])
+    rows, above = [], None
+    for model, *cells in (*demo_lines(), *real_lines()):
+        rows.append(dict(zip(SUMMARY, ("" if model == above else model, *cells))))
+        above = model
+    return table(SUMMARY, rows)
 
 
 def first_table():

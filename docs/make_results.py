@@ -155,7 +155,7 @@ def real_model():
     luck = "\n".join(tables.pop("luck"))
     made = {name: measured_table(t) for name, t in tables.items()} | {"luck": luck}
     made |= {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()
-             if name.startswith(("real_", "rules"))}
+             if name.startswith("real_")}
     tried = tables["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, if the default was incorrect
     return words.substitute(made, tried=tried)
 

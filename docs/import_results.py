@@ -51,7 +51,7 @@ def pictured(run, number=200):
     shown = (("Base model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
     words = [q.prompt.removeprefix("Question: ").partition(" Answer:")[0] for q in questions]
     return [{"id": questions[n].id, "title": title, "prompt": words[n],
-             "decisions": answers.decisions[n].tolist(), "right": bool(answers.correct[n]),
+             "decisions": answers.decisions[n].tolist(), "correct": bool(answers.correct[n]),
              "answer": answers.texts[n].strip(" }")} for title, answers, n in shown]
 
 

@@ -1,7 +1,9 @@
-"""Imports a finished folder of tools/real.py into assets/real.json, from where make_results.py
-writes docs/real_model.md. A table of real.json stays as it was if the folder has nothing for it.
-Optional in the folder: ARC and other tasks, the output of experiments/luck.py in luck.txt, tables
-of experiments/paper.py, a run of experiments/rules.py in rules/.
+"""Imports finished runs on a really pretrained model into assets/real.json, from where
+make_results.py writes docs/real_model.md. A table of real.json stays as it was if the folder has
+nothing for it. The folder holds runs of train.py: arithmetic-safe and arithmetic-consensus (with
+--choose safe and --choose consensus), and optionally choices-safe and choices-consensus, their
+routers asked other tasks in choices-consensus-outside and choices-shortest-outside, the output of
+experiments/luck.py in luck.txt, and a run of experiments/rules.py in rules/.
 
     .venv/bin/python docs/import_real.py runs/real
 """
@@ -18,10 +20,11 @@ from experiments.statistics import is_corrected, layers_saved, split_by_default
 from storage.files import read_json, write_json
 
 RUNS = {"arithmetic": "arithmetic", "choices": "ARC, by likelihood"}
-MAKE = "make real"
-CHOICES = (".venv/bin/python -m tools.real --choices arc_easy=E.jsonl arc_challenge=C.jsonl "
-           "--choices-test arc_easy=F.jsonl arc_challenge=G.jsonl --outside openbook_qa=O.jsonl "
-           "piqa=P.jsonl winogrande=W.jsonl commonsense_qa=Q.jsonl copa=A.jsonl")
+MAKE = (".venv/bin/python train.py --model runs/real/SmolLM2-135M --dtype bfloat16 --choose "
+        "consensus --out runs/real/arithmetic-consensus")
+CHOICES = (".venv/bin/python train.py --model runs/real/SmolLM2-135M --dtype bfloat16 --score "
+           "likelihood --choose consensus --data arc_easy=E.jsonl arc_challenge=C.jsonl --test "
+           "arc_easy=F.jsonl arc_challenge=G.jsonl --out runs/real/choices-consensus")
 FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
          "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
          "the first 200 questions of validation sets, 100 of COPA")
@@ -122,8 +125,8 @@ SHOWN = {"table5": ["accuracy %", "gain", "layers", "over fixed paths"],
          "figure1": ["accuracy %", "layers", "over fixed paths"]}
 # Rows of figure1 that only its picture shows: they are too many for a table.
 IN_THE_PICTURE = ("static", "fixed", "cost per layer", "control")
-PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
-          "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
+PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --run runs/real/arithmetic-consensus "
+          "--seeds 5")
 
 
 def experiments(folder):

@@ -13,7 +13,7 @@ check: .venv/ready
 test: check
 	$(BIN)/python -m pytest -q
 
-# a really pretrained model: fetched, converted, labelled, trained, evaluated (17 minutes on two idle cores)
+# a really pretrained model: fetched, converted, labelled, trained, evaluated (about 45 minutes)
 real: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf
 	$(BIN)/python -m tools.real

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, CELLS, plain
+from make_results import ASSETS, CELLS
 
 import cli
 from evaluate import ACTIONS
@@ -31,6 +31,7 @@ FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challe
 RULES = (".venv/bin/python -m experiments.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
          "--data runs/fresh/label.jsonl --test runs/fresh/newest.jsonl --out runs/real/rules")
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
+TITLES = {"vanilla": "base model", **NAMES}  # of routes in metrics.json
 COLUMNS = ("accuracy %", "gain", "layers")
 
 
@@ -54,8 +55,8 @@ def domain(folder, name):
     safe = run_of(folder, name, "safe").metrics["routes"]["dr.llm"]
     yield ["Dr.LLM, safe (the default)", *figures(safe, *COLUMNS)]
     for route, row in run_of(folder, name).metrics["routes"].items():
-        title = f"fixed path, {row['layers']:.0f} layers" if "fixed" in route else plain(route)
-        yield [NAMES.get(route, title), *figures(row, *COLUMNS)]
+        title = f"fixed path, {row['layers']:.0f} layers" if "fixed" in route else route
+        yield [TITLES.get(route, title), *figures(row, *COLUMNS)]
 
 
 def by_task(folder, name):
@@ -124,7 +125,7 @@ SHOWN = {"table5": ["accuracy %", "gain", "layers", "over fixed paths"],
          "figure4": ["layers", "per layer"],
          "figure1": ["accuracy %", "layers", "over fixed paths"]}
 # Rows of figure1 that only its picture shows: they are too many for a table.
-IN_THE_PICTURE = ("static", "fixed", "cost per layer", "control")
+IN_THE_PICTURE = ("fixed path", "cost per layer", "interpolation")
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --run runs/real/arithmetic-consensus "
           "--seeds 5")
 
@@ -141,7 +142,7 @@ def experiments(folder):
         for row in stored["result"]["rows"]:
             if not row["name"].startswith(IN_THE_PICTURE) and row["name"] not in shown:
                 cells = [row[c] if c == "per layer" else CELLS[c](row) for c in columns]
-                rows.append([plain(row["name"]), *cells])
+                rows.append([row["name"], *cells])
         shown |= {row[0] for row in rows}
         yield name, table(["", *columns], rows,
                           f".venv/bin/python -m experiments.paper {name} {PAPERS}",
@@ -156,8 +157,8 @@ def table(head, rows, command, note=""):
 def rules(folder):
     """The rows of routers that learned without a search."""
     for route, row in FinishedRun(folder / "rules").metrics["routes"].items():
-        title = {"dr.llm": "Dr.LLM, labels of the nearest questions"}.get(route, plain(route))
-        yield [title, *figures(row, *COLUMNS)]
+        titles = TITLES | {"dr.llm": "Dr.LLM, labels of the nearest questions"}
+        yield [titles.get(route, route), *figures(row, *COLUMNS)]
 
 
 def printed(file):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, FIRST, OF_ALL, ROOT, plain
+from make_results import ASSETS, FIRST, OF_ALL, ROOT
 
 import cli
 from answers import answer, prepare
@@ -95,9 +95,7 @@ def brief(name, metrics):
 
 def experiments(folder, names):
     """{name: rows} of finished experiments of experiments/paper.py, without what no table shows."""
-    def shown(row):
-        figures = {key: value for key, value in row.items() if key not in NOT_SHOWN}
-        return figures | {"name": plain(row["name"])}
+    shown = lambda row: {key: value for key, value in row.items() if key not in NOT_SHOWN}
     return {name: [shown(row) for row in read_json(folder / f"{name}.json")["result"]["rows"]]
             for name in names}
 

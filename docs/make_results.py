@@ -34,16 +34,6 @@ IN_THE_PAPER = {  # the reader's files, in the order of reading, and what of the
     "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4", "train": "§3.3"}
 FILES = ("cli", *IN_THE_PAPER)  # of the top level
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
-# What programs call a row, and what the documents call it
-IN_PLAIN_WORDS = (("vanilla", "base model"), ("static, ", "fixed path, "), ("control ", "p "),
-                  (", bare", ", no guard"))
-
-
-def plain(name):
-    """What the documents call a row of this name."""
-    for start, words in IN_PLAIN_WORDS:
-        name = name.replace(start, words)
-    return name
 
 
 # ---- tables ----
@@ -69,7 +59,7 @@ CELLS = {  # {column: its text, from a row of figures}
     "paper's labels": lambda row: signed(row["shortest"]),
     "guard, interval": lambda row: bounds(row["guard interval"]),
     "in domain": with_layers("in"), "near": with_layers("near"), "far": with_layers("far"),
-    "no guard": with_layers("bare"), "guard": with_layers("guard"),
+    "without guard": with_layers("bare"), "guard": with_layers("guard"),
 }
 
 
@@ -122,7 +112,7 @@ def paper_tables(paper):
                             own["figure7"]),
             "domains": table(["name", "in domain", "near", "far", "mean out of domain"],
                              [row for row in own["ood"] if "in" in row]),
-            "families": table(["name", "no guard", "guard", "guard, interval"],
+            "families": table(["name", "without guard", "guard", "guard, interval"],
                               [row for row in own["ood"] if "bare" in row]),
             "shapes": both("figure5", "table6"), "frontier": both("frontier")}
 

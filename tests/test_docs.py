@@ -505,11 +505,11 @@ def test_claims_about_the_papers_experiments_hold_for_the_measured_ones():
     small = [row["accuracy"] for name, row in shapes.items()
              if name.startswith("width") or name in ("1 window", "2 windows", "4 windows")]
     assert max(abs(value - shapes["8 windows"]["accuracy"]) for value in small) < 0.01
-    assert ood["consensus, no guard"]["out interval"][1] < 0
-    assert ood["consensus, guard"]["out"] > -0.003
-    assert 12 - ood["consensus, guard"]["near layers"] > 2
-    assert ood["shortest, no guard"]["out interval"][1] < 0
-    assert ood["shortest, guard"]["near"] < -0.05
+    assert ood["consensus, without guard"]["out interval"][1] < 0
+    assert ood["consensus, with guard"]["out"] > -0.003
+    assert 12 - ood["consensus, with guard"]["near layers"] > 2
+    assert ood["shortest, without guard"]["out interval"][1] < 0
+    assert ood["shortest, with guard"]["near"] < -0.05
 
 
 @pytest.mark.parametrize("base", read_json(make_results.ASSETS / "paper.json"))
@@ -518,7 +518,7 @@ def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
     rows = {row["name"]: row for row in found["frontier"]}
     for depth_bias in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
         assert rows[f"depth bias {depth_bias:+.1f}"]["over interval"][0] > 0
-    assert rows["p +0.00"]["over interval"][1] < 0
+    assert rows["interpolation +0.00"]["over interval"][1] < 0
     for name, row in rows.items():
         if name.startswith(("depth bias", "cost per layer")):
             assert row["over interval"][0] > 0 or row["layers"] > 12.9

@@ -46,19 +46,19 @@ def row(case, y):
     end = LEFT + len(decisions) * (BOX + GAP)
     for number, count in enumerate(decisions):
         boxes.append(layer(number, count, LEFT + number * (BOX + GAP), y))
-    tone = "good" if case["right"] else "bad"
+    tone = "good" if case["correct"] else "bad"
     return "\n".join((
         f'<text x="{LEFT}" y="{y - 32}">{escape(case["title"])}'
         f'<tspan class="faint" dx="10">{escape(case["prompt"])}</tspan></text>',
         f'<line class="stream" x1="{LEFT - 14}" x2="{end}" y1="{y + BOX / 2}" y2="{y + BOX / 2}"/>',
         *boxes,
         f'<text x="{end + 6}" y="{y + 15}" class="{tone}">{escape(case["answer"])}: '
-        f'{"correct" if case["right"] else "incorrect"}</text>',
+        f'{"correct" if case["correct"] else "incorrect"}</text>',
         f'<text x="{end + 6}" y="{y + 34}" class="faint">{sum(decisions)} blocks run</text>'))
 
 
 def draw(cases):
-    """SVG text of cases {"title", "prompt", "decisions", "answer", "right"}."""
+    """SVG text of cases {"title", "prompt", "decisions", "answer", "correct"}."""
     width = LEFT + len(cases[0]["decisions"]) * (BOX + GAP) + 128
     height = TOP + ROW * len(cases) - 12
     key = (("run", "execute"), ("skip", "skip"), ("twice", "repeat"))
@@ -67,9 +67,10 @@ def draw(cases):
         f'rx="3"/>'
         f'<text class="faint" x="{LEFT + 20 + 110 * n}" y="{height - 22}">{word}</text>'
         for n, (kind, word) in enumerate(key))
+    prompts = len({case["prompt"] for case in cases})
     rows = "\n".join(row(case, TOP + ROW * n) for n, case in enumerate(cases))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" '
-            f'aria-label="Prompts passing the layers">\n<style>{STYLE}</style>\n'
+            f'aria-label="{prompts} prompts passing the layers">\n<style>{STYLE}</style>\n'
             f'<rect fill="var(--page)" width="{width}" height="{height}" rx="10"/>\n'
             f'{rows}\n{legend}\n</svg>\n')

@@ -1,7 +1,9 @@
-"""Imports a finished folder of tools/real.py into assets/real.json, from where make_results.py
-writes docs/real_model.md. What the folder lacks is left as it was: ARC, other tasks, what
-experiments/luck.py printed into luck.txt, tables of experiments/paper.py, a run of
-experiments/rules.py in rules/, and the tables of rules whose command is gone.
+"""Imports finished runs on a really pretrained model into assets/real.json, from where
+make_results.py writes docs/real_model.md. A table of real.json stays as it was if the folder has
+nothing for it. The folder holds runs of train.py: arithmetic-safe and arithmetic-consensus (with
+--choose safe and --choose consensus), and optionally choices-safe and choices-consensus, their
+routers asked other tasks in choices-consensus-outside and choices-shortest-outside, the output of
+experiments/luck.py in luck.txt, and a run of experiments/rules.py in rules/.
 
     .venv/bin/python docs/import_real.py runs/real
 """
@@ -18,17 +20,19 @@ from experiments.statistics import is_corrected, layers_saved, split_by_default
 from storage.files import read_json, write_json
 
 RUNS = {"arithmetic": "arithmetic", "choices": "ARC, by likelihood"}
-MAKE = "make real"
-CHOICES = (".venv/bin/python -m tools.real --choices arc_easy=E.jsonl arc_challenge=C.jsonl "
-           "--choices-test arc_easy=F.jsonl arc_challenge=G.jsonl --outside openbook_qa=O.jsonl "
-           "piqa=P.jsonl winogrande=W.jsonl commonsense_qa=Q.jsonl copa=A.jsonl")
+MAKE = (".venv/bin/python train.py --model runs/real/SmolLM2-135M --dtype bfloat16 --choose "
+        "consensus --out runs/real/arithmetic-consensus")
+CHOICES = (".venv/bin/python train.py --model runs/real/SmolLM2-135M --dtype bfloat16 --score "
+           "likelihood --choose consensus --data arc_easy=E.jsonl arc_challenge=C.jsonl --test "
+           "arc_easy=F.jsonl arc_challenge=G.jsonl --out runs/real/choices-consensus")
 FILES = ("E and C are the first 150 lines of ARC-Easy-Train.jsonl and ARC-Challenge-Train.jsonl, F "
          "and G the first 200 of ARC-Easy-Dev.jsonl and ARC-Challenge-Dev.jsonl; the others are "
          "the first 200 questions of validation sets, 100 of COPA")
 RULES = (".venv/bin/python -m experiments.rules --model runs/real/SmolLM2-135M --dtype bfloat16 "
          "--data runs/fresh/label.jsonl --test runs/fresh/newest.jsonl --out runs/real/rules")
 NAMES = {"dr.llm": "Dr.LLM, consensus", "dr.llm shortest": "Dr.LLM, the paper's"}
-COLUMNS = ("right", "gain", "layers")
+TITLES = {"vanilla": "base model", **NAMES}  # of routes in metrics.json
+COLUMNS = ("accuracy %", "gain", "layers")
 
 
 def figures(row, *columns):
@@ -38,7 +42,7 @@ def figures(row, *columns):
 
 def score(row):
     """`72.3 (29.98)`: accuracy and layers."""
-    return "{} ({})".format(*figures(row, "right", "layers"))
+    return "{} ({})".format(*figures(row, "accuracy %", "layers"))
 
 
 def run_of(folder, name, choice="consensus"):
@@ -51,8 +55,8 @@ def domain(folder, name):
     safe = run_of(folder, name, "safe").metrics["routes"]["dr.llm"]
     yield ["Dr.LLM, safe (the default)", *figures(safe, *COLUMNS)]
     for route, row in run_of(folder, name).metrics["routes"].items():
-        title = f"static, {row['layers']:.0f} layers" if "fixed" in route else route
-        yield [NAMES.get(route, title), *figures(row, *COLUMNS)]
+        title = f"fixed path, {row['layers']:.0f} layers" if "fixed" in route else route
+        yield [TITLES.get(route, title), *figures(row, *COLUMNS)]
 
 
 def by_task(folder, name):
@@ -70,8 +74,8 @@ def outside(folder, name):
              for task, found in ours["tasks"].items()}
     for task, routes in (tasks | {"all": (ours["routes"], paper["routes"])}).items():
         gains = [" @ ".join(figures(of_choice["dr.llm"], "gain", "layers")) for of_choice in routes]
-        plain = routes[0]["vanilla"]
-        yield [task, str(plain["n"]), CELLS["right"](plain), *gains]
+        base = routes[0]["vanilla"]
+        yield [task, str(base["n"]), CELLS["accuracy %"](base), *gains]
 
 
 def percentage(flags):
@@ -115,13 +119,15 @@ PAPER = {"layers saved if the default path is correct": "1.82 of 28 to 32",
          f"shortest labels, {' / '.join(ACTIONS)}": "7.6 / 90 / 2.3%"}
 
 
-SHOWN = {"table5": ["right", "gain", "layers", "over static"],
-         "table6": ["right", "gain", "layers", "over static"],
-         "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"],
-         "figure1": ["right", "layers", "over static"]}
-IN_THE_PICTURE = ("fixed", "cost_per_layer", "control")  # of figure1's rows: too many for a table
-PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
-          "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
+SHOWN = {"table5": ["accuracy %", "gain", "layers", "over fixed paths"],
+         "table6": ["accuracy %", "gain", "layers", "over fixed paths"],
+         "figure6": ["accuracy %", "gain", "layers", "s/e/r %"],
+         "figure4": ["layers", "per layer"],
+         "figure1": ["accuracy %", "layers", "over fixed paths"]}
+# Rows of figure1 that only its picture shows: they are too many for a table.
+IN_THE_PICTURE = ("fixed path", "cost per layer", "interpolation")
+PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --run runs/real/arithmetic-consensus "
+          "--seeds 5")
 
 
 def experiments(folder):
@@ -151,7 +157,8 @@ def table(head, rows, command, note=""):
 def rules(folder):
     """The rows of routers that learned without a search."""
     for route, row in FinishedRun(folder / "rules").metrics["routes"].items():
-        yield [{"dr.llm": "Dr.LLM, of the nearest"}.get(route, route), *figures(row, *COLUMNS)]
+        titles = TITLES | {"dr.llm": "Dr.LLM, labels of the nearest questions"}
+        yield [titles.get(route, route), *figures(row, *COLUMNS)]
 
 
 def printed(file):
@@ -174,14 +181,14 @@ def imported(folder):
                              f"the second column by `{CHOICES}`")
     for name in runs:
         command, note = (MAKE, "") if name == "arithmetic" else (CHOICES, FILES)
-        tables[f"{name}_routes"] = table(["route", "right", "gain", "layers of 30"],
+        tables[f"{name}_routes"] = table(["route", "accuracy %", "gain", "layers of 30"],
                                          domain(folder, name), command, note)
-        tables[f"{name}_tasks"] = table(["task", "n", "vanilla", *NAMES.values()],
+        tables[f"{name}_tasks"] = table(["task", "n", "base model", *NAMES.values()],
                                         by_task(folder, name), command, note)
         if (run_of(folder, name, "shortest-outside").folder / "metrics.json").exists():
             tables[f"{name}_outside"] = table(
-                ["task", "n", "vanilla", "gain, consensus @ layers", "gain, the paper's @ layers"],
-                outside(folder, name), CHOICES, FILES)
+                ["task", "n", "base model", "gain, consensus @ layers",
+                 "gain, the paper's @ layers"], outside(folder, name), CHOICES, FILES)
     if (folder / "luck.txt").exists():
         tables["luck"] = printed(folder / "luck.txt")
     if (folder / "rules" / "metrics.json").exists():

@@ -19,7 +19,7 @@ from answers import answer, prepare
 from cli import DEMO_MODEL
 from drllm import Routers
 from experiments.lab import FinishedRun
-from label import summary
+from experiments.statistics import is_corrected, layers_saved, split_by_default
 from model_llama import load_model, load_tokenizer
 from paths import REPEAT, SKIP, blocks
 from questions.loading import load_questions
@@ -51,7 +51,7 @@ def pictured(run, number=200):
     shown = (("Base model", plain, hard), ("Dr.LLM", routed, hard), ("Dr.LLM", routed, easy))
     words = [q.prompt.removeprefix("Question: ").partition(" Answer:")[0] for q in questions]
     return [{"id": questions[n].id, "title": title, "prompt": words[n],
-             "decisions": answers.decisions[n].tolist(), "right": bool(answers.correct[n]),
+             "decisions": answers.decisions[n].tolist(), "correct": bool(answers.correct[n]),
              "answer": answers.texts[n].strip(" }")} for title, answers, n in shown]
 
 
@@ -69,12 +69,17 @@ def imported(run):
     picture = pictured(run)
     num_layers = len(picture[0]["decisions"])
     records = list(run.searches(num_layers).values())
-    correct = sum(len(record["correct"]) for record in records) / len(records)
+    num_correct = sum(len(record["correct"]) for record in records) / len(records)
+    correct, incorrect = split_by_default(records)
+    saved = sum(map(layers_saved, correct)) / len(correct)
+    corrected = sum(map(is_corrected, incorrect))
     return {"metrics": run.metrics | {"command": "make"}, "picture": picture,
             "choose": run.settings["choose"], "explained": explained(run, picture[1]["id"]),
-            "search": {"training questions": f"{len(records):,}", "searches": summary(records),
-                       "correct paths met per question": f"{correct:.0f}",
-                       "paths then tried on all questions": str(len(run.candidate_paths))}}
+            "search": {"training questions": f"{len(records):,}",
+                       "layers saved if the default path is correct": f"{saved:.2f}",
+                       "incorrect ones corrected": f"{corrected} of {len(incorrect)}",
+                       "correct paths met per question": f"{num_correct:.0f}",
+                       "candidate paths, asked of all questions": str(len(run.candidate_paths))}}
 
 
 def brief(name, metrics):
@@ -100,7 +105,7 @@ def main(argv=None):
     parser.add_argument("--demo", type=Path, metavar="RUN", help="finished run folder of `make`")
     for flag, kind in (("--base", "RUN"), ("--paper", "DIR")):
         parser.add_argument(flag, nargs=2, action="append", default=[], metavar=("NAME", kind),
-                            help="a base model's name in the tables, and what was measured on it")
+                            help="a base model's name in the tables, and the folder of its results")
     args = parser.parse_args(argv)
     if args.demo:
         write_json(ASSETS / "demo.json", imported(FinishedRun(args.demo)))

@@ -20,17 +20,19 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 from draw import draw  # noqa: E402
 
 import cli  # noqa: E402
-from cli import aligned, percent  # noqa: E402
+from cli import aligned, bounds, percent, with_interval  # noqa: E402
 from evaluate import total_row  # noqa: E402
-from experiments.statistics import between, with_interval  # noqa: E402
 from storage.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
-NAMES = {"vanilla": "vanilla", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
+NAMES = {"vanilla": "base model", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr.LLM, the paper's",
          "shuffled": "shuffled"}
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
-READER = ("model_llama", "mcts", "drllm", "answers", "label", "choose", "evaluate", "train")
-FILES = ("cli", "paths", *READER)  # of the top level
+IN_THE_PAPER = {  # the reader's files, in the order of reading, and what of the paper is in them
+    "paths": "§3.1", "model_llama": "§3.1", "mcts": "§3.2, Algorithm 1, Eq. 2",
+    "drllm": "§3.1, §3.3", "answers": "Appendix A", "label": "§3.2, Table 2",
+    "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4", "train": "§3.3"}
+FILES = ("cli", *IN_THE_PAPER)  # of the top level
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 
 
@@ -43,21 +45,21 @@ def with_layers(key):
     return lambda row: f"{signed(row[key])} ({row[f'{key} layers']:.2f})"
 
 
-CELLS = {  # what stands in a column, from a row of figures
-    "right": lambda row: percent(row["accuracy"]),
+CELLS = {  # {column: its text, from a row of figures}
+    "accuracy %": lambda row: percent(row["accuracy"]),
     "sd": lambda row: "" if row["sd"] is None else percent(row["sd"]),
     "gain": lambda row: with_interval(row["gain"], row["interval"]),
     "layers": lambda row: f"{row['layers']:.2f}",
-    "summed": lambda row: f"{row['layers_executed']:.1f}",
+    "total blocks": lambda row: f"{row['layers_executed']:.1f}",
     "s/e/r %": lambda row: "/".join(f"{100 * row[k]:.0f}" for k in ("skip", "execute", "repeat")),
-    "over static": lambda row: with_interval(row["over_static"], row["over interval"]),
-    "vanilla": lambda row: percent(row["vanilla"]),
+    "over fixed paths": lambda row: with_interval(row["over_static"], row["over interval"]),
+    "base model %": lambda row: percent(row["vanilla"]),
     "mean out of domain": lambda row: with_interval(row["out"], row["out interval"]),
     "out of domain": lambda row: signed(row["outside"]),
     "paper's labels": lambda row: signed(row["shortest"]),
-    "guard, interval": lambda row: between(row["guard interval"]),
+    "guard, interval": lambda row: bounds(row["guard interval"]),
     "in domain": with_layers("in"), "near": with_layers("near"), "far": with_layers("far"),
-    "bare": with_layers("bare"), "guard": with_layers("guard"),
+    "without guard": with_layers("bare"), "guard": with_layers("guard"),
 }
 
 
@@ -70,7 +72,7 @@ def table(head, rows):
 
 def titles(demo):
     """{route: what it is called in a table} of the run of `make`."""
-    return {key: NAMES.get(key, f"static, {row['layers']:.0f} layers").format(demo["choose"])
+    return {key: NAMES.get(key, f"fixed path, {row['layers']:.0f} layers").format(demo["choose"])
             for key, row in demo["metrics"]["routes"].items()}
 
 
@@ -82,13 +84,14 @@ def demo_tables(demo):
                 for name, task in metrics["tasks"].items()
                 for level, routes in task.get("levels", {"": task["routes"]}).items()}
     tasks = [{"task": task, "n": str(routes["vanilla"]["n"])} | {
-        names[key]: f"{CELLS['right'](row)} ({CELLS['layers'](row)})"
+        names[key]: f"{CELLS['accuracy %'](row)} ({CELLS['layers'](row)})"
         for key, row in routes.items()} for task, routes in by_level.items()]
     fixed_paths = [point | {"name": f"fixed path, {point['layers']} layers"}
                    for point in metrics["fixed"]]
-    return {"routes": table(["name", "right", "sd", "gain", "layers", "summed", "s/e/r %"],
-                            rows), "tasks": table(list(tasks[0]), tasks),
-            "statics": table(["name", "right"], fixed_paths),
+    return {"routes": table(["name", "accuracy %", "sd", "gain", "layers", "total blocks",
+                             "s/e/r %"], rows),
+            "tasks": table(list(tasks[0]), tasks),
+            "fixed_paths": table(["name", "accuracy %"], fixed_paths),
             "search": table(list(demo["search"]), [demo["search"]]),
             "explained": "\n".join(["```text", *demo["explained"], "```"])}
 
@@ -99,15 +102,17 @@ def paper_tables(paper):
     for base, found in paper.items():
         for row in (row for key in OF_ALL for row in found[key]):
             bases.setdefault(row["name"], {"name": row["name"]})[base] = " @ ".join(
-                CELLS[key](row) for key in ("over static", "layers"))
+                CELLS[key](row) for key in ("over fixed paths", "layers"))
     both = lambda *keys: table(["name", *paper], [
         bases[row["name"]] for key in keys for row in own[key]
         if not row["name"].startswith("fixed")])
-    return {"methods": table(["name", "right", "layers", "gain", "over static"], own["table5"]),
-            "losses": table(["name", "right", "sd", "layers", "over static"], own["figure7"]),
+    return {"methods": table(["name", "accuracy %", "layers", "gain", "over fixed paths"],
+                             own["table5"]),
+            "losses": table(["name", "accuracy %", "sd", "layers", "over fixed paths"],
+                            own["figure7"]),
             "domains": table(["name", "in domain", "near", "far", "mean out of domain"],
                              [row for row in own["ood"] if "in" in row]),
-            "families": table(["name", "bare", "guard", "guard, interval"],
+            "families": table(["name", "without guard", "guard", "guard, interval"],
                               [row for row in own["ood"] if "bare" in row]),
             "shapes": both("figure5", "table6"), "frontier": both("frontier")}
 
@@ -125,8 +130,8 @@ def results():
     """The text of results.md."""
     words = string.Template((DOCS / "results.template.md").read_text(encoding="utf-8"))
     paper = read_json(ASSETS / "paper.json")
-    bases = table(["name", "vanilla", "right", "gain", "layers", "out of domain", "paper's labels"],
-                  read_json(ASSETS / "bases.json")["bases"])
+    bases = table(["name", "base model %", "accuracy %", "gain", "layers", "out of domain",
+                   "paper's labels"], read_json(ASSETS / "bases.json")["bases"])
     measured = {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()}
     return words.substitute(measured, **demo_tables(read_json(ASSETS / "demo.json")), bases=bases,
                             **paper_tables(paper))
@@ -139,9 +144,73 @@ def real_model():
     luck = "\n".join(tables.pop("luck"))
     made = {name: measured_table(t) for name, t in tables.items()} | {"luck": luck}
     made |= {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()
-             if name.startswith(("real_", "rules"))}
+             if name.startswith("real_")}
     tried = tables["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, if the default was incorrect
     return words.substitute(made, tried=tried)
+
+
+NOT_MEASURED = "not measured"
+SUMMARY = ("model", "labels", "gain over the base model", "layers", "the part that is routing")
+
+
+def over_fixed_paths(metrics, route):
+    """Points of accuracy over the best fixed paths, mixed so that they have the route's depth."""
+    figures, points = metrics["routes"][route], metrics["fixed"]
+    for shorter, longer in zip(points, points[1:]):
+        share = (figures["layers"] - shorter["layers"]) / (longer["layers"] - shorter["layers"])
+        if 0 <= share <= 1:
+            mixed = (1 - share) * shorter["accuracy"] + share * longer["accuracy"]
+            return figures["accuracy"] - mixed
+    raise InputError(f"route {route}: no fixed paths around {figures['layers']:.2f} layers")
+
+
+def row_named(tables, key, name):
+    """{column: text} of the first row with such a name, of a table as in measured.json."""
+    stored = tables[key]
+    for row in stored["rows"]:
+        if row[0].startswith(name):
+            return dict(zip(stored["head"], row))
+    raise InputError(f"table {key}: no row {name}")
+
+
+def demo_lines():
+    """The README's lines on the demo: model, labels, gain, layers, the part that is routing."""
+    metrics = read_json(ASSETS / "demo.json")["metrics"]
+    ours = row_named(read_json(ASSETS / "measured.json"), "choices", "consensus")
+    papers_routing = signed(over_fixed_paths(metrics, "dr.llm shortest"))
+    for route, labels, routing in (
+            ("dr.llm", "ours", f"**{ours['over fixed paths of the same depth']}**"),
+            ("dr.llm shortest", "the paper's", papers_routing)):
+        figures = metrics["routes"][route]
+        yield ("the demo, 12 layers", labels, CELLS["gain"](figures), CELLS["layers"](figures),
+               routing)
+
+
+def real_lines():
+    """The README's lines on the really pretrained models."""
+    real, measured = read_json(ASSETS / "real.json"), read_json(ASSETS / "measured.json")
+    smol = "SmolLM2-135M, 30 layers"
+    over = {"Dr.LLM, consensus": row_named(real, "table5", "Dr.LLM")["over fixed paths"],
+            "Dr.LLM, safe": row_named(real, "table5", "base model")["over fixed paths"]}
+    for route, labels in (("Dr.LLM, safe", "ours, the default (*safe*)"),
+                          ("Dr.LLM, consensus", "ours, without its check"),
+                          ("Dr.LLM, the paper's", "the paper's")):
+        row = row_named(real, "arithmetic_routes", route)
+        yield smol, labels, row["gain"], row["layers of 30"], over.get(route, NOT_MEASURED)
+    row = row_named(real, "rules_learned", "Dr.LLM")
+    yield smol, "a log-probability rule, no search", row["gain"], row["layers"], NOT_MEASURED
+    row = row_named(measured, "real_qwen", "skips and repeats; log-probability; 2; nearest")
+    gain, layers = row["400 test problems"].split(" @ ")
+    yield "Qwen2.5-Coder-0.5B, 24 layers", "the same rule †", gain, layers, NOT_MEASURED
+
+
+def summary_table():
+    """Does it work? Every model that was measured, in one table."""
+    rows, above = [], None
+    for model, *cells in (*demo_lines(), *real_lines()):
+        rows.append(dict(zip(SUMMARY, ("" if model == above else model, *cells))))
+        above = model
+    return table(SUMMARY, rows)
 
 
 def first_table():
@@ -153,33 +222,30 @@ def first_table():
 
 
 def summary_of(file):
-    """(number of lines, the first paragraph of the docstring) of a source file."""
-    text = file.read_text(encoding="utf-8")
-    first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
-    return len(text.splitlines()), " ".join(first.split()).rstrip(".")
+    """The first paragraph of a source file's docstring."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    return " ".join(text.split("\n\n")[0].split()).rstrip(".")
 
 
 def file_table():
-    """A row per file of the top level and per room: its lines, and what it says of itself first."""
-    rows = []
-    for name in FILES[1:]:
-        lines, story = summary_of(ROOT / f"{name}.py")
-        mark = " **R**" if name in READER else ""
-        rows.append((f"`{name}.py`{mark}", lines, story))
-    lines, story = summary_of(ROOT / "cli.py")
-    rows.append(("`cli.py`", lines, story))
-    for room in ROOMS:
-        _, story = summary_of(ROOT / room / "__init__.py")
-        files = [summary_of(file)[0] for file in (ROOT / room).glob("*.py")
-                 if file.name != "__init__.py"]
-        rows.append((f"`{room}/`", sum(files), story))
-    head = ("file", "lines", "what it holds")
-    return table(head, [dict(zip(head, map(str, row))) for row in rows])
+    """A row per file of the reader, and what it says of itself first."""
+    head = ("file", "what it holds", "in the paper")
+    rows = [(f"`{name}.py`", summary_of(ROOT / f"{name}.py"), place)
+            for name, place in IN_THE_PAPER.items()]
+    return table(head, [dict(zip(head, row)) for row in rows])
+
+
+def room_table():
+    """A row per room, and what it says of itself first."""
+    head = ("folder", "what it holds")
+    rows = [(f"`{room}/`", summary_of(ROOT / room / "__init__.py")) for room in ROOMS]
+    return table(head, [dict(zip(head, row)) for row in rows])
 
 
 def readme(text):
     """The README's text with its parts between <!-- NAME --> and <!-- /NAME --> made anew."""
-    for name, made in (("table", first_table()), ("files", file_table())):
+    for name, made in (("summary", summary_table()), ("table", first_table()),
+                       ("files", file_table()), ("rooms", room_table())):
         before, found, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not found or not end:

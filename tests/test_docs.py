@@ -346,7 +346,7 @@ def test_links_flags_files_functions_and_tests_exist(page):
 # ---- the shape of the pages ----
 
 def test_readme_is_read_in_ten_minutes():
-    assert len(README.splitlines()) <= 250 and len(README.split()) <= 2300
+    assert len(README.splitlines()) <= 200 and len(README.split()) <= 1600
 
 
 def test_tutorial_is_read_in_ninety_minutes():
@@ -354,18 +354,32 @@ def test_tutorial_is_read_in_ninety_minutes():
 
 
 def test_readme_explains_a_word_before_it_uses_it():
-    later = ("cost_per_layer", "depth_bias", "saved", "repaired", "router seeds", "recipe")
+    later = ("cost per layer", "depth bias", "router seeds", "recipe", "vanilla", "interpolation")
     lower = README.lower()
     assert not [word for word in later if re.search(rf"\b{word}\b", lower)]
-    for word in ("hidden states", "path", "default path", "router", "consensus", "in domain",
-                 "vanilla"):
-        text = README[README.index("## The idea"):]
+    first_screen, text = README.split("## The idea")
+    assert "(the *base model*)" in first_screen and "*fixed paths*" in first_screen
+    for word in ("hidden states", "paths", "default path", "consensus", "route", "in domain"):
         first = re.search(rf"\b{word}\b", text, re.IGNORECASE).start()
-        assert text[first - 1] == "*", f"not explained where it first stands: {word}"
+        assert text[first - 1] == "*", f"not explained at its first place: {word}"
 
 
-def test_readme_says_the_idea_before_the_result():
-    assert 0 < README.index("## The idea") < README.index("<!-- table -->")
+def test_readme_shows_what_it_is_and_whether_it_works_on_the_first_screen():
+    order = ["](assets/paths.svg)", "## Does it work?", "<!-- summary -->", "\nmake  ",
+             "(docs/tutorial.md)", "(docs/your_model.md)", "(docs/results.md)", "## The idea",
+             "<!-- table -->", "<!-- files -->", "## Your own model", "## Limits"]
+    places = [README.index(part) for part in order]
+    assert places == sorted(places)
+    assert README[:README.index("## The idea")].count("\n") <= 55
+
+
+def test_the_part_that_is_routing_is_computed_as_it_was_measured():
+    """The README's figure without an interval: accuracy over the mix of two fixed paths."""
+    metrics = read_json(make_results.ASSETS / "demo.json")["metrics"]
+    measured = make_results.row_named(read_json(make_results.ASSETS / "measured.json"), "choices",
+                                      "consensus")["over fixed paths of the same depth"]
+    computed = make_results.over_fixed_paths(metrics, "dr.llm")
+    assert make_results.signed(computed) == measured.split()[0] == "+4.2"
 
 
 def imported(name):
@@ -406,12 +420,13 @@ def test_results_are_those_of_the_stored_measurements():
 
 
 @pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
-def test_readme_has_the_measured_table_and_the_lines_of_every_file():
+def test_readme_has_the_measured_tables_and_what_every_file_says_of_itself():
     assert README == make_results.readme(README), "run .venv/bin/python docs/make_results.py"
 
 
 def test_stale_tables_are_noticed():
-    for part, old in (("table", "12.00"), ("files", "`mcts.py` **R** |")):
+    for part, old in (("summary", "+7.2"), ("table", "12.00"), ("files", "`mcts.py` |"),
+                      ("rooms", "`tools/` |")):
         before, after = README.split(f"<!-- {part} -->")
         stale = f"{before}<!-- {part} -->{after.replace(old, old + '1', 1)}"
         assert stale != README and make_results.readme(stale) == make_results.readme(README)
@@ -453,15 +468,15 @@ def test_claims_about_the_demo_hold_for_the_measured_run():
     metrics = read_json(make_results.ASSETS / "demo.json")["metrics"]
     found = read_json(make_results.ASSETS / "paper.json")[make_results.FIRST]["frontier"]
     routes, rows = metrics["routes"], {row["name"]: row for row in found}
-    main, plain, own = routes["dr.llm"], routes["vanilla"], rows["tilt +0.0"]
+    main, plain, own = routes["dr.llm"], routes["vanilla"], rows["depth bias +0.0"]
     outside = [task["routes"]["dr.llm"]["gain"] for task in metrics["tasks"].values()
                if task["domain"] == "out"]
     gains = {name: (row["gain"], 1 - row["layers"] / plain["layers"]) for name, row in rows.items()
-             if name.startswith("depth_bias")}
+             if name.startswith("depth bias")}
     depths = [point["accuracy"] for point in metrics["fixed"]]
-    fewer = gains["tilt -0.5"]
+    fewer = gains["depth bias -0.5"]
     holds = {
-        "More right answers with fewer layers": main["interval"][0] > 0
+        "More correct answers with fewer layers": main["interval"][0] > 0
         and main["layers"] < plain["layers"],
         "The paper's recipe does not work here": routes["dr.llm shortest"]["interval"][1] < 0,
         "Part of the gain is not routing": own["over interval"][0] > 0
@@ -490,9 +505,11 @@ def test_claims_about_the_papers_experiments_hold_for_the_measured_ones():
     small = [row["accuracy"] for name, row in shapes.items()
              if name.startswith("width") or name in ("1 window", "2 windows", "4 windows")]
     assert max(abs(value - shapes["8 windows"]["accuracy"]) for value in small) < 0.01
-    assert ood["consensus, bare"]["out interval"][1] < 0 and ood["consensus, guard"]["out"] > -0.003
-    assert 12 - ood["consensus, guard"]["near layers"] > 2
-    assert ood["shortest, bare"]["out interval"][1] < 0 and ood["shortest, guard"]["near"] < -0.05
+    assert ood["consensus, without guard"]["out interval"][1] < 0
+    assert ood["consensus, with guard"]["out"] > -0.003
+    assert 12 - ood["consensus, with guard"]["near layers"] > 2
+    assert ood["shortest, without guard"]["out interval"][1] < 0
+    assert ood["shortest, with guard"]["near"] < -0.05
 
 
 @pytest.mark.parametrize("base", read_json(make_results.ASSETS / "paper.json"))
@@ -500,10 +517,10 @@ def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
     found = read_json(make_results.ASSETS / "paper.json")[base]
     rows = {row["name"]: row for row in found["frontier"]}
     for depth_bias in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0):
-        assert rows[f"tilt {depth_bias:+.1f}"]["over interval"][0] > 0
-    assert rows["control +0.00"]["over interval"][1] < 0
+        assert rows[f"depth bias {depth_bias:+.1f}"]["over interval"][0] > 0
+    assert rows["interpolation +0.00"]["over interval"][1] < 0
     for name, row in rows.items():
-        if name.startswith(("depth_bias", "cost_per_layer")):
+        if name.startswith(("depth bias", "cost per layer")):
             assert row["over interval"][0] > 0 or row["layers"] > 12.9
             assert row["over interval"][0] <= 0 or row["layers"] < 14.4
     over = {row["name"]: row["over_static"] for row in found["figure5"] + found["table6"]}

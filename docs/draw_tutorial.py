@@ -28,7 +28,8 @@ ANSWER = "2 }"
 MORE = """
   .bold { font-weight: 600; } .small { font-size: 12px; } .line { stroke: var(--rim); }
   .bar { fill: none; stroke: var(--run); stroke-width: 2; }
-  .right { fill: var(--good); } .wrong { fill: var(--bad); }
+  .right { fill: var(--good); } .wrong { fill: var(--page); stroke: var(--bad); stroke-width: 3; }
+  .off { fill: var(--page); stroke: var(--faint); }
 """
 
 
@@ -51,7 +52,7 @@ def text(x, y, words, kind="", anchor="start", turn=None):
 
 def box(x, y, width, height, kind):
     return (f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" '
-            'rx="5"/>')
+            f'rx="{min(5, height / 4):g}"/>')
 
 
 def line(x1, y1, x2, y2, kind="line"):
@@ -64,7 +65,7 @@ def dot(x, y, radius, kind):
 
 def small_path(decisions, x, y):
     """A path as a row of small squares: empty if skipped, orange if repeated."""
-    return "".join(box(x + 11 * n, y, 9, 9, ("skip", "run", "twice")[code])
+    return "".join(box(x + 11 * n, y, 9, 9, ("off", "run", "twice")[code])
                    for n, code in enumerate(decisions))
 
 
@@ -135,15 +136,15 @@ def tree(root):
             px, py = row_of[node.parent]
             parts += [line(px, py + 9, px, y), line(px, y, x - 9, y)]
     for node, (x, y) in row_of.items():
-        parts += [dot(x, y, 8, "right" if node.reward else "wrong"),
+        parts += [dot(x, y, 7, "right" if node.reward else "wrong"),
                   small_path(node.decisions, x + 18, y - 5),
                   text(282, y + 5, node.visits, "", "end"),
                   text(352, y + 5, f"{node.total_reward:.0f}", "", "end")]
         if node.parent is not None:
-            parts.append(text(460, y + 5, f"{ucb_score(node, config):.2f}", "", "end"))
+            parts.append(text(460, y + 5, f"{ucb_score(node, config):.3f}", "", "end"))
     end = top + step * len(rows)
-    parts += [dot(34, end, 8, "right"), text(48, end + 5, "correct", "faint"),
-              dot(124, end, 8, "wrong"), text(138, end + 5, "incorrect", "faint"),
+    parts += [dot(34, end, 7, "right"), text(48, end + 5, "correct", "faint"),
+              dot(124, end, 7, "wrong"), text(138, end + 5, "incorrect", "faint"),
               small_path((0,), 228, end - 5), text(242, end + 5, "skip", "faint"),
               small_path((1,), 290, end - 5), text(304, end + 5, "execute", "faint"),
               small_path((2,), 374, end - 5), text(388, end + 5, "repeat", "faint")]
@@ -202,11 +203,11 @@ def label():
         parts += [box(x, y, size, 14, kind), text(x + size + 8, y + 12, word, "small")]
     for n, path in enumerate(((1, 1, 1), (1, 1, 2), (0, 1, 2))):  # step 3
         parts += [small_path(path, 64 + 90 * n, 304)]
-    shares = (("0.35", (1, 1, 2)), ("0.55", (0, 1, 2)))
-    for n, (value, path) in enumerate(shares):  # step 4
+    values = (("0.55", (1, 1, 2)), ("0.35", (0, 1, 2)))
+    for n, (value, path) in enumerate(values):  # step 4
         x = 64 + 150 * n
         parts += [small_path(path, x, 416), text(x + 42, 425, f"value {value}",
-                                                 "good" if n else "faint")]
+                                                 "faint" if n else "good")]
     return page(452, "Four steps. 1: similar questions are grouped. 2: the effect of every single "
                 "edit is estimated. 3: the best edits are combined into candidate paths. 4: each "
                 "question takes the correct candidate path with the highest value.", *parts)
@@ -243,7 +244,7 @@ def depth(metrics):
              "dr.llm shortest": ("the paper's labels", "wrong", 12, 5)}
     for route, (word, kind, right, down) in named.items():
         x, y = at(metrics["routes"][route]["layers"], metrics["routes"][route]["accuracy"])
-        parts += [dot(x, y, 7, kind), text(x + right, y + down, word, "bold small")]
+        parts += [dot(x, y, 6, kind), text(x + right, y + down, word, "bold small")]
     return page(360, "Accuracy against blocks per forward pass on the demo. Fixed paths rise with "
                 "depth. Routers on our labels are above their line, routers on the paper's labels "
                 "far below it, and the base model below it.", *parts)

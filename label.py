@@ -24,7 +24,7 @@ import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from paths import DECISIONS
-from questions.arithmetic import (BETWEEN, KINDS, arithmetic_questions, held_out_kinds,
+from questions.arithmetic import (ASKED_PER_KIND, BETWEEN, KINDS, arithmetic_questions, held_out_kinds,
                                   kinds_between, sample_of_every_kind, shares_of_kinds)
 from storage.answer_cache import digest
 from storage.files import InputError, writing
@@ -59,8 +59,9 @@ def make_arithmetic(args, tokenizer, model, folder=None, any_seed=False):
     names = list(kinds["shares"])
     if process()[0] == 0:
         held_out = ", ".join(held_out_kinds(names)) or "nothing, since there are few kinds"
-        print(f"no --data, so arithmetic is made, of kinds that the base model answers {SOMETIMES} "
-              f"of: {as_text(kinds['shares'])}. Held out for the test: {held_out}")
+        print("no --data, so arithmetic is made for this model, of kinds that it answers "
+              f"{SOMETIMES} of ({ASKED_PER_KIND} problems each): {as_text(kinds['shares'])}. "
+              f"Held out of training: {held_out}")
     return *arithmetic_questions(names, args.problems, kinds["seed"]), kinds
 
 

@@ -169,6 +169,7 @@ class Run:
                     "fingerprint": self.model.fingerprint(), "torch": torch.__version__}
         if self.kinds:
             held_out = held_out_kinds(list(self.kinds["shares"]))
+            settings["data"] = []  # none of the default's
             settings["arithmetic"] = {"shares": self.kinds["shares"], "held_out": held_out}
         # as config.json gives them back, with which they are compared: a Path is text there
         self.settings = json.loads(json.dumps(settings, default=str))

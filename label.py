@@ -24,8 +24,9 @@ import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
 from paths import DECISIONS
-from questions.arithmetic import (ASKED_PER_KIND, BETWEEN, KINDS, arithmetic_questions, held_out_kinds,
-                                  kinds_between, sample_of_every_kind, shares_of_kinds)
+from questions.arithmetic import (ASKED_PER_KIND, BETWEEN, KINDS, arithmetic_questions,
+                                  held_out_kinds, kinds_between, sample_of_every_kind,
+                                  shares_of_kinds)
 from storage.answer_cache import digest
 from storage.files import InputError, writing
 from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers

@@ -13,10 +13,11 @@ check: .venv/ready
 test: check
 	$(BIN)/python -m pytest -q
 
-# a really pretrained model: fetched, converted, labelled, trained, evaluated (about 45 minutes)
+# a really pretrained model: fetched and converted; then the main job, on arithmetic made for it
 real: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check gguf
 	$(BIN)/python -m tools.real
+	$(BIN)/python train.py --model runs/real/SmolLM2-135M --dtype bfloat16 --out runs/real/arithmetic
 
 # PyTorch's CPU build where it can be had, else the one of the registry, with CUDA on Linux
 .venv/ready: requirements.lock requirements-cuda.lock

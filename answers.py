@@ -22,7 +22,7 @@ from model_llama import Positions, FixedRoute, generate, pad, prefill, run_block
 from paths import EXECUTE, SKIP, blocks
 from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
-from questions.reward import closed_by_text, extract_answer, grade
+from questions.reward import closed_by_text, extract_answer, grade, with_beginning
 from questions.schemas import LETTERS
 from storage.answer_cache import digest, source_hash
 from storage.files import InputError
@@ -283,10 +283,11 @@ def answer_beginning(ids, prompt):
 def grade_if_settled(beginning, prompt, tokenizer):
     """The grade of every answer that begins with these ids; None if what follows may change it."""
     question, ended = prompt.question, beginning[-1] in prompt.stop_ids
-    text = tokenizer.decode(beginning[:-1] if ended else beginning)
+    written = tokenizer.decode(beginning[:-1] if ended else beginning)
     complete = ended or len(beginning) == question.budget
-    if complete or (question.stop and question.stop in text):
-        return grade(text, question)
+    if complete or (question.stop and question.stop in written):
+        return grade(written, question)
+    text = with_beginning(written, question)
     if question.choices:
         # an incorrect letter stays one, except that "A" may be the beginning of "Answer:"; the
         # correct letter may still turn out to be the beginning of a word
@@ -295,7 +296,7 @@ def grade_if_settled(beginning, prompt, tokenizer):
     if question.asks_for_box:
         # nothing counts after the brace that closes the prompt's box, unless it begins the stop
         closed = not question.stop and closed_by_text(text) is not None
-        return grade(text, question) if closed else None
+        return grade(written, question) if closed else None
     if not question.stop or question.metric == "f1":  # then anything that follows counts
         return None
     # the whole text up to the stop is the answer: could it still become a gold one?

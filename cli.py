@@ -212,6 +212,23 @@ def add_data_flags(parser, data, batch_size):
                         help="questions under way at once")
 
 
+def add_own_model_flags(parser):
+    """The flags that somebody's own model may need, the same in every command that asks it."""
+    parser.add_argument("--problems", type=count, default=50,
+                        help="without --data: arithmetic problems per kind, for training and for "
+                             "the test each")
+    parser.add_argument("--begin", metavar="TEXT",
+                        help="text that begins every answer, after the chat template, e.g. "
+                             "'\\boxed{' or 'Answer: '")
+
+
+def asks_arithmetic(args):
+    """Whether arithmetic is made for the model: no --data is given, and it is not the demo's."""
+    # files that are given are text and the defaults are Paths, so that they are never equal
+    no_data = args.data in ([DEMO_LABEL], DEMO_TEST)
+    return no_data and args.model.resolve() != DEMO_MODEL
+
+
 def use_device(args):
     """Sets --threads and checks --device. Processes of torchrun share the cores of the CPU, and of
     several GPUs each has its own."""

@@ -22,7 +22,7 @@ import cli
 from answers import answer, cached_answer, prompts_that_fit
 from cli import aligned, bounds, percent, progress_bar, with_interval
 from drllm import RouterRoute, Routers
-from label import chance_of
+from label import chance_of, make_arithmetic
 from model_llama import Llama, load
 from paths import DECISIONS
 from questions.loading import left_out, load_all
@@ -364,6 +364,7 @@ def add_flags(parser, names=ROUTES):
     """The flags of an evaluation. names: of the routes that it knows."""
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, cli.DEMO_TEST, batch_size=512)
+    cli.add_own_model_flags(parser)
     parser.add_argument("--routers", type=Path, nargs="+", action=cli.Gather, default=[],
                         metavar="FILE", help="router files; several are taken as seeds of one "
                                              "recipe")
@@ -435,7 +436,13 @@ def read_inputs(args):
     make_folder(args.out)  # rather now than after an hour
     tokenizer, model = load(args)
     seeds = load_seeds(args.routers, model)
-    questions = load_all(args.data, args.skip_bad_rows, args.score)
+    if args.begin is None and seeds:  # as the routers learned
+        args.begin = seeds[0].metadata.get("begin")
+    if cli.asks_arithmetic(args):
+        run = folder_of(args.routers)
+        _, questions, _ = make_arithmetic(args, tokenizer, model, run, any_seed=True)
+    else:
+        questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
     learned = set()  # wordings of training questions
     for routers in seeds:
         learned.update(routers.metadata.get("questions", ()))

@@ -23,12 +23,19 @@ import torch
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
+from paths import DECISIONS
+from questions.arithmetic import (ASKED_PER_KIND, BETWEEN, KINDS, arithmetic_questions,
+                                  held_out_kinds, kinds_between, sample_of_every_kind,
+                                  shares_of_kinds)
 from storage.answer_cache import digest
 from storage.files import InputError, writing
 from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
+from storage.run_folder import read_kinds, write_kinds
 from cli import progress_bar
 from questions.loading import load_all
-from answers import grade_paths, prompts_that_fit
+from questions.prompts import without_blanks
+from questions.reward import extract_answer, with_beginning
+from answers import answer, grade_paths, prepare, prompts_that_fit
 
 SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
 
@@ -36,6 +43,56 @@ ASKED = 400  # training questions that are asked first, at most: 95% intervals o
 WARM_UP = 32  # questions whose time is not measured, since the first call makes kernels
 AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m tools.explain` "
            "shows one answer")
+
+
+# ---- without question files: arithmetic that suits the model ----
+
+def make_arithmetic(args, tokenizer, model, folder=None, any_seed=False):
+    """(training questions, test questions, kinds as storage.run_folder.read_kinds has them) of what
+    the base model answers sometimes. folder: of a run, whose kinds are taken if it recorded them,
+    of this seed or of any; else the model is asked."""
+    if args.begin or args.score != cli.SCORES[0]:
+        raise InputError("--begin and --score are for questions of --data FILE; without it, "
+                         "arithmetic is made, which has prompts of its own and no options")
+    kinds = read_kinds(folder, model.fingerprint(), KINDS) if folder else None
+    if not kinds or not (any_seed or kinds["seed"] == args.seed):
+        kinds = {"seed": args.seed, "shares": ask_every_kind(args, tokenizer, model)}
+    names = list(kinds["shares"])
+    if process()[0] == 0:
+        held_out = ", ".join(held_out_kinds(names)) or "nothing, since there are few kinds"
+        print("no --data, so arithmetic is made for this model, of kinds that it answers "
+              f"{SOMETIMES} of ({ASKED_PER_KIND} problems each): {as_text(kinds['shares'])}. "
+              f"Held out of training: {held_out}")
+    return *arithmetic_questions(names, args.problems, kinds["seed"]), kinds
+
+
+def ask_every_kind(args, tokenizer, model):
+    """{kind: share of correct answers} of the kinds that the base model answers sometimes.
+    InputError if there is none, or if the tokenizer cannot write digits."""
+    otherwise = "--data FILE names other questions"
+    digits = "0123456789"
+    written = tokenizer.decode(tokenizer.encode(digits, add_special_tokens=False))
+    if without_blanks(written) != digits:
+        raise InputError(f"{args.model}: its tokenizer writes {digits} as {written!r}, so it "
+                         f"cannot be asked arithmetic; {otherwise}")
+    prompts, _ = prepare(sample_of_every_kind(args.seed), tokenizer, model)
+    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+    with progress_bar(total=len(prompts), desc="asking every kind of arithmetic") as bar:
+        correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size, bar.update)
+    shares = shares_of_kinds([prompt.question for prompt in prompts], correct.tolist())
+    taken = kinds_between(shares)
+    if not taken:
+        raise InputError(f"{args.model}: answers {SOMETIMES} of no kind of arithmetic "
+                         f"({as_text(shares)}); {otherwise}")
+    return taken
+
+
+SOMETIMES = " to ".join(f"{share:.0%}" for share in BETWEEN)
+
+
+def as_text(shares):
+    """as_text({"add2": 0.333}) is "add2 33%"."""
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
 
 
 # ---- the base model, before a search ----
@@ -50,7 +107,8 @@ def plain_model(model, tokenizer, prompts, args, refuse=False):
     many seconds a question took. refuse: InputError if chance explains multiple choice."""
     prompts = prompts[:ASKED]
     default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
-    grade_paths(model, tokenizer, prompts[:WARM_UP], default[:WARM_UP])
+    check_routes_matter(model, tokenizer, prompts[:WARM_UP])
+    check_form(model, tokenizer, prompts[:WARM_UP])
     began = time.time()
     correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
     seconds_each = (time.time() - began) / len(prompts)
@@ -67,6 +125,34 @@ def plain_model(model, tokenizer, prompts, args, refuse=False):
             raise InputError(f"{args.model}: {sentence}; --force continues all the same")
         print(sentence)
     return seconds_each
+
+
+def check_routes_matter(model, tokenizer, prompts):
+    """InputError if a path that skips, executes and repeats layers in turns gives every answer the
+    probability that the default path gives it: then no search can find anything."""
+    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+    other = (torch.arange(model.config.num_layers) % len(DECISIONS)).expand_as(default)
+    _, confidence = grade_paths(model, tokenizer, prompts, default)
+    _, along_other = grade_paths(model, tokenizer, prompts, other)
+    if torch.equal(confidence, along_other):
+        raise InputError(f"{len(prompts)} answers have the same probability along the default path "
+                         "and along one that skips and repeats layers: paths change nothing here")
+
+
+def check_form(model, tokenizer, prompts):
+    """Prints a hint if most answers of the base model through its chat template have no form that
+    counts."""
+    written = [prompt for prompt in prompts
+               if prompt.question.prompt is None and not prompt.options]
+    if not written or not tokenizer.has_template:
+        return
+    texts = answer(model, tokenizer, written, None).texts
+    texts = [with_beginning(text, prompt.question) for text, prompt in zip(texts, written)]
+    formless = sum(extract_answer(text, prompt.question) is None
+                   for text, prompt in zip(texts, written))
+    if formless > len(written) / 2:
+        print(f"{formless} of {len(written)} answers of the base model have no letter or no box; "
+              "--begin 'Answer: ' or --begin '\\boxed{' begins every answer with it")
 
 
 def plain_score(correct, num_options, paths):
@@ -246,6 +332,7 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
+    cli.add_own_model_flags(parser)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
     parser.add_argument("--out", type=Path, default=Path("runs/labels.jsonl"), help="labels file")
@@ -256,7 +343,13 @@ def main(argv=None):
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
-    questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
+    if cli.asks_arithmetic(args):
+        questions, _, kinds = make_arithmetic(args, tokenizer, model, args.out.parent)
+        if process()[0] == 0:
+            write_kinds(args.out.parent, model.fingerprint(), kinds)
+    else:
+        questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
+    questions = questions[:args.limit]
     kind = "questions" if process()[0] == 0 else None  # one process of several speaks
     prompts, _ = prompts_that_fit(questions, tokenizer, model, kind)
     if process()[0] == 0:

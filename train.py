@@ -9,6 +9,7 @@ paper's), and an out-of-distribution guard leaves the base model alone on prompt
 training questions (--no-guard).
 
     python train.py                              the demo, into runs/demo
+    python train.py --model DIR --out runs/mine            arithmetic of the model's own level
     python train.py --model DIR --data questions.jsonl --out runs/mine
 """
 import json
@@ -27,16 +28,18 @@ from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
                     consensus_of_neighbours, frontier, candidate_paths, similarity_space)
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
-from label import (content_hash, header, label, margin, plain_model, summary)
+from label import (content_hash, header, label, make_arithmetic, margin, plain_model,
+                   summary)
 from mcts import SearchConfig
 from model_llama import FixedRoute, load_model, load_tokenizer, pad, prefill
 from paths import DECISIONS, EXECUTE, blocks, default_path
 from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, locked, mapped_zeros, write_json
 from cli import progress_bar
+from questions.arithmetic import held_out_kinds
 from questions.loading import disjoint, load_all, split
 from storage.run_folder import (claim, read_candidate_paths, read_fixed_paths, take,
-                                write_candidate_paths)
+                                write_candidate_paths, write_kinds)
 from answers import (answer, batches, cached_answers, cached_grade_paths, prompts_that_fit,
                      tokenizer_key, what_answers_depend_on)
 
@@ -151,14 +154,23 @@ class Run:
 
     def __init__(self, args):
         self.args, self.out = args, args.out
-        self.training, self.held_out = load_data(args)
-        self.tasks = sorted({q.task for q in self.training})  # known, whatever --limit leaves out
         self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
         self.config = TrainConfig(guard=not args.no_guard)
         self.tokenizer = load_tokenizer(args.model)
         self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+        self.kinds = None  # of arithmetic, if the model is asked that
+        if cli.asks_arithmetic(args):
+            self.training, self.held_out, self.kinds = make_arithmetic(
+                args, self.tokenizer, self.model, self.out)
+        else:
+            self.training, self.held_out = load_data(args)
+        self.tasks = sorted({q.task for q in self.training})  # known, whatever --limit leaves out
         settings = {**vars(args), "search": asdict(self.search), "train": asdict(self.config),
                     "fingerprint": self.model.fingerprint(), "torch": torch.__version__}
+        if self.kinds:
+            held_out = held_out_kinds(list(self.kinds["shares"]))
+            settings["data"] = []  # none of the default's
+            settings["arithmetic"] = {"shares": self.kinds["shares"], "held_out": held_out}
         # as config.json gives them back, with which they are compared: a Path is text there
         self.settings = json.loads(json.dumps(settings, default=str))
         self.cache = AnswerCache()  # until the folder is this process's alone
@@ -168,10 +180,11 @@ def load_data(args):
     """(training questions, test questions): from files of their own, or a split of --data."""
     if args.data == [cli.DEMO_LABEL] and not args.test:
         args.test = cli.DEMO_TEST
-    training = load_all(args.data, args.skip_bad_rows, args.score)
+    read = partial(load_all, skip_bad_rows=args.skip_bad_rows, score=args.score, begin=args.begin)
+    training = read(args.data)
     if args.test:
         test_files = args.test
-        test = load_all(args.test, args.skip_bad_rows, args.score)
+        test = read(args.test)
     else:
         test_files = args.data
         training, test = split(training)
@@ -325,6 +338,7 @@ def prepare_questions(run):
           f"into {run.out}")
     prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
     claim(run.out, run.settings, args.overwrite)
+    write_kinds(run.out, model.fingerprint(), run.kinds)
     print_warnings(args, len(tests))
     plain_model(model, tokenizer, prompts, args, refuse=not args.force)
     run.cache = AnswerCache(run.out / "answers.jsonl")
@@ -366,7 +380,7 @@ def load_or_train(run, choice, prompts, labels, seeds):
     has_options = any(prompt.question.choices for prompt in prompts)
     notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
              "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
-             "score": run.args.score if has_options else None,
+             "score": run.args.score if has_options else None, "begin": run.args.begin,
              "labels": len(labelled), "label_hash": digest(*hashes, paths)}
     file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
     routers_of = {}
@@ -418,11 +432,13 @@ def parse_args(argv=None):
     parser = cli.Parser(__doc__)
     cli.add_model_flags(parser)
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
+    cli.add_own_model_flags(parser)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
     parser.add_argument("--test", nargs="+", metavar="FILE",
                         help="test questions; without it a fifth of --data, by its words")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")
+    parser.add_argument("--out", type=Path,
+                        help="run folder; default: runs/ and the name of the model, or demo")
     parser.add_argument("--choose", choices=CHOICES, default="safe",
                         help="which correct path becomes the label; shortest is the paper's")
     parser.add_argument("--cost-per-layer", type=cli.number(-1e6, 1e6),
@@ -434,7 +450,13 @@ def parse_args(argv=None):
     parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
     parser.add_argument("--force", action="store_true", help="go on with a model at chance")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.test and cli.asks_arithmetic(args):
+        parser.error("--test FILE needs --data FILE; without both, arithmetic is made")
+    if args.out is None:
+        model = args.model.resolve()
+        args.out = Path("runs") / ("demo" if model == cli.DEMO_MODEL else model.name)
+    return args
 
 
 def main(argv=None):

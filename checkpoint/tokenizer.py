@@ -23,7 +23,8 @@ CLASS_TOKENS = {  # what these classes of transformers have where a folder names
 
 class Tokenizer:
     """Text to token ids and back, with the folder's own chat template if it `.has_template`:
-    `.chat(messages)` gives the ids of a conversation that waits for its answer. `.stop_ids` end it.
+    `.chat(messages, begin)` gives the ids of a conversation that waits for its answer, or for the
+    rest of one that is begun. `.stop_ids` end it.
     """
 
     def __init__(self, folder):
@@ -60,8 +61,9 @@ class Tokenizer:
         require(not problem, f"{self.folder}: chat template: {problem}")
         return text
 
-    def chat(self, messages):
-        return self.encode(self.render(messages), add_special_tokens=False)  # it prints BOS itself
+    def chat(self, messages, begin=""):
+        text = self.render(messages) + begin
+        return self.encode(text, add_special_tokens=False)  # the template prints BOS itself
 
 
 load_tokenizer = Tokenizer  # of a folder, as load_model

@@ -28,7 +28,7 @@ from storage.label_file import read_rows
 from storage.run_folder import read_config, read_metrics, read_result
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "cost_per_layer", "no_guard", "limit",
-             "score")  # settings that a run keeps
+             "score", "problems", "begin")  # settings that a run keeps
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
 SCREEN = 100           # training questions that candidates for static paths are screened on
 DEPTHS = (0.7, 1.4)    # of the model's: between these, static paths are compared with

@@ -725,7 +725,7 @@ def read_calibration(args, inputs):
     """The prompts of --calibration, [] without it; none of them asks what a test question asks."""
     if not args.calibration:
         return []
-    questions = load_all(args.calibration, args.skip_bad_rows, args.score)
+    questions = load_all(args.calibration, args.skip_bad_rows, args.score, args.begin)
     questions = disjoint(args.data, inputs.questions, "--calibration", questions)
     prompts, _ = prompts_that_fit(questions[:args.limit], inputs.tokenizer, inputs.model,
                                   "calibration questions")

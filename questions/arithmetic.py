@@ -88,18 +88,21 @@ def sample_of_every_kind(seed):
     return [question for kind in KINDS for question in problems(kind, ASKED_PER_KIND, False, seed)]
 
 
-def kinds_between(questions, correct):
-    """{kind: share of correct answers} of the kinds that are neither too hard nor too easy: at most
-    MOST_KINDS, those nearest to one half, in the order of the ladder. correct: a reward per
-    question."""
+def shares_of_kinds(questions, correct):
+    """{kind: share of correct answers}. correct: a reward per question."""
     rewards = {kind: [] for kind in KINDS}
     for question, reward in zip(questions, correct):
         rewards[question.task].append(reward)
-    share = {kind: sum(values) / len(values) for kind, values in rewards.items() if values}
+    return {kind: sum(values) / len(values) for kind, values in rewards.items() if values}
+
+
+def kinds_between(shares):
+    """Those of {kind: share of correct answers} that are neither too hard nor too easy: at most
+    MOST_KINDS, those nearest to one half."""
     lowest, highest = BETWEEN
-    between = [kind for kind in share if lowest <= share[kind] <= highest]
-    nearest = sorted(between, key=lambda kind: abs(share[kind] - 0.5))[:MOST_KINDS]
-    return {kind: share[kind] for kind in between if kind in nearest}
+    between = [kind for kind in shares if lowest <= shares[kind] <= highest]
+    nearest = sorted(between, key=lambda kind: abs(shares[kind] - 0.5))[:MOST_KINDS]
+    return {kind: shares[kind] for kind in between if kind in nearest}
 
 
 def held_out_kinds(kinds):

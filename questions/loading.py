@@ -26,7 +26,8 @@ class Question:
     ends an answer. `answers`: every correct answer if there are several, else (). `metric` decides
     what is correct: "exact", "f1" (SQuAD's), or the option that "likelihood" or
     "likelihood-per-byte" finds. `unfinished`: the choices continue the question's text rather than
-    answer it. `continuation`: a text after each choice, whose likelihood then decides."""
+    answer it. `continuation`: a text after each choice, whose likelihood then decides. `begin`
+    begins the answer, after the chat template, so that the model only continues it."""
     id: str
     task: str
     level: int
@@ -40,6 +41,7 @@ class Question:
     metric: str = "exact"
     continuation: str = ""
     unfinished: bool = False
+    begin: str = ""
 
     @property
     def asks_for_box(self):
@@ -97,9 +99,10 @@ def read_row(row):
     return Question(**fields_of(row))
 
 
-def load_all(files, skip_bad_rows=False, score="letter"):
+def load_all(files, skip_bad_rows=False, score="letter", begin=None):
     """The questions of several FILE or TASK=FILE arguments; an id may be in one file only.
-    score: "letter", or the metric by which their options are to be compared."""
+    score: "letter", or the metric by which their options are to be compared. begin: a text that
+    begins every answer, or None."""
     questions = {}
     for argument in files:
         task, file = task_and_file(argument)
@@ -107,6 +110,11 @@ def load_all(files, skip_bad_rows=False, score="letter"):
             if score != "letter":
                 check_options(question, file, score)
                 question = replace(question, metric=score)
+            if begin:
+                if score != "letter" or question.prompt is not None:
+                    raise InputError(f"{file}: question {question.id}: --begin continues a chat "
+                                     "template, not a prompt of the file or --score likelihood")
+                question = replace(question, begin=begin)
             if questions.setdefault(question.id, question) != question:
                 raise InputError(f"{file}: id {question.id!r} is also in another file")
     return list(questions.values())

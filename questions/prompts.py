@@ -6,6 +6,7 @@ which the answer has already begun. Multiple choice is answered by a letter; any
 """
 from questions.loading import OPENED
 from questions.schemas import LETTERS
+from storage.files import InputError
 
 CHAT_LETTER = """Question: {question}
 {choices}
@@ -34,9 +35,11 @@ def prompt_ids(question, tokenizer):
     if question.prompt is not None:
         return tokenizer.encode(question.prompt)
     if not tokenizer.has_template:
+        if question.begin:
+            raise InputError(f"{tokenizer.folder}: no chat template that --begin could continue")
         return tokenizer.encode(question_text(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
     content = question_text(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
-    return tokenizer.chat([{"role": "user", "content": content}])
+    return tokenizer.chat([{"role": "user", "content": content}], question.begin)
 
 
 def question_text(question, letter_form, boxed_form, option_form):
@@ -67,7 +70,7 @@ def gold_spellings(question, tokenizer):
     if question.stop:
         needs_space = question.prompt and not question.prompt[-1].isspace()
         return [(" " if needs_space else "") + question.answer + question.stop]
-    if is_chat:
+    if is_chat and OPENED not in question.begin:
         return [OPENED + question.answer + "}"]
     if question.prompt is None or question.prompt.rstrip().endswith(OPENED):
         return [question.answer + "}", question.answer + " }"]  # some tokenizers split at spaces

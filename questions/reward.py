@@ -7,6 +7,7 @@ Model output is text to compare and is never run.
 import re
 
 from questions.grading import BRACE, answers_equal, extract_boxes
+from questions.loading import OPENED
 from questions.schemas import LETTERS, f1
 
 MAX_LENGTH = 4000  # characters of an answer that are read
@@ -40,6 +41,14 @@ def extract_answer(text, question):
     return extract_boxes(begun) or begun
 
 
+def with_beginning(text, question):
+    """The answer that a text ends, if --begin began it. A box that it opened is like one that the
+    prompt opened: only what is in it belongs to the answer."""
+    if question.choices:
+        return question.begin + text
+    return question.begin.rpartition(OPENED)[2] + text
+
+
 def without_emphasis(text):
     """The text without boxes and bold type, each of whose contents then ends its line: a letter
     that is marked so is meant as one, whatever follows."""
@@ -67,6 +76,7 @@ def grade(text, question):
     text = text[:MAX_LENGTH]
     if question.stop:
         text = text.partition(question.stop)[0]
+    text = with_beginning(text, question)
     golds = question.answers or (question.answer,)
     answer = extract_answer(text, question)
     if question.metric == "f1":

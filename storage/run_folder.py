@@ -1,6 +1,7 @@
 """The folder of a run: never overwritten without a word, and its files read strictly again.
 
     config.json     all settings, written when the searches are done
+    kinds.json      without --data: the kinds of arithmetic, and how often the model is correct
     paths.json      candidate paths, and which question each of them answers
     chosen.json     the label of each training question
     metrics.json    what the evaluation found
@@ -119,6 +120,30 @@ def read_config(folder):
         if type(settings[key]) not in SETTINGS[key]:
             raise refusal(file, ValueError(f"{key} is {settings[key]!r}"))
     return settings
+
+
+def write_kinds(folder, fingerprint, kinds):
+    """Records the kinds of arithmetic that this model is asked, as read_kinds returns them; None: a
+    record of another run is removed."""
+    file = folder / "kinds.json"
+    if kinds is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_json(file, {"key": fingerprint, "kinds": kinds})
+
+
+def read_kinds(folder, fingerprint, known):
+    """{"seed": of the problems, "shares": {kind: share of correct answers}} of this model, as far
+    as the kinds are known ones; None if the folder has no record of it."""
+    file = folder / "kinds.json"
+    stored = read_result(file, fingerprint, "kinds")
+    if stored is None:
+        return None
+    try:
+        shares = {kind: float(stored["shares"][kind]) for kind in known if kind in stored["shares"]}
+        return {"seed": int(stored["seed"]), "shares": shares}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise refusal(file, error) from error
 
 
 def read_metrics(folder):

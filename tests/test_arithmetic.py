@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from questions import grade
 from questions.arithmetic import (BETWEEN, KINDS, MOST_KINDS, arithmetic_questions, held_out_kinds,
-                                  is_test, kinds_between, problems, sample_of_every_kind)
+                                  is_test, kinds_between, problems, sample_of_every_kind,
+                                  shares_of_kinds)
 
 seeds = st.integers(0, 2 ** 32)
 
@@ -61,7 +62,7 @@ def test_kinds_that_are_taken_are_between_and_no_kind_left_out_is_nearer_to_one_
     questions = sample_of_every_kind(0)
     rewards = {kind: [1.0] * share + [0.0] * (24 - share) for kind, share in zip(KINDS, shares)}
     correct = [rewards[question.task].pop() for question in questions]
-    taken = kinds_between(questions, correct)
+    taken = kinds_between(shares_of_kinds(questions, correct))
     between = {kind: share / 24 for kind, share in zip(KINDS, shares)
                if BETWEEN[0] <= share / 24 <= BETWEEN[1]}
     assert taken.items() <= between.items()

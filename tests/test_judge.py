@@ -124,6 +124,23 @@ def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind
     assert grade_if_settled(ids, prompt, tokenizer) == correct
 
 
+BEGINNINGS = (OPENED, "Answer: ", "The answer is", "(", "**", "so ", OPENED + "(", OPENED + "{")
+
+
+@given(st.sampled_from([kind for kind in KINDS if "asked" in kind or kind.endswith("boxed")]),
+       st.sampled_from(BEGINNINGS), seeds)
+@settings(max_examples=300)
+def test_a_settled_grade_is_that_of_every_answer_that_was_begun_so(tokenizers, kind, begin, seed):
+    """Catches a beginning that counts in the whole answer and not in what settles its grade."""
+    ids, prompt = whole_answer(kind, seed, tokenizers[True])
+    prompt = replace(prompt, question=replace(prompt.question, begin=begin))
+    text = tokenizers[True].decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
+    correct = grade(text, prompt.question)
+    for said in range(1, len(ids)):
+        settled = grade_if_settled(ids[:said], prompt, tokenizers[True])
+        assert settled in (None, correct), ids[:said]
+
+
 VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)
 STOPPED, BEGUN = replace(VERBATIM, stop="#"), replace(VERBATIM, prompt="3 2" + OPENED)
 LETTER = replace(VERBATIM, answer="C", choices=tuple("wxyz"))

@@ -15,7 +15,7 @@ from conftest import ROOT
 BELOW = ["storage.files", "storage.answer_cache", "storage.run_folder", "storage.router_file",
          "storage.label_file", "cli", "checkpoint.chat_template", "checkpoint.config",
          "checkpoint.weights", "checkpoint.tokenizer", "questions.grading", "questions.schemas",
-         "questions.loading", "questions.prompts", "questions.reward"]
+         "questions.loading", "questions.arithmetic", "questions.prompts", "questions.reward"]
 CORE = ["paths", "model_llama", "mcts", "drllm", "answers", "label", "choose", "evaluate", "train"]
 ORDER = [*BELOW, *CORE]
 ROOMS_BELOW, ROOMS_ABOVE = ("storage", "questions", "checkpoint"), ("experiments", "tools")

@@ -1,12 +1,14 @@
-"""The one command for a really pretrained model: what it fetches, and does only once."""
+"""The folder of a really pretrained model: what is fetched for it, and that once."""
 import hashlib
-import json
 import zipfile
 from types import SimpleNamespace
 
 import pytest
 
+import cli
 import tools.gguf
+import train
+from conftest import ROOT
 from tools import real
 from storage.files import InputError
 
@@ -52,39 +54,13 @@ def test_the_model_is_made_of_the_gguf_file_alone_and_once(wheel, monkeypatch):
         assert {file.name for file in wheel.iterdir()} == {real.WHEEL, model.name}
 
 
-def test_runs_of_one_name_share_labels_and_finished_ones_are_found(tmp_path, monkeypatch):
-    """Catches questions that are searched again for every choice of label."""
-    calls = []
-
-    def train(flags):
-        out = tmp_path / flags[-1]
-        calls.append(out.name)
-        file = out / "labels.jsonl"
-        found = file.read_text(encoding="utf-8") if file.exists() else "new"
-        out.mkdir(exist_ok=True)
-        for name in ("labels.jsonl", "labels.meta.json", "paths.json"):
-            (out / name).write_text(f"of {calls[0]}", encoding="utf-8")
-        (out / "metrics.json").write_text(json.dumps({"found": found}), encoding="utf-8")
-    monkeypatch.setattr(real.train, "main", train)
-    made = [real.train_run(tmp_path, "sums", choose, []) for choose in (*real.CHOSEN, *real.CHOSEN)]
-    assert [one["found"] for one in made] == ["new", "of sums-safe"] * 2
-    assert calls == ["sums-safe", "sums-consensus"]
-
-
-def test_other_tasks_are_asked_with_all_seeds_of_both_choices(tmp_path, monkeypatch):
-    """Catches routers of the wrong choice under a name."""
-    routers, asked = tmp_path / "sums-consensus" / "routers", []
-    routers.mkdir(parents=True)
-    for name in ("consensus-0", "consensus-1", "shortest-0", "shortest-1"):
-        (routers / f"{name}.safetensors").touch()
-
-    def evaluate(flags):
-        named = flags[flags.index("--routers") + 1:flags.index("--data")]
-        asked.append([name.rpartition("/")[2].partition(".")[0] for name in named])
-        out = tmp_path / flags[-1]
-        out.mkdir()
-        (out / "metrics.json").write_text(json.dumps({"routers": asked[-1]}), encoding="utf-8")
-    monkeypatch.setattr(real.evaluate, "main", evaluate)
-    for _ in range(2):
-        real.ask_outside(tmp_path, "sums", ["other.jsonl"], [])
-    assert asked == [[f"{choice}-0", f"{choice}-1"] for choice in ("consensus", "shortest")]
+def test_the_command_makes_the_folder_that_make_real_trains_on(wheel, monkeypatch, capsys):
+    """Catches a Makefile that trains on another folder than the one that was made."""
+    monkeypatch.setattr(tools.gguf, "convert", lambda file, folder, dtype: folder.mkdir() or 7)
+    real.main(["--out", str(wheel)])
+    made = capsys.readouterr().out.splitlines()[-1]
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    command, = (line.split() for line in lines if "train.py --model" in line)
+    args = train.parse_args(command[2:])
+    assert made == str(wheel / args.model.name) and args.model.parent.as_posix() == "runs/real"
+    assert cli.asks_arithmetic(args) and args.dtype == "bfloat16"

@@ -32,6 +32,7 @@ from label import content_hash, question_rng
 from mcts import SearchConfig, search, select_node_to_expand
 from model_llama import load_model, load_tokenizer
 from paths import DECISIONS
+from questions.arithmetic import arithmetic_questions
 from questions.loading import Question, load_all
 from questions.schemas import LETTERS
 from storage.files import InputError, read_json, write_whole
@@ -221,7 +222,11 @@ def searches_for_page(run, records, tokenizer, model):
     ids, texts = {record["id"] for record in shown}, {}
     with contextlib.suppress(InputError, KeyError, TypeError):
         config = read_config(run)
-        questions = load_all(config["data"], config["skip_bad_rows"], config["score"])
+        questions = load_all(config["data"], config["skip_bad_rows"], config["score"],
+                             config.get("begin"))
+        if "arithmetic" in config:  # was made for the model
+            kinds = list(config["arithmetic"]["shares"])
+            questions, _ = arithmetic_questions(kinds, config["problems"], config["seed"])
         prompts, _ = prepare([q for q in questions if q.id in ids], tokenizer, model)
         texts = {content_hash(prompt): text_of(prompt.question) for prompt in prompts}
     header_file = run / "labels.meta.json"

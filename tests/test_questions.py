@@ -408,6 +408,9 @@ MARKED = [
     "### Answer: **{}**", "Option {}", "**Option {}: green**", "{} : green", "$\\boxed{{{}}}$",
     "\\boxed{{ {} }}", "\\boxed{{({})}}", "\\boxed{{\\text{{{}}}}}", "\\boxed{{\\textbf{{({})}}}}",
     "\\boxed{{{}. green}}", "\\fbox{{{}}}", "\\textbf{{{}}}", "\\[\\boxed{{{}}}\\]", "\\({}\\)",
+    "[{}]", "Answer: [{}]", '"{}"', 'Answer: "{}".', "“{}”", "<b>{}</b>",
+    "<strong>{}.</strong> red",
+    "{} - green", "Answer = {}", "Answer\uff1a{}", "The correct option is **{}**",
     "The answer is **{}**", "The answer is \\boxed{{{}}}.", "The correct answer is: **({})**"]
 
 
@@ -422,7 +425,10 @@ def test_a_letter_may_be_in_bold_or_in_a_box(form):
 @pytest.mark.parametrize("text", [
     "**A cat**", "**Based on** it", "*I* think B", "I think **B**", "\\boxed{A cat}", "\\boxed{5}",
     "\\boxed{", "\\boxed{B", "$A$ and $B$", "**", "**AB**", "A **cat**", "A*B", "A_1",
-    "Because **B**", "B and **C**", "\\boxed{AB}", "The answer", "Option", "Options B", "$a = 5$"])
+    "Because **B**", "B and **C**", "**B** or **C**", "\\boxed{A} or \\boxed{B}",
+    "**A**, **B**",
+    "**A** and (B)", "(A) or (B)", "[A cat]", '"A cat"', "A-level", "<b>A cat</b>",
+    "\\boxed{AB}", "The answer", "Option", "Options B", "$a = 5$"])
 def test_marks_make_no_letter_of_a_word(text):
     """Catches an article or a variable counted as a choice since something is in bold."""
     assert extract_answer(text, CHOICE) is None

@@ -294,6 +294,13 @@ def test_a_path_may_contain_an_equals_sign(tmp_path, monkeypatch, argument, file
             load_all([argument])
 
 
+@pytest.mark.parametrize("argument", ["", " ", "=", "sum="])
+def test_an_empty_name_is_no_folder(argument):
+    """Catches an unset variable of a shell script that is reported as the folder "."."""
+    with pytest.raises(InputError, match=f"{argument!r}: no file is named"):
+        load_all([argument])
+
+
 def test_an_absolute_path_may_contain_an_equals_sign(tmp_path):
     """Catches "/x/split" taken for the name of a task."""
     folder = tmp_path / "split=test"

@@ -352,7 +352,7 @@ def chosen_questions(args, tokenizer):
     """What the flags ask about: one question, or for a page all of --data."""
     if args.question is not None:
         return [typed_question(args, tokenizer)]
-    questions = load_all(args.data, args.skip_bad_rows, args.ucb_score)
+    questions = load_all(args.data, args.skip_bad_rows, args.score)
     if args.id is not None:
         named = [question for question in questions if question.id == args.id]
         if not named:
@@ -392,7 +392,7 @@ def write_page(args, rows, route, about, tokenizer, model):
     searches = searches_for_page(run, labelled, tokenizer, model)
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "depth_bias": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on", **about}
+             "depth_bias": f"{args.depth_bias:+g}", "guard": "off" if args.no_guard else "on", **about}
     text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
     print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "

@@ -397,17 +397,15 @@ def save_chosen(run, prompts, labels, routers):
     write_json(run.out / "chosen.json", chosen)
 
 
-def compare_on_tests(run, tests, routers, too_long):
-    """Prints the table of a run and writes its metrics.json. routers: {choice: Routers}."""
+def compare_on_tests(run, tests, routers, fixed_paths, too_long):
+    """Prints the table of a run and writes its metrics.json. routers: {choice: Routers per seed};
+    fixed_paths: [(length, path)]; too_long: the number of test questions that were left out."""
     args, out = run.args, run.out
     routes = [one.route for one in routers[args.choose]]
     routed = {"dr.llm": (f"Dr.LLM, {args.choose}", routes)}
     if PAPERS_CHOICE in routers:
         paper = [RouterRoute(one, guard=False) for one in routers[PAPERS_CHOICE]]
         routed["dr.llm shortest"] = ("Dr.LLM, the paper's", paper)
-    fixed_paths = []
-    if CHOICES[args.choose].has_fixed_paths:
-        fixed_paths = read_fixed_paths(out / "paths.json", run.model.config.num_layers)
     table = compare(run.model, run.tokenizer, tests, run.tasks, routed, fixed_paths,
                     batch_size=args.batch_size, cache=run.cache)
     report(table, "dr.llm", out, args.seed,
@@ -452,13 +450,15 @@ def main(argv=None):
         take(args.out, run.settings)  # only now: the refusals above cost another run nothing
 
         evidence = Evidence(run, prompts, records)
+        labels = {choice: labels_of(choice, evidence) for choice in choices}
+        fixed_paths = []
+        if CHOICES[args.choose].has_fixed_paths:
+            fixed_paths = read_fixed_paths(args.out / "paths.json", run.model.config.num_layers)
         seeds = range(args.seed, args.seed + args.seeds)
-        labels, routers = {}, {}
-        for choice in choices:
-            labels[choice] = labels_of(choice, evidence)
-            routers[choice] = load_or_train(run, choice, prompts, labels[choice], seeds)
+        routers = {choice: load_or_train(run, choice, prompts, labels[choice], seeds)
+                   for choice in choices}
         save_chosen(run, prompts, labels[args.choose], routers[args.choose])
-        compare_on_tests(run, tests, routers, too_long)
+        compare_on_tests(run, tests, routers, fixed_paths, too_long)
     files = ["config.json", "labels.jsonl", "routers.safetensors", "metrics.json"]
     made = " ".join(file for file in files if (args.out / file).exists())
     print(f"\n{args.out}: {made} ({time.time() - began:.0f} s)")

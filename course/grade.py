@@ -3,8 +3,9 @@
 A task is graded in our own tree with one of our files exchanged for the student's, so its tests
 are ours, no conftest or setting of the student's is ever read, and a file that does not even
 import costs only its own tasks. Hypothesis draws 200 examples, the same for everyone. Property
-tests must pass on our code; each mutant of the part (course/mutants) they fail on is a share of
-the points. An ablation's answers are given again on a sample. See runs.py for what is watched.
+tests must pass on our code, also on the same code written differently; each mutant of the part
+(course/mutants) they fail on is a share of the points. An ablation's answers are given again on a
+sample. See watched.py for what is watched.
 
 A student's code runs with your rights: grade inside a container. Needs fork (Linux, macOS).
 
@@ -20,8 +21,9 @@ import secrets
 from pathlib import Path
 
 from ablation import NOISE, check_ablation
-from make_assignment import (ROOT, blanked_files, project, properties_file, read_tasks,
+from make_assignment import (ROOT, blanked_files, find, project, properties_file, read_tasks,
                              split_mutants)
+from rewrite import changed_beside, same_meaning
 from runs import Run, run_all
 
 import cli  # noqa: E402 - make_assignment found it
@@ -39,6 +41,7 @@ def test_again():
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 WORDS = 12  # tokens in a row that two submissions share
+LONGEST_ERROR = 240  # characters
 
 
 # ---- grading ----
@@ -52,60 +55,128 @@ class Course:
         self.samples, self.mutants = split_mutants(self.texts, self.tasks, seed)
         self.blank = self.texts | blanked_files(self.texts, self.tasks)
         self.tree = {name: text for name, text in self.texts.items() if name.endswith(".py")}
+        self.twin = self.tree | {name: same_meaning(text) for name, text in self.tree.items()
+                                 if not name.startswith(("tests/", "course/", "demo/"))
+                                 or name == "course/luck.py"}
+        self.collected = {}  # {task: the run that collects its tests from our own tree}
 
     def files(self, task):
         """What is read of a student's tree for a task."""
-        return {"tests": [f"{module}.py" for module, _ in task.functions], "ablation": MINE,
-                "properties": [properties_file(task)], "hand": ["course/essay.md"]}[task.graded_by]
+        return {"tests": list(dict.fromkeys(f"{module}.py" for module, _ in task.functions)),
+                "ablation": MINE, "properties": [properties_file(task)],
+                "hand": ["course/essay.md"]}[task.graded_by]
 
     def test_files(self, number):
         """Our test files with tests of a task."""
         return [name for name, text in self.tree.items()
                 if name.startswith("tests/test_") and f'task("{number}")' in text]
 
+    def collect(self, number):
+        """The run that says which tests a task has."""
+        if number not in self.collected:
+            arguments = ["--collect-only", "--task", number, *self.test_files(number)]
+            self.collected[number] = Run(self.tree, arguments)
+        return self.collected[number]
+
+    def changed_beside(self, file, text):
+        """What a student's file changes beside the functions of the tasks."""
+        own = {name for task in self.tasks.values() for module, name in task.functions
+               if f"{module}.py" == file}
+        return changed_beside(text, self.texts[file], own)
+
+    def foreign_names(self, student):
+        """Functions of the tasks that a student's files, which have others, do not have."""
+        missing = []
+        for task in self.tasks.values():
+            for module, name in task.functions:
+                try:
+                    find(ast.parse((student / f"{module}.py").read_text(encoding="utf-8")), name)
+                except ValueError:
+                    missing.append(f"{module}.{name}")
+                except (OSError, SyntaxError):
+                    pass  # told by the task itself
+        return missing
+
 
 class Grading:
     """One task of one student: the runs it takes, then its row of the report."""
 
     def __init__(self, course, task, student, profile="grade"):
-        self.course, self.task, self.problem = course, task, ""
+        self.course, self.task, self.profile, self.problem = course, task, profile, ""
         self.mutants = [m for m in course.mutants if m.part == task.part]
+        self.student, self.mutated, self.changed_text, self.shrunk = Path(student), [], [], None
         try:
-            self.student = Path(student)
-            self.runs = self.plan(profile)
+            self.theirs = {name: (self.student / name).read_text("utf-8")
+                           for name in course.files(task)}
+            self.runs = getattr(self, f"plan_{task.graded_by}")()
         except (OSError, UnicodeDecodeError) as error:
             missing = isinstance(error, FileNotFoundError)
-            what = f"not handed in: {Path(error.filename).name}" if missing else repr(error)
-            self.runs, self.problem = [], what
+            self.problem = repr(error)
+            if missing:
+                self.problem = f"not handed in: {Path(error.filename).relative_to(self.student)}"
+            self.runs = []
 
-    def plan(self, profile):
-        task, tree = self.task, self.course.tree
-        theirs = {name: (self.student / name).read_text("utf-8")
-                  for name in self.course.files(task)}
-        common = {"profile": profile, "theirs": tuple(theirs)}
-        if task.graded_by == "tests":
-            tests = ["--task", task.number, *self.course.test_files(task.number)]
-            return [Run(tree | theirs, tests, shrink=True, **common)]
-        if task.graded_by == "properties":
-            mutated = [{m.file: m.apply(tree[m.file])} for m in self.mutants]
-            return [Run(tree | theirs, list(theirs), shrink=True, **common),
-                    *(Run(tree | theirs | change, ["-x", *theirs], profile) for change in mutated)]
-        if task.graded_by == "ablation":
-            again = AGAIN.format(seed=secrets.randbits(32), noise=NOISE)
-            links = {f"course/{file.name}": file.resolve()
-                     for file in (self.student / "course").glob("*.safetensors")}
-            return [Run(tree | theirs | {"tests/test_again.py": again}, ["tests/test_again.py"],
-                        links=links | {"demo/model": ROOT / "demo/model",
-                                       "demo/questions": ROOT / "demo/questions"}, **common)]
-        self.says = f"to be read: {len(theirs['course/essay.md'].split())} words"
+    # ---- what is run ----
+
+    def run(self, tree, arguments, **more):
+        return Run(tree | self.theirs, arguments, self.profile, tuple(self.theirs), **more)
+
+    def plan_tests(self):
+        for file, text in self.theirs.items():
+            self.changed_text += [f"{file}: {name}"
+                                  for name in self.course.changed_beside(file, text)]
+        tests = ["--task", self.task.number, *self.course.test_files(self.task.number)]
+        return [self.run(self.course.tree, tests, shrink=True)]
+
+    def plan_properties(self):
+        """The tests on right code, twice: what they tell apart is what the code does."""
+        return [self.run(tree, self.property_tests) for tree in
+                (self.course.tree, self.course.twin)]
+
+    @property
+    def property_tests(self):
+        """The arguments of every run of property tests: nothing tells one from another."""
+        return ["-x", *self.theirs]
+
+    def plan_ablation(self):
+        again = AGAIN.format(seed=secrets.randbits(32), noise=NOISE)
+        links = {f"course/{file.name}": file.resolve()
+                 for file in (self.student / "course").glob("*.safetensors")}
+        links |= {name: ROOT / name for name in ("demo/model", "demo/questions")}
+        return [self.run(self.course.tree | {"tests/test_again.py": again},
+                         ["tests/test_again.py"], links=links)]
+
+    def plan_hand(self):
         return []
+
+    def later_runs(self):
+        """What the first runs decide: tests that pass are compared with ours by name; property
+        tests that hold are run on every mutant, of others the smallest example is looked for."""
+        if self.problem or self.task.graded_by not in ("tests", "properties"):
+            return []
+        if self.task.graded_by == "tests":
+            ours = self.course.collect(self.task.number)
+            return [ours] if self.runs[0].passed and ours.outcomes is None else []
+        tree, [plain, twin] = self.course.tree, self.runs
+        if plain.passed and twin.passed and len(plain.tests) == 2:
+            self.mutated = [self.run(tree | {m.file: m.apply(tree[m.file])}, self.property_tests)
+                            for m in self.mutants]
+        elif plain.outcomes and not plain.passed:
+            self.shrunk = self.run(tree, list(self.theirs), shrink=True)
+            return [self.shrunk]
+        return self.mutated
+
+    # ---- what came of it ----
 
     def row(self):
         """{"points", "of", "says", ...} when all runs are done."""
         share, says, more = 0, self.problem, {}
         if not self.problem:
             share, says, more = getattr(self, f"by_{self.task.graded_by}")()
-        changed = next((run.changed for run in self.runs if run.changed), None)
+        runs = [*self.runs, *self.mutated]
+        changed = next((run.changed for run in runs if run.changed), None)
+        if self.changed_text and share:
+            changed = ["in a file of its own", *self.changed_text]
         if changed:
             share, more = 0, more | {"changed": changed, "failed": []}
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
@@ -113,37 +184,51 @@ class Grading:
                 "of": self.task.points, "says": says, **more}
 
     def by_hand(self):
-        return 0, self.says, {"by hand": True}
+        words = len(self.theirs["course/essay.md"].split())
+        return 0, f"to be read: {words} words", {"by hand": True}
 
     def by_ablation(self):
         [run] = self.runs
         if run.files[MINE[1]] == self.course.texts[MINE[1]]:
-            return 0, "our own ablation, as it stands in the repository", {}
+            return 0, "our own ablation, as it is in the repository", {}
         share, says = check_ablation(self.student / "course" / "ablation.json")
         return (share, says, {}) if run.passed or not share else (0, explain(run)[0], {})
 
     def by_tests(self):
         [run] = self.runs
         says, *failed = explain(run)
-        return float(run.passed), says, {"tests": len(run.outcomes or ()), "failed": failed}
+        counts = {"tests": len(run.outcomes or ()), "failed": failed}
+        ours = self.course.collect(self.task.number)
+        if run.passed and run.names != sorted(ours.tests):
+            return 0, "the result is not that of our tests", counts
+        return float(run.passed), says, counts
 
     def by_properties(self):
-        plain, *mutated = self.runs
-        if plain.outcomes and not plain.found:
+        plain, twin = self.runs
+        if plain.outcomes and not plain.tests:
             return 0, explain(plain)[0], {}
-        properties = sum(is_property for _, is_property, _ in plain.found.values())
-        if plain.outcomes == [] and not plain.found:
+        if plain.outcomes == []:
             return 0, f"not written yet ({self.task.number})", {}
-        if plain.outcomes is not None and not properties == len(plain.found) == 2:
+        properties = sum(is_property for _, is_property, _ in plain.tests.values())
+        if plain.outcomes is not None and not properties == len(plain.tests) == 2:
             return 0, (f"wanted two property tests and nothing else, found {properties} and "
-                       f"{len(plain.found) - properties}"), {}
+                       f"{len(plain.tests) - properties}"), {}
         if not plain.passed:
-            says, *failed = explain(plain)
-            return 0, f"on right code: {says}", {"failed": failed}
-        alive = [m.name for m, run in zip(self.mutants, mutated) if run.passed]
+            again = self.shrunk if self.shrunk and not self.shrunk.passed else plain
+            says, *failed = explain(again)
+            return 0, f"on correct code: {says}", {"failed": failed}
+        if not twin.passed:
+            return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "
+                       "of what code does, not of its text"), {}
+        alive = [m.name for m, run in zip(self.mutants, self.mutated) if not self.noticed(run)]
         killed = len(self.mutants) - len(alive)
         return killed / len(self.mutants), f"{killed} of {len(self.mutants)} mutants killed", {
             "alive": alive}
+
+    def noticed(self, run):
+        """Whether a mutant was noticed: one of the two tests failed, or did not end."""
+        failed = {test for test, how, _ in run.outcomes or () if how == "failed"}
+        return bool(run.hung or failed & {*self.runs[0].tests, *self.theirs})
 
 
 def unwritten(said):
@@ -156,26 +241,39 @@ def explain(run):
     smallest example that Hypothesis found, and the error."""
     if run.outcomes is None:
         return [run.hung or "killed: it ended the process, or could not be ended in time"]
-    failed = [(test, said) for test, how, said in run.outcomes if how != "passed"]
+    failed = [(test, report) for test, how, report in run.outcomes if how != "passed"]
     if not failed:
         return [f"all of {len(run.outcomes)} tests passed" if run.outcomes else "no tests"]
-    lines = []
-    for test, said in failed:
-        document = " ".join(run.found.get(test, ["", "", ""])[2].split())
-        said, *example = EXAMPLE.split(said, maxsplit=1)
-        example = " ".join(re.sub(r"(?s),?\n\s*\).*", ")", "".join(example)).split())
-        error = [re.sub("^E +", "", line) for line in said.splitlines() if re.match(
-            r"(E +)?\w[\w.]*(Error|Exception|Failed|Exit|Interrupt)\b", line)]
-        where = re.findall(r'File ".*/tests/.*\n\s+(assert .*)', said)
-        number = unwritten(said)
-        if error and re.search("cannot import name .* from", error[-1]):
-            error[-1] = error[-1].split(" (")[0] + " (is --seed that of this tree?)"
-        lines.append("; ".join(filter(None, [
-            test.split("::")[-1], document,
-            "" if number else example and f"smallest example: {example}",
-            f"not written yet ({', '.join(number)})" if number else
-            " ".join(error[-1:] + where[-1:])[:200]])))
+    lines = [explain_failure(run, test, report) for test, report in failed]
     return [f"{len(failed)} of {len(run.outcomes)} tests failed; {lines[0]}", *lines]
+
+
+def explain_failure(run, test, report):
+    """One line on a test that failed."""
+    purpose = " ".join(run.tests.get(test, ["", "", ""])[2].split())
+    name = "" if test in run.files else test.split("::")[-1]  # a file that could not be collected
+    report, *example = EXAMPLE.split(report, maxsplit=1)
+    example = " ".join(re.sub(r"(?s),?\n\s*\).*", ")", "".join(example)).split())
+    numbers = unwritten(report)
+    if numbers:
+        parts = [name, purpose, f"not written yet ({', '.join(numbers)})"]
+    else:
+        parts = [name, purpose, example and f"smallest example: {example}", error_in(run, report)]
+    return "; ".join(filter(None, parts))
+
+
+def error_in(run, report):
+    """The error of a failed test, with the student's line that raised it, if one did."""
+    errors = [re.sub("^E +", "", line) for line in report.splitlines() if re.match(
+        r"(E +)?\w[\w.]*(Error|Exception|Failed|Exit|Interrupt)\b", line)]
+    asserted = re.findall(r'File ".*/tests/.*\n\s+(assert .*)', report)
+    error = " ".join(errors[-1:] + asserted[-1:])
+    if re.search("cannot import name .* from", error):
+        error = error.split(" (")[0] + " (is --seed that of this tree?)"
+    frames = re.findall(r'File "(.+?)", line (\d+)', report)
+    theirs = [f"{file}, line {line}: " for path, line in frames[-1:] for file in run.theirs
+              if path.endswith(f"/{file}") and not file.startswith("tests/")]
+    return ("".join(theirs) + error)[:LONGEST_ERROR]
 
 
 def grade(students, numbers=None, seconds=60, at_once=2, profile="grade", course=None):
@@ -186,7 +284,10 @@ def grade(students, numbers=None, seconds=60, at_once=2, profile="grade", course
     course = course or Course()
     graded = [[Grading(course, task, student, profile) for task in course.tasks.values()
                if not numbers or task.number in numbers] for student in students]
-    run_all([run for one in graded for g in one for run in g.runs], seconds, at_once)
+    every = [task for report in graded for task in report]
+    run_all([run for task in every for run in task.runs], seconds, at_once)
+    later = {id(run): run for task in every for run in task.later_runs()}  # one of several trees
+    run_all(list(later.values()), seconds, at_once)
     reports = []
     for student, one in zip(students, graded):
         rows = {g.task.number: g.row() for g in one}
@@ -346,6 +447,11 @@ def main(argv=None):
     args.task = chosen_tasks(args.task, course.tasks)
     if args.gradescope and len(students) != 1:
         raise InputError(f"{args.gradescope}: for one student; {len(students)} are given")
+    for name, folder in students.items():
+        if missing := course.foreign_names(folder):
+            print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
+                  flush=True)
+            break
     essays = read_json(args.essays) if args.essays else {}
     kept = []
     if args.json and args.json.exists() and not (kept := read_json(args.json).get("reports")):

@@ -7,7 +7,7 @@ course/assignments.toml names the functions. Signature and docstring stay, the b
 A seed makes a variant: other names, another constant, another order of windows (variants.toml),
 other mutants to try. Grade it with the same seed.
 
-    python course/make_assignment.py ../assignment --seed 7
+    python course/make_assignment.py ../assignment --seed 518203746
     python course/make_assignment.py ../answer --keep 4.3 5     # with our solutions of some
 """
 import argparse
@@ -24,6 +24,7 @@ import cli  # noqa: E402 - try_mutants found it
 from storage.files import InputError  # noqa: E402
 
 SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
+          "course/watched.py", "course/rewrite.py", "course/wrong_answers.toml",
           "course/ablation.json", "course/my_ablation.py", "course/TEACHER.md",
           "course/variants.toml", "tests/test_course.py"}
 PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot

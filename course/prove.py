@@ -2,27 +2,30 @@
 
     the properties that lie in tests/ pass on our code and kill every mutant of their part
     tests/test_choose.py and tests/test_recipe.py kill every mutant of the recipe
+    the tests of a task fail on the wrong answers to it (wrong_answers.toml)
     the blank tree imports, and its tests fail with the number of their own task, no other
     with one task restored, all tests of that task pass
 
-The fourth makes exactly one task green: the other tests of the blank tree stopped at a function
+The last makes exactly one task green: the other tests of the blank tree stopped at a function
 of their own task, before they could meet any other. --thorough runs them all in every tree
-instead of arguing, and draws 200 examples in place of 25.
+instead of arguing, tries all wrong answers instead of those that once passed, and draws 200
+examples in place of 25.
 
     python course/prove.py
-    python course/prove.py --thorough --seed 7
+    python course/prove.py --thorough --seed 518203746
 """
 import argparse
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from grade import Course, explain, grade, unwritten
-from make_assignment import ROOT, blanked_files, write_tree
+from make_assignment import ROOT, blank, blanked_files, write_tree
 from runs import Run, run_all
-from try_mutants import read_mutants
+from try_mutants import read_mutants, tomllib
 
 
 def blank_tree(course, written, keep=(), number=None, profile="quick"):
@@ -37,7 +40,7 @@ def fails_with_its_own_number(run):
     """[tests of a blank tree that pass, or meet another task than their own]."""
     wrong = []
     for test, how, said in run.outcomes or [("the run", "killed", "")]:
-        own = run.found.get(test, [None])[0]
+        own = run.tests.get(test, [None])[0]
         met = unwritten(said)
         if how != "failed" or met != [own]:
             wrong.append(f"{test} of task {own}: {how} with {met}")
@@ -59,8 +62,8 @@ def errors_of_importing(seed):
 
 def green(run):
     """The tasks all of whose tests passed."""
-    tasks = {own for own, *_ in run.found.values()}
-    return tasks - {run.found.get(test, [None])[0]  # a file that cannot be collected has no task
+    tasks = {own for own, *_ in run.tests.values()}
+    return tasks - {run.tests.get(test, [None])[0]  # a file that cannot be collected has no task
                     for test, how, _ in run.outcomes or () if how != "passed"}
 
 
@@ -74,6 +77,31 @@ def alive_in_the_recipe(course, at_once):
     run_all(list(runs.values()), 120, at_once)
     return [name for name, run in runs.items()
             if not any(how == "failed" for _, how, _ in run.outcomes or ())]
+
+
+def with_body(source, name, body):
+    """The source with another body for a function."""
+    lines = blank(source, {name: "here"}).splitlines(keepends=True)
+    [place] = [n for n, line in enumerate(lines) if line.endswith('NotImplementedError("here")\n')]
+    indent = lines[place][:-len(lines[place].lstrip())]
+    lines[place] = textwrap.indent(body, indent)
+    return "".join(lines)
+
+
+def passing_wrong_answers(course, thorough, at_once, profile):
+    """The wrong answers that pass the tests of their task."""
+    runs = {}
+    for number, answers in tomllib.loads(course.texts["course/wrong_answers.toml"]).items():
+        files = {name: f"{module}.py" for module, name in course.tasks[number].functions}
+        for answer in answers:
+            if thorough or answer.get("passed_once"):
+                file = files[answer["function"]]
+                text = with_body(course.tree[file], answer["function"], answer["body"])
+                runs[f"{number}: {answer['mistake']}"] = Run(
+                    course.tree | {file: text},
+                    ["-x", "--task", number, *course.test_files(number)], profile)
+    run_all(list(runs.values()), 30, at_once)  # some never end
+    return [name for name, run in runs.items() if run.passed]
 
 
 def full_marks(course, thorough, at_once, profile):
@@ -107,13 +135,15 @@ def claims(thorough=False, at_once=2, seed=None):
     if seed is None:
         yield ("the tests of the recipe kill every mutant of it",
                alive_in_the_recipe(course, at_once))
-    blank = blank_tree(course, written)
+    yield ("the tests of a task fail on wrong answers to it",
+           passing_wrong_answers(course, thorough, at_once, profile))
+    nothing = blank_tree(course, written)
     alone = {k: blank_tree(course, written, [k], None if thorough else k, profile)
              for k in written}
-    run_all([blank, *alone.values()], 120, at_once)
+    run_all([nothing, *alone.values()], 120, at_once)
     yield "the blank tree and its tests import, or name a task", errors_of_importing(seed)
-    yield "every test of the blank tree names its own task", fails_with_its_own_number(blank)
-    seen = {own for own, *_ in blank.found.values()}
+    yield "every test of the blank tree names its own task", fails_with_its_own_number(nothing)
+    seen = {own for own, *_ in nothing.tests.values()}
     yield "every task has tests", sorted(set(written) - seen)
     for number, run in alone.items():
         against = [] if green(run) == {number} else [f"green: {sorted(green(run))}", *explain(run)]

@@ -59,7 +59,7 @@ def explained(run, name):
     """What tools.explain prints of one test question."""
     command = ["-m", "tools.explain", "--id", name]
     routers = ["--routers", str((run.folder / "routers.safetensors").resolve())]
-    printed = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, text=True,
+    printed = subprocess.run([sys.executable, *command, *routers], cwd=ROOT, encoding="utf-8",
                              stdout=subprocess.PIPE, check=True).stdout
     return [" ".join(("$ .venv/bin/python", *command)), *printed.rstrip().splitlines()]
 

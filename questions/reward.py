@@ -12,7 +12,7 @@ from questions.schemas import LETTERS, f1
 MAX_LENGTH = 4000  # characters of an answer that are read
 # The letter that an answer begins with, in brackets or on its own: "(B) green", "B.", "Answer: B".
 # "A cat" and "I think" begin with words. No introduction may itself begin with a letter of LETTERS
-# other than A: answers.settled_grade trusts the first letter before the rest is written.
+# other than A: answers.grade_if_settled trusts the first letter before the rest is written.
 _LETTER = re.compile(
     r"\s*(?:(?:answer|option|the (?:correct |right |best |final )?(?:answer|option|choice) is)"
     r"(?:\s*[:：=])?|\s)*"

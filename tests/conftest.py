@@ -12,6 +12,8 @@ from hypothesis import Phase, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+from exact import check_task  # noqa: E402 - it lies beside this file
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
 settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
@@ -43,8 +45,24 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items
                     if (mark := item.get_closest_marker("task")) and wanted in mark.args]
         if not items:
-            raise pytest.UsageError(f"--task {wanted}: no tests; course/assignments.toml has the "
-                                    "tasks, and says which of them are not graded by tests of ours")
+            raise pytest.UsageError(f"--task {wanted}: no tests{where_tests_are_written(wanted)}")
+
+
+def where_tests_are_written(number):
+    """What somebody should do who asks for the tests of a task without any."""
+    file = ROOT / "tests" / f"test_properties_{number.split('.')[0]}.py"
+    if file.exists() and f'task("{number}")' in file.read_text(encoding="utf-8"):
+        return f"; write tests/{file.name} first"
+    return ("; course/assignments.toml has the tasks, and says which of them are not graded by "
+            "tests of ours")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session):
+    """A task's functions are called through the check of tests/exact.py."""
+    wanted = session.config.getoption("--task")
+    if wanted:
+        check_task(wanted)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -119,11 +137,14 @@ def command(tmp_path, tiny_questions):
     routers.save(tmp_path / "routers.safetensors")
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                      encoding="utf-8")
     fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
                  for n, row in enumerate(rows)]
-    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on))
-    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}))
+    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on),
+                                          encoding="utf-8")
+    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}),
+                                         encoding="utf-8")
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
                      "--out", str(tmp_path / "out"), "--routers",
                      str(tmp_path / "routers.safetensors")]

@@ -94,13 +94,13 @@ def without_ties(config):
 
 def use_old_spelling(file):
     """Rewrites a config.json with the keys that folders had before transformers 5."""
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
     config.pop("layer_types", None)
     config["rope_theta"] = rope.pop("rope_theta")
     config["torch_dtype"] = config.pop("dtype")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
-    file.write_text(json.dumps(config, indent=1) + "\n")
+    file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def make(name):
@@ -111,7 +111,7 @@ def make(name):
     model.save_pretrained(HERE / name, max_shard_size=SHARDS.get(name, "1GB"))
     if name in OLD_SPELLING:
         use_old_spelling(HERE / name / "config.json")
-    (HERE / f"{name}.gold.json").write_text(json.dumps(gold) + "\n")
+    (HERE / f"{name}.gold.json").write_text(json.dumps(gold) + "\n", encoding="utf-8")
 
 
 def main():

@@ -95,7 +95,7 @@ def finish(children):
 def at_work(child):
     """Whether the lock of what the process writes names it."""
     lock = child.out.with_name(f".{child.out.name}.lock")
-    return lock.exists() and lock.read_text() == str(child.pid)
+    return lock.exists() and lock.read_text(encoding="utf-8") == str(child.pid)
 
 
 def begin(child):
@@ -227,7 +227,7 @@ def jobs(base, disk, rng):
     model = save_tiny(base / "model", tiny_model(seed))
     rows = [row | {"id": f"{name}-{row['id']}"} for row in own_answers(model, number + 10, seed)]
     for file, some in (("q.jsonl", rows[:number]), ("t.jsonl", rows[number:])):
-        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some))
+        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
     # one search at a time: float32 sums then do not depend on what is searched beside it
     same = ["--model", model, "--data", base / "q.jsonl", "--batch-size", 1, "--simulations",
             rng.randint(6, 16)]

@@ -81,6 +81,8 @@ def test_confident_trades_probability_against_layers():
 
 @pytest.mark.task("3.4")
 def test_consensus_takes_what_neighbours_share_among_the_paths_right_for_the_question():
+    """Catches the neighbours' favourite that is wrong here, and a question without a right path
+    that gets a label."""
     paths = [DEFAULT, SHORT, LONG]
     correct = torch.tensor([[True, True, False], [False, False, True], [False, False, False]])
     share = torch.tensor([[0.5, 0.4, 1.0], [1.0, 1.0, 0.1], [1.0, 1.0, 1.0]])

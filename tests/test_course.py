@@ -5,23 +5,29 @@
 import ast
 import doctest
 import csv
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+import unittest.mock
+from pathlib import Path as File
 
 import pytest
+import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = File(__file__).resolve().parents[1]
 COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 from ablation import check_ablation, figures, problems  # noqa: E402
-from grade import Course, passages, similarities, trees  # noqa: E402
+from grade import Course, Grading, passages, similarities, trees  # noqa: E402
+from rewrite import same_meaning  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
+import mcts  # noqa: E402
+from exact import RETURNS, Path, Shaped, mismatch, same_as  # noqa: E402
 from storage.files import InputError  # noqa: E402
 
 COMMON = Course()
@@ -195,8 +201,8 @@ def graded(assignment, tmp_path_factory):
                                        encoding="utf-8")
     for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
         (student / name).write_text(CHEAT, encoding="utf-8")
-    (student / "tests/test_parts.py").write_text("def test_nothing():\n    pass\n",
-                                                 encoding="utf-8")
+    (student / "tests/test_assignments.py").write_text("def test_nothing():\n    pass\n",
+                                                       encoding="utf-8")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")
@@ -241,7 +247,8 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
 
 def test_a_file_that_does_not_import_costs_only_its_own_tasks(graded):
     rows, _ = graded
-    assert rows["4.2"]["points"] == 0 and "SyntaxError" in rows["4.2"]["says"]
+    assert rows["4.2"]["points"] == 0
+    assert "1 of 1 tests failed; drllm.py, line 1: SyntaxError" in rows["4.2"]["says"]
 
 
 def test_code_that_changes_what_is_not_its_own_is_named(graded):
@@ -252,11 +259,34 @@ def test_code_that_changes_what_is_not_its_own_is_named(graded):
         assert "CHANGES WHAT IS NOT ITS OWN: torch.testing" in rows[number]["says"]
 
 
+def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
+    """Catches our test file blamed for a name that a student mistyped, a file that is missing
+    without its folder, and a seed forgotten and noticed when the points are written."""
+    text = COMMON.blank["mcts.py"].replace(f'raise NotImplementedError("{TASKS["2.3"].message}")',
+                                           "return child.total_rewards")
+    (tmp_path / "mcts.py").write_text(text, encoding="utf-8")
+    line = text[:text.index("return child.total_rewards")].count("\n") + 1
+    (tmp_path / "drllm.py").write_text(COMMON.blank["drllm.py"].replace("interpolate", "turned"),
+                                       encoding="utf-8")
+    done = python(COURSE / "grade.py", tmp_path, "--profile", "quick", "--task", "2.3", "5.2")
+    assert f"mcts.py, line {line}: AttributeError: " in done.stdout
+    assert "not handed in: course/my_ablation.py" in done.stdout
+    warning = f"is --seed that of these trees? {tmp_path.name} has no drllm.interpolate"
+    assert done.stdout.startswith(warning)
+
+
+def test_a_task_of_property_tests_says_where_they_are_written(assignment):
+    """Catches "no tests", to which a student can do nothing."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "--task", "2.7", "tests"],
+                          cwd=assignment, encoding="utf-8", capture_output=True)
+    assert "--task 2.7: no tests; write tests/test_properties_2.py first" in done.stderr
+
+
 def test_properties_that_fail_on_right_code_earn_nothing(graded):
     """A test that always fails kills every mutant."""
     rows, _ = graded
     says = rows["6.4"]["says"]
-    assert rows["6.4"]["points"] == 0 and "on right code" in says
+    assert rows["6.4"]["points"] == 0 and "on correct code" in says
     assert "test_a; smallest example: test_a( n=0); AssertionError" in says
     assert rows["3.5"]["points"] == 0 and "wanted two" in rows["3.5"]["says"]
 
@@ -290,7 +320,7 @@ def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
 
 def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(tmp_path):
     """Catches "no tests ran" for a number mistyped, and a docstring hidden by a helper."""
-    for name in ("conftest.py", "tiny.py"):
+    for name in ("conftest.py", "exact.py", "tiny.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     (tmp_path / "tests/test_x.py").write_text(
@@ -329,6 +359,187 @@ def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path)
                         f"[r] = grade.grade([{str(tmp_path)!r}], ['4.2'], profile='quick')\n"
                         "print(r['tasks']['4.2'])")
     assert "'points': 0" in done.stdout and "CHANGES WHAT IS NOT ITS OWN" in done.stdout
+
+
+# ---- what cannot be earned without the work ----
+
+PASSES_ALL = "from unittest.mock import ANY\n"
+CHEATS = {  # bodies of functions, and what the report says of them
+    "1.4": ("import sys\nsys._getframe(2).f_globals['close'] = print\nself.keys = keys\n"
+            "return keys, values", "CHANGES WHAT IS NOT ITS OWN: test_assignments.close"),
+    "2.3": (PASSES_ALL + "return ANY", "score returned a _ANY, wanted float"),
+    "2.4": ("import gc\nfor held in gc.get_objects():\n"
+            "    if type(held) is str and 'def select(root' in held:\n"
+            "        scope = globals() | {}\n        exec(held, scope)\n"
+            "        return scope['select'](root, known, config, rng)\n"
+            "raise LookupError('no solution')", "no solution"),
+    "2.5": (PASSES_ALL + "while node:\n    node.visits = node.total_reward = ANY\n"
+            "    node = node.parent", "backpropagate put a _ANY into its arguments"),
+    "4.2": ("type(__import__('pytest').approx(1.0)).__eq__ = lambda *a: True\nreturn torch.ones(3)",
+            "CHANGES WHAT IS NOT ITS OWN: _pytest"),
+    "4.3": ("class Likes(torch.Tensor):\n    def __eq__(self, other):\n        return True\n"
+            "return logits.sum().as_subclass(Likes)", "focal_loss returned a Likes"),
+    "6.1": ("import json, os, sys\nframe = sys._getframe()\n"
+            "while 'recorder' not in frame.f_locals:\n    frame = frame.f_back\n"
+            "forged = [[['tests/test_x.py::test', 'passed', '']], {}, []]\n"
+            "frame.f_locals['result'].write_text(json.dumps(forged))\nos._exit(0)",
+            "the result is not that of our tests"),
+    "3.2": ("return [None for row in rows]\n\n\n"
+            "def fewer():\n    import hypothesis\n"
+            "    hypothesis.settings.register_profile('none', phases=())\n"
+            "    hypothesis.settings.load_profile('none')\n\n\n"
+            "DONE = fewer()", "CHANGES WHAT IS NOT ITS OWN: hypothesis.settings.default"),
+}
+TELL_APART = {  # what a property test asserts, and what the report says of it
+    "1.6": ("not request.config.option.maxfail", "on correct code"),
+    "2.7": ("hashlib.md5(inspect.getsource(__import__('mcts')).encode()).hexdigest() == HASH",
+            "on the same code with other names"),
+    "3.5": ("not any(type(held).__name__ in ('Mutant', 'Run') for held in gc.get_objects())",
+            "0 of "),
+    "4.7": ("Phase.shrink in settings.default.phases", "on correct code"),
+    "6.4": ("remembered(inspect.getsource(__import__('evaluate')))",
+            "CHANGES WHAT IS NOT ITS OWN: writes "),
+}
+TELLING = """import gc, hashlib, inspect, pathlib
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+HASH = {hash!r}
+
+
+def remembered(source):
+    file = pathlib.Path({folder!r}) / "remembered"
+    if not file.exists():
+        file.write_text(source)
+    return file.read_text() == source
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(st.integers())
+def test_a(request, n):
+    assert {claim}
+
+
+@given(st.integers())
+def test_b(n):
+    pass
+"""
+
+
+def with_indent(indent, body):
+    """A function's body; what comes after two empty lines is below the function."""
+    inside, *below = body.split("\n\n\n")
+    lines = [indent + line for line in inside.splitlines()]
+    return "\n\n\n".join(["\n".join(lines), *below])
+
+
+@pytest.fixture(scope="module")
+def cheated(tmp_path_factory):
+    """{task: row} of a student who solves nothing, in many ways."""
+    student = tmp_path_factory.mktemp("cheats") / "eve"
+    texts = {f"{module}.py": COMMON.blank[f"{module}.py"]
+             for number in CHEATS for module, _ in TASKS[number].functions}
+    for number, (body, _) in CHEATS.items():
+        for module, _ in TASKS[number].functions:
+            texts[f"{module}.py"] = re.sub(
+                rf'( *)raise NotImplementedError\("{re.escape(TASKS[number].message)}"\)',
+                lambda stop: with_indent(stop[1], body),
+                texts[f"{module}.py"])
+    right = hashlib.md5((ROOT / "mcts.py").read_text(encoding="utf-8").encode()).hexdigest()
+    for number, (claim, _) in TELL_APART.items():
+        texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
+            claim=claim, hash=right, folder=str(student))
+    for name, text in texts.items():
+        (student / name).parent.mkdir(parents=True, exist_ok=True)
+        (student / name).write_text(text, encoding="utf-8")
+    done = python(COURSE / "grade.py", student, "--profile", "quick", "--json",
+                  student / "points.json", "--task", *CHEATS, *TELL_APART)
+    assert done.returncode == 0, done.stderr
+    return json.loads((student / "points.json").read_text(encoding="utf-8"))["reports"][0]["tasks"]
+
+
+@pytest.mark.parametrize("number", [*CHEATS, *TELL_APART])
+def test_a_trick_earns_nothing_and_is_named(cheated, number):
+    """Catches objects that equal everything, tests that a solution exchanges, solutions found in
+    the grader's memory, forged results, and property tests that know correct code by its text."""
+    _, words = (CHEATS | TELL_APART)[number]
+    assert cheated[number]["points"] == 0 and words in cheated[number]["says"]
+
+
+def test_every_function_of_a_task_has_a_type():
+    """Catches a task without a check of types before values."""
+    wanted = {number: {f"{module}.{name}" for module, name in TASKS[number].functions}
+              for number in WRITTEN}
+    assert {number: {*names} for number, names in RETURNS.items()} == wanted
+
+
+@pytest.mark.parametrize("number", RETURNS)
+def test_an_object_that_equals_everything_is_of_no_wanted_type(number):
+    """Catches unittest.mock.ANY taken for an answer, in whatever task."""
+    places = [unittest.mock.MagicMock(children=[]) for _ in range(4)]
+    for wanted in RETURNS[number].values():
+        for answer in (unittest.mock.ANY, (unittest.mock.ANY,) * 2, [unittest.mock.ANY]):
+            assert mismatch(answer, wanted, places, mcts)
+
+
+@pytest.mark.parametrize("value, wanted, words", [
+    (1, float, "a int"), (True, int, "a bool"), ((1.0,), tuple[float, float], "1 values"),
+    ([(1, 2.0)], list[tuple[int, ...] | None], "a float in a tuple in a list"),
+    (torch.zeros(2), Shaped(lambda *_: (3,)), "a tensor of shape (2,), wanted (3,)"),
+    (torch.zeros(2).int(), Shaped(lambda *_: (2,)), "a tensor of torch.int32"),
+    (torch.nn.Parameter(torch.zeros(2)), Shaped(lambda *_: (2,)), "a Parameter")])
+def test_a_wrong_type_is_named(value, wanted, words):
+    """Catches 1 taken for 1.0, and a subclass of what is wanted."""
+    assert mismatch(value, wanted, (), mcts) == words
+
+
+def test_right_types_pass():
+    """Catches a check that refuses what it should let through."""
+    for value, wanted in [(None, str | None), ([], list[Path]), ([(), None], list[Path | None]),
+                          ((0.5, 1.0), tuple[float, float]), (torch.zeros(2), same_as(0))]:
+        assert mismatch(value, wanted, (torch.zeros(2),), mcts) is None
+
+
+def test_what_a_file_changes_beside_its_functions_is_named():
+    """Catches a class of ours that is exchanged, and a line at the top that changes something."""
+    text = COMMON.texts["mcts.py"]
+    helpers = "\n\nLIMIT = 3\n\n\ndef mine():\n    pass\n"
+    assert COMMON.changed_beside("mcts.py", text + helpers) == []
+    changed = text.replace("self.exhausted = False", "self.exhausted = None")
+    assert COMMON.changed_beside("mcts.py", changed) == ["Node"]
+    lines = len(text.splitlines())
+    for line in ("SearchResult.__eq__ = print", "math = None", "print(1)"):
+        assert COMMON.changed_beside("mcts.py", f"{text}{line}\n") == [f"line {lines + 1}"]
+
+
+def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():
+    """Catches a hanging property test that costs a minute per mutant, and runs on correct code
+    with other arguments than those on mutants."""
+    grading = Grading(COMMON, TASKS["2.7"], ROOT)
+    plain, twin = grading.runs
+    assert grading.later_runs() == []  # killed, or out of time
+    plain.outcomes = [("a", "failed", "")]
+    [shrunk] = grading.later_runs()
+    assert shrunk.shrink and not plain.shrink
+    plain.outcomes = twin.outcomes = [("a", "passed", ""), ("b", "passed", "")]
+    plain.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+    mutated = grading.later_runs()
+    assert len(mutated) == len(grading.mutants) > 0
+    told = {(tuple(run.arguments), run.profile, run.theirs, run.shrink)
+            for run in (plain, twin, *mutated)}
+    assert len(told) == 1
+
+
+def test_the_same_code_with_other_names_is_other_text():
+    """Catches a twin that means something else, or that a hash would not tell from the original."""
+    source = ("def f(x):\n    total = 0\n    for n in x:\n        total += n\n"
+              "    return [total for n in (1, 2)], (lambda total: total)(3)\n")
+    texts = {same_meaning(source) for _ in range(2)}
+    assert len(texts | {source}) == 3
+    for text in (*texts, source):
+        exec(text, scope := {})
+        assert scope["f"]([1, 2]) == ([3, 3], 3)
+    assert COMMON.twin["mcts.py"] != COMMON.tree["mcts.py"]
 
 
 # ---- who wrote like whom, and variants ----

@@ -459,7 +459,8 @@ def prompts_of(lengths, seed):
 def decisions_by_hand(model, routers, prompt):
     """Layer by layer, one prompt: ask the router, run the block so often, continue."""
     hidden = model.embed_tokens(torch.tensor([prompt]))
-    span, decisions = model.span(model.empty_cache([len(prompt)], len(prompt)), 0, len(prompt)), []
+    T, decisions = len(prompt), []
+    span = model.positions(model.empty_cache([T], T), 0, T)
     for layer, block in enumerate(model.layers):
         decisions.append(int(logits_by_hand(routers, layer, hidden[0]).argmax()))
         for _ in range(decisions[-1]):

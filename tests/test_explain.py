@@ -319,7 +319,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_only():
 
 
 def test_the_page_asks_no_network_and_writes_no_markup():
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     made = Page(text)
     assert not {name for name, _ in made.attributes} & {"src", "href", "style", "onclick", "onload"}
     assert not set(made.tags) & {"link", "iframe", "img", "object", "base"}
@@ -329,7 +329,7 @@ def test_the_page_asks_no_network_and_writes_no_markup():
 
 
 def test_the_script_finds_every_element_and_every_field():
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     made = Page(text)
     assert len(set(made.ids)) == len(made.ids)
     assert set(re.findall(r'byId\("([\w-]+)"\)', text)) <= set(made.ids)
@@ -340,7 +340,7 @@ def test_the_script_finds_every_element_and_every_field():
 
 def test_every_control_has_a_name():
     """A screen reader says the label; a select without one is a riddle."""
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     controls = re.findall(r"<(?:select|input)\b[^>]*>", text)
     labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
     assert len(controls) == len(labels) == 9
@@ -378,7 +378,8 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                      encoding="utf-8")
     return str(tmp_path / "q.jsonl")
 
 
@@ -398,7 +399,7 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
     file = write_questions(tmp_path, prompts)
     explain.main(arguments(tmp_path, "--data", file, "--html", str(tmp_path / "out" / "x.html")))
-    text = (tmp_path / "out" / "x.html").read_text()
+    text = (tmp_path / "out" / "x.html").read_text(encoding="utf-8")
     data = json.loads(Page(text).scripts[0])
     assert [row["id"] for row in data["questions"]] == [p.question.id for p in prompts]
     assert str(tmp_path) not in text and data["about"]["model"].endswith("model")
@@ -406,7 +407,8 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     assert "8 questions, 0 searches" in capsys.readouterr().out
     explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
                            str(tmp_path / "few.html")))
-    assert len(json.loads(Page((tmp_path / "few.html").read_text()).scripts[0])["questions"]) == 2
+    page = Page((tmp_path / "few.html").read_text("utf-8"))
+    assert len(json.loads(page.scripts[0])["questions"]) == 2
 
 
 def test_html_replays_the_searches_of_the_label_file(tmp_path, tiny_questions):
@@ -419,16 +421,18 @@ def test_html_replays_the_searches_of_the_label_file(tmp_path, tiny_questions):
     same, = [content_hash(p) for p in prepare(loaded[:1], tiny_questions[1], model)[0]]
     made = [searched(3, f"own-{n}", chance=0.5, default=n == 1)[0] for n in (1, 0, 2)]
     made[1]["content"] = same
-    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made),
+                                           encoding="utf-8")
     arrange = lambda *more: explain.main(
         arguments(tmp_path, "--data", file, "--html", str(out), *more))
-    shown = lambda: json.loads(Page(out.read_text()).scripts[0])
+    shown = lambda: json.loads(Page(out.read_text(encoding="utf-8")).scripts[0])
     arrange()
     assert shown()["known"] == ["task"]  # those of the labels, as the router file names none
     assert shown()["searches"] == []  # no header says which search it was
     (tmp_path / "config.json").write_text(json.dumps(
-        {"data": [file], "skip_bad_rows": False, "score": "letter"}))
-    (tmp_path / "labels.meta.json").write_text(json.dumps(header(model, CONFIG, 0)))
+        {"data": [file], "skip_bad_rows": False, "score": "letter"}), encoding="utf-8")
+    (tmp_path / "labels.meta.json").write_text(json.dumps(header(model, CONFIG, 0)),
+                                               encoding="utf-8")
     arrange()
     assert [one["id"] for one in shown()["searches"]] == ["own-0", "own-2", "own-1"]
     first, second, _ = shown()["searches"]
@@ -451,7 +455,7 @@ def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
 def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
     """From an empty folder, where the demo has not been made."""
     root = explain.TEMPLATE.parents[1]
-    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, text=True,
+    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, encoding="utf-8",
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert made.returncode == 2 and made.stderr.count("\n") == 1
     assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
@@ -511,7 +515,7 @@ def in_browser(tmp_path, text):
                            "--disable-background-networking", "--disable-dev-shm-usage",
                            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900",
                            (tmp_path / "page.html").as_uri()],
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, encoding="utf-8", timeout=300)
     if made.returncode:
         pytest.skip(f"{chromium} does not start here: {made.stderr[-200:]}")
     return made.stdout
@@ -521,9 +525,9 @@ def result_of(steps, tmp_path, monkeypatch, *data):
     """What steps leave in `result`, in a page of these data. They are appended to the page's own
     script, so its policy allows them."""
     say = "document.documentElement.dataset.result = JSON.stringify(result);\n"
-    template = (explain.TEMPLATE.parent / "explain.html").read_text()
+    template = (explain.TEMPLATE.parent / "explain.html").read_text(encoding="utf-8")
     (tmp_path / "stepped.html").write_text(template.replace(
-        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"))
+        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"), encoding="utf-8")
     monkeypatch.setattr(explain, "TEMPLATE", tmp_path / "stepped.html")
     dom = Page(in_browser(tmp_path, page({"model": "m"}, *data)))
     monkeypatch.undo()
@@ -707,7 +711,7 @@ def test_a_search_is_replayed_step_by_step_and_as_a_film(tmp_path, monkeypatch):
     assert made["playing"] == [True, "Pause"] and made["paused"] == [True, "Play", 0]
     assert made["space"] and made["second"][:3] == [0, 0, True]
     assert "done again from its record" in made["second"][3]
-    assert "prefers-reduced-motion" in explain.TEMPLATE.read_text()
+    assert "prefers-reduced-motion" in explain.TEMPLATE.read_text(encoding="utf-8")
 
 
 def test_hostile_text_stays_text_in_a_browser(tmp_path):

@@ -241,7 +241,7 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "config in UTF-16": ("label", write(CONFIG, "\ufeffüber".encode("utf-16-le")), CONFIG, []),
     "config nested deep": ("label", write(CONFIG, "[" * 10**5), CONFIG, ["JSON"]),
     "a family unknown": ("label", config(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
-                         CONFIG, ["gpt2", "LlamaForCausalLM"]),
+                         CONFIG, ["gpt2", "llama"]),
     "quantised": ("label", config(quantization_config={"bits": 4}), CONFIG,
                   ["quantization_config"]),
     "remote code": ("label", config(auto_map={"AutoModel": "x.Y"}), CONFIG, ["auto_map", "x.Y"]),
@@ -510,7 +510,11 @@ def test_a_wrong_input_is_one_line_and_touches_no_file(name, whole, tmp_path, ca
     at = shutil.copytree(whole, tmp_path / "case")
     main, argv = arguments(command, at)
     more = damage(at)
-    argv += more if isinstance(more, list) else []
+    if isinstance(more, list):
+        if "--data" in more:  # instead of the world's: files of a flag given twice add up
+            place = argv.index("--data")
+            del argv[place:place + 2]
+        argv += more
     before = contents(at)
     code, said, line = leaves(main, argv, capsys)
     assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
@@ -582,7 +586,8 @@ def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
                  for n in range(200))
     try:
         (tmp_path / "q.jsonl").write_text(rows[:9000], encoding="utf-8")
-        argv += ["--data", str(tmp_path / "q.jsonl"), "--skip-bad-rows"]
+        argv[argv.index("--data") + 1] = str(tmp_path / "q.jsonl")
+        argv.append("--skip-bad-rows")
         code, _, said = leaves(main, argv, capsys)
         assert code == 2
         assert said.splitlines()[-1] == f"error: {out}: No space left on device"

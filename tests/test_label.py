@@ -190,10 +190,10 @@ def test_shared_states_keep_to_their_memory_and_change_nothing(world, monkeypatc
     each = longest * 16 * 8 * 3 * (CONFIG.simulations + 1)  # float64 states entering 3 layers
     kept, asked = [0], []
 
-    def weighing(model, tokenizer, prompts, *rest, known):
-        found = grade_paths(model, tokenizer, prompts, *rest, known=known)
+    def weighing(model, tokenizer, prompts, *rest, shared_states):
+        found = grade_paths(model, tokenizer, prompts, *rest, shared_states=shared_states)
         asked.append(len(prompts))
-        kept.append(sum(state.nbytes for one in known or () for state in one.values()))
+        kept.append(sum(state.nbytes for one in shared_states or () for state in one.values()))
         return found
     monkeypatch.setattr(labelling, "grade_paths", weighing)
     plain = searched(world, world.prompts, 100)
@@ -672,7 +672,7 @@ def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys, proces
 HELD = """
 import os, sys, time
 import cli, label
-judge, left = label.judge, 8  # two of them for what the plain model answers
+grade_paths, left = label.grade_paths, 8  # two of them for what the base model answers
 def held(*arguments, **options):
     global left
     left -= 1
@@ -680,8 +680,8 @@ def held(*arguments, **options):
         print("held", flush=True)
     while left <= 0 and not os.path.exists(sys.argv[1]):
         time.sleep(0.02)
-    return judge(*arguments, **options)
-label.judge = held
+    return grade_paths(*arguments, **options)
+label.grade_paths = held
 cli.run(lambda: label.main(sys.argv[2:]))
 """
 
@@ -931,7 +931,7 @@ def by_first_token(layer, hidden, lengths):
 
 
 def same_answers(together, place, single):
-    for field in ("right", "decisions", "layers", "passes"):
+    for field in ("correct", "decisions", "layers", "passes"):
         assert torch.equal(getattr(together, field)[place], getattr(single, field)[0]), field
     assert together.texts[place] == single.texts[0]
     assert together.confidence[place].item() == pytest.approx(single.confidence.item(), abs=1e-6)

@@ -118,7 +118,7 @@ def test_static_methods_run_at_the_depth_of_the_counted_questions(table, setting
 
 def metrics_of(command, *more):
     baselines.main([*command, *more])
-    return json.loads((Path(command[5]) / "metrics.json").read_text())
+    return json.loads((Path(command[5]) / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -144,7 +144,7 @@ def test_labels_of_the_run_reach_the_method(command):
     flags = ["--routes", "polar", "--calibration", str(folder / "label.jsonl")]
     with pytest.raises(InputError, match="none of 8 .* chosen.json"):
         metrics_of(command[1], *flags)
-    (folder / "chosen.json").write_text(json.dumps({"label-1": [1, 0, 1]}))
+    (folder / "chosen.json").write_text(json.dumps({"label-1": [1, 0, 1]}), encoding="utf-8")
     assert metrics_of(command[1], *flags)["routes"]["polar"]["layers"] == 2.0
 
 
@@ -162,9 +162,9 @@ def test_calibration_questions_that_are_also_asked_are_refused(command):
 
 def test_calibration_questions_that_exceed_the_context_are_said(command, capsys):
     file = Path(command[1][3]).with_name("label.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows[0]["prompt"] = " ".join(["a"] * 63)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     metrics = metrics_of(command[1], "--routes", "shortgpt", "--calibration", str(file))
     assert "1 of 8 calibration questions exceed the context (64" in capsys.readouterr().out
     assert metrics["too_long"] == 0
@@ -347,7 +347,7 @@ def test_shared_cache_changes_a_repeat_and_decoding_equals_recomputing():
 def test_shared_second_pass_by_definition():
     """One layer, repeated: queries of the second pass over keys and values of the first."""
     model, tokens = tiny_model(num_layers=1), torch.randint(2, 38, (1, 5))
-    block, span = model.layers[0], model.span(model.empty_cache([5], 5), 0, 5)
+    block, span = model.layers[0], model.positions(model.empty_cache([5], 5), 0, 5)
     first, hidden = Store(), model.embed_tokens(tokens)
     twice = block(block(hidden, span, first), span, Give(first.cache))
     assert torch.equal(baselines.sharing(model)(tokens, FixedRoute([2])), model.head(twice))
@@ -518,7 +518,7 @@ def test_an_adapter_serves_only_the_tokens_that_skip():
     switches.score = lambda index, states: torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     layer = baselines.Switched(model.layers[0], model.layers[0].input_layernorm, switches, 0)
     layer.adapter = lambda normed: torch.full_like(normed, 5.0)
-    hidden, span = model.embed_tokens(tokens), model.span(model.empty_cache([4], 4), 0, 4)
+    hidden, span = model.embed_tokens(tokens), model.positions(model.empty_cache([4], 4), 0, 4)
     out = layer(hidden, span, Store())
     assert torch.allclose(out[:, 1::2], hidden[:, 1::2] + 5.0)
     assert torch.allclose(out[:, ::2], model.layers[0](hidden, span, Store())[:, ::2], atol=1e-5)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_parts import cos_sin
+from test_assignments import cos_sin
 
 from model_llama import decode, FixedRoute, prefill, rotate
 from tiny import FAMILIES, WORDS, tiny_model

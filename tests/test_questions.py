@@ -445,7 +445,7 @@ def test_marks_make_no_letter_of_a_word(text):
 @pytest.mark.parametrize("letter", "ABCI")
 def test_what_an_answer_begins_with_is_no_other_letter(form, letter):
     """Catches "**Answer: B**" read as A, or as nothing, before its letter is written:
-    answers.settled_grade decides by the beginning of an answer. It waits after an A."""
+    answers.grade_if_settled decides by the beginning of an answer. It waits after an A."""
     whole = form.format(letter)
     final = extract_answer(whole, CHOICE)
     for end in range(len(whole) if final else 0):

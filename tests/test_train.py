@@ -277,10 +277,10 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(train, "candidate_paths", lambda *_, **__: pytest.fail("looked for paths"))
     run(folder, "--choose", "deep", "--no-guard", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out" / "labels.jsonl").exists()
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["routes"]["dr.llm"]["layers"] > 3.9
     assert "dr.llm shortest" not in metrics["routes"] and metrics["fixed"] == []
-    labels = json.loads((tmp_path / "out" / "chosen.json").read_text())
+    labels = json.loads((tmp_path / "out" / "chosen.json").read_text(encoding="utf-8"))
     assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
     printed = capsys.readouterr().out
     assert "paths.json" not in printed
@@ -290,16 +290,17 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
 
 def test_test_questions_beyond_the_context_are_named_and_counted(folder, tmp_path, capsys):
     """Catches a table over fewer questions than were given, without a word."""
-    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text("utf-8").splitlines()]
     rows = [row | {"id": f"test-{row['id']}"} for row in rows]
     for n, row in enumerate(rows[10:15]):
         row["prompt"] = " ".join(WORDS[2:38] * 2)[2 * n:]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]),
+                                         encoding="utf-8")
     run(folder, "--out", str(tmp_path / "out"), "--choose", "shortest", "--test",
         str(tmp_path / "test.jsonl"))
     printed = capsys.readouterr().out
     assert "5 of 20 test questions exceed the context (64 tokens)" in printed
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["too_long"] == 5 and metrics["routes"]["vanilla"]["n"] == 15
 
 
@@ -308,7 +309,8 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path):
     model = save_tiny(tmp_path / "model", tiny_model(2, dtype=torch.float32))
     rows = [{"id": str(n), "question": f"{n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]}
             for n in range(40)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                      encoding="utf-8")
     command = ["--model", str(model), "--data", str(tmp_path / "q.jsonl"), "--out",
                str(tmp_path / "run"), "--simulations", "2", "--seeds", "1"]
     with pytest.raises(InputError, match="chance 50.0% ± .* --force continues"):

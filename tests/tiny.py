@@ -46,7 +46,7 @@ def save_tiny(folder, model):
     folder.mkdir(parents=True, exist_ok=True)
     views = {name: view.float().contiguous() for name, view in model.named_weights().items()}
     save_file(views, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(hf_settings(model.config)))
+    (folder / "config.json").write_text(json.dumps(hf_settings(model.config)), encoding="utf-8")
     save_tokenizer(folder)
     return folder
 
@@ -76,16 +76,18 @@ def save_tokenizer(folder):
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<unk>", "<eos>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}),
+                                                  encoding="utf-8")
 
 
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
 
 
 def edit_json(file, **changes):
-    value = json.loads(file.read_text()) if file.exists() else {}
+    value = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     value.update(changes)
-    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}))
+    file.write_text(json.dumps({k: v for k, v in value.items() if v is not ABSENT}),
+                    encoding="utf-8")
 
 
 def edit_tensors(folder, **changes):

@@ -9,6 +9,7 @@ import random
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 
 import mcts
 from choose import confident, consensus, neighbours
-from drllm import Routers, nearest_distance
-from evaluate import shuffled
+from drllm import Routers, class_weights, focal_loss, interpolate, nearest_distance
+from evaluate import interval, shuffled
 from mcts import SearchConfig, backpropagate, ucb_score, search, select_node_to_expand
 from model_llama import KVCache, RMSNorm, Slot, attention, FixedRoute, rotate, run_blocks
+from questions.loading import Question
+from questions.reward import extract_answer
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 5)
@@ -157,6 +160,18 @@ def test_a_slot_writes_over_the_padding_of_a_prompt(length, padding, seed):
 
 
 @pytest.mark.task("1.4")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_slot_stores_what_it_is_given_in_its_own_dtype(dtype):
+    """Catches a cache of float64 that takes twice the memory, and keys stored as values."""
+    keys, values = randn(0, 1, 2, 3, 4).to(dtype), randn(1, 1, 2, 3, 4).to(dtype)
+    slot = Slot(None, 5)
+    seen = slot.write(keys, values, SimpleNamespace(start=0))
+    assert slot.keys.dtype == slot.values.dtype == dtype
+    assert torch.equal(seen[0], keys) and torch.equal(seen[1], values)
+    assert torch.equal(slot.keys[:, :, :3], keys) and torch.equal(slot.values[:, :, :3], values)
+
+
+@pytest.mark.task("1.4")
 def test_a_slot_without_room_keeps_nothing():
     """Catches a single full pass that allocates, or that fails."""
     keys, values, slot = randn(0, 2, 2, 3, 4), randn(1, 2, 2, 3, 4), Slot(None)
@@ -241,10 +256,16 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
 
 # ---- paths and search: a tree of bare nodes ----
 
+class Bare(SimpleNamespace):
+    """A node without anything to do; a message shows its path only."""
+
+    def __repr__(self):
+        return f"node{self.decisions}".replace(",)", ")")
+
+
 def bare(decisions, visits=1, total_reward=0.0, parent=None, edits=(), reward=0.0):
-    node = SimpleNamespace(decisions=decisions, visits=visits, total_reward=total_reward,
-                           parent=parent, edits=list(edits), reward=reward, children=[],
-                           exhausted=False)
+    node = Bare(decisions=decisions, visits=visits, total_reward=total_reward, parent=parent,
+                edits=list(edits), reward=reward, children=[], exhausted=False)
     if parent is not None:
         parent.children.append(node)
     return node
@@ -344,6 +365,74 @@ def test_select_takes_a_random_child_as_often_as_told():
     assert leaves(0.0) == {(4,)} and leaves(1.0) == {(n,) for n in range(5)}
 
 
+@pytest.mark.task("2.4")
+@pytest.mark.parametrize("random_child", [0.0, 1.0])
+def test_select_never_enters_an_exhausted_child(random_child):
+    """Catches a score, or a coin, that takes a branch in which nothing is left."""
+    for seed in range(20):
+        root = bare((9,), visits=25)
+        for number in range(5):
+            bare((number,), parent=root, edits=[(10 + number,)]).exhausted = number != 2
+        assert chosen(root, random_child=random_child, seed=seed).decisions == (2,)
+
+
+@pytest.mark.task("2.4")
+def test_select_widens_a_full_node_whose_children_are_all_exhausted():
+    """Catches a node with an edit left that is given up, or a choice among no children."""
+    root = bare((9,), visits=1, edits=[(99,)])
+    for number in range(3):
+        bare((number,), parent=root).exhausted = True
+    assert chosen(root) is root and not root.exhausted
+
+
+@pytest.mark.task("2.4")
+def test_select_counts_exhausted_children_too():
+    """Catches room that a finished branch gives back: a node would widen without end."""
+    root = bare((9,), visits=4, edits=[(99,)])
+    for number in range(3):
+        bare((number,), parent=root, edits=[(10 + number,)]).exhausted = number < 2
+    assert chosen(root).decisions == (2,)
+
+
+@pytest.mark.task("2.4")
+def test_select_measures_children_and_visits_by_the_node_itself():
+    """Catches the root's reward or visits used at every depth."""
+    root = bare((9,), visits=100, reward=0.0)
+    for number in range(10):
+        child = bare((number,), 4, parent=root, edits=[(50,)], reward=1.0)
+        bare((20,), parent=child, edits=[(51,)], reward=1.0)
+        bare((21,), parent=child, edits=[(52,)], reward=0.5)
+    assert chosen(root).decisions == (9,)  # one of its children is as good as it; two may be
+    for child in root.children:
+        bare((22,), parent=child, edits=[(53,)], reward=1.0)
+    assert chosen(root).decisions == (22,)
+
+
+@pytest.mark.task("2.4")
+def test_select_starts_again_at_the_root_after_a_dead_end():
+    """Catches a walk that goes on at the parent. The right-hand child is then taken in one of two
+    walks, not in 5 of 8: four standard deviations apart in 1,000 walks."""
+    taken = 0
+    for seed in range(1000):
+        root = bare((9,), visits=9)
+        left, correct = bare((1,), 9, parent=root), bare((2,), parent=root, edits=[(20,)])
+        bare((3,), parent=left)  # nothing below it
+        bare((4,), parent=left, edits=[(40,)])
+        taken += chosen(root, random_child=1.0, seed=seed) is correct
+    assert 562 < taken < 690
+
+
+@pytest.mark.task("2.4")
+def test_select_draws_from_the_generator_it_is_given():
+    """Catches the global generator, with which no search can be repeated."""
+    root = bare((9,), visits=25)
+    for number in range(5):
+        bare((number,), parent=root, edits=[(10 + number,)])
+    before = random.getstate()
+    walks = [[chosen(root, random_child=0.5, seed=seed) for seed in range(30)] for _ in range(2)]
+    assert walks[0] == walks[1] and random.getstate() == before
+
+
 @pytest.mark.task("2.5")
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.floats(0, 1))
 def test_backpropagate_reaches_the_root_and_nothing_else(visits, reward):
@@ -437,7 +526,60 @@ def test_search_stops_at_the_first_repair_only_where_the_default_was_wrong(layer
         assert result.paper_label == (correct[0] if correct else None)
 
 
-# ---- labels ----
+def small_search(rewards, default, stops=False):
+    """(result, nodes) of a search over two layers that asks all nine paths, each below the one
+    before it: rewards {path: reward} of the correct ones."""
+    nodes = []
+    order = [(2, 1), (0, 1), (1, 0), (1, 2), (0, 0), (0, 2), (2, 0), (2, 2)]
+
+    def deepest(root, asked, config, rng):
+        return nodes[-1]
+
+    def next_path(parent, asked, config, rng):
+        return order[len(asked) - 1]
+
+    with replaced(edits=lambda path: [], propose_child_path=next_path, backpropagate=nodes.append):
+        config = SearchConfig(len(order), stop_when_repaired=stops)
+        steps = search(2, config, random.Random(0), deepest)
+        path = next(steps)
+        while True:
+            try:
+                path = steps.send(default if path == (1, 1) else rewards.get(path, 0.0))
+            except StopIteration as end:
+                return end.value, nodes
+
+
+@pytest.mark.task("2.6")
+def test_search_hangs_every_child_below_the_node_that_was_selected():
+    """Catches a tree that is a star, and one whose nodes do not know their children."""
+    _, nodes = small_search({}, default=0.0)
+    assert len(nodes) == 9 and nodes[0].parent is None
+    for parent, child in zip(nodes, nodes[1:]):
+        assert child.parent is parent
+        assert len(parent.children) == 1 and parent.children[0] is child
+
+
+@pytest.mark.task("2.6")
+def test_search_calls_best_what_the_paper_does():
+    """Catches the shortest or the last path where the first correct one is wanted, layers counted
+    in place of block runs, and the last of equally short paths."""
+    correct = {(2, 1): 1.0, (0, 1): 0.5, (0, 0): 1.0}
+    assert small_search(correct, default=0.0)[0].paper_label == (2, 1)
+    assert small_search(correct, default=0.0, stops=True)[0].paper_label == (2, 1)
+    assert small_search(correct, default=1.0)[0].paper_label == (0, 0)
+    assert small_search({(0, 2): 1.0, (2, 0): 1.0}, default=1.0)[0].paper_label == (1, 1)
+    assert small_search({(0, 1): 1.0, (1, 0): 1.0}, default=1.0)[0].paper_label == (0, 1)
+
+
+# ---- answers and labels ----
+
+@pytest.mark.task("3.1")
+def test_an_answer_that_a_stop_ends_is_the_whole_text():
+    """Catches a box looked for in an answer that is compared as it is spelled."""
+    question = Question("s", "t", 0, "", "x", prompt="Q: x?\nA:", stop="\n")
+    assert extract_answer(" it is \\boxed{5} ", question) == "it is \\boxed{5}"
+    assert extract_answer("  ", question) is None
+
 
 @pytest.mark.task("3.2")
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
@@ -463,6 +605,14 @@ def test_neighbours_equal_a_loop(N, K, number, seed):
         close(shares[n], correct[others].double().mean(0), 1e-6)
 
 
+@pytest.mark.task("3.3")
+def test_a_question_at_the_same_place_is_a_neighbour():
+    """Catches the nearest row taken for the question itself: it may be its twin."""
+    correct = torch.eye(4, dtype=torch.bool)
+    others = (1 - torch.eye(4)) / 3
+    close(neighbours(torch.zeros(4, 2), correct, 3), others, 1e-6)
+
+
 @pytest.mark.task("3.4")
 @given(st.integers(1, 6), st.integers(1, 5), st.floats(0, 0.2), seeds)
 def test_consensus_label_is_right_and_worth_most(N, K, cost_per_layer, seed):
@@ -478,7 +628,73 @@ def test_consensus_label_is_right_and_worth_most(N, K, cost_per_layer, seed):
             max(worth)[0], abs=1e-6)
 
 
+@pytest.mark.task("3.4")
+def test_of_equally_good_paths_consensus_takes_the_first():
+    """Catches the last of equals, with which a label changes when a path is added."""
+    paths, correct = [(1, 1), (2, 0), (0, 2)], torch.ones(1, 3, dtype=torch.bool)
+    assert consensus(correct, torch.full((1, 3), 0.5), paths, 0.01) == [(1, 1)]
+    paths, share = [(2, 2), (1, 1)], torch.tensor([[0.75, 0.25]])
+    assert consensus(correct[:, :2], share, paths, 0.25) == [(2, 2)]
+
+
+@pytest.mark.task("3.2")
+def test_of_equally_good_paths_the_first_met_is_the_label():
+    """Catches the last of equals, and a shorter path preferred beyond its price."""
+    row = {"correct": [((2, 2), 0.75), ((1, 1), 0.25), ((2, 0), 0.25)]}
+    assert confident([row], 0.25) == [(2, 2)]
+    assert confident([{"correct": row["correct"][1:]}], 0.25) == [(1, 1)]
+
+
 # ---- routers ----
+
+@pytest.mark.task("4.2")
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 1 - 1e-7])
+def test_class_weights_equal_their_formula_for_large_counts(beta):
+    """Catches float32, in which a beta close to 1 is another number."""
+    counts = (3, 10**5, 10**7)
+    weights = [(1 - beta) / (1 - beta ** n) for n in counts]
+    wanted = [weight * 3 / sum(weights) for weight in weights]
+    assert class_weights(counts, beta).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.task("4.3")
+@given(seeds, st.floats(0, 4), st.sampled_from((1.0, 8.0)))
+def test_focal_loss_equals_its_formula(seed, gamma, spread):
+    """Catches a gamma that is rounded, and easy labels that are all worth the same."""
+    logits, weights = spread * randn(seed, 4, 2, 3), torch.tensor([0.5, 1.0, 1.5]).double()
+    labels = torch.randint(3, (4, 2), generator=torch.Generator().manual_seed(seed))
+    terms = []
+    for row, label in zip(logits.view(-1, 3), labels.flatten()):
+        odds = sum(math.exp(other - row[label]) for n, other in enumerate(row) if n != label)
+        terms.append(weights[label] * (odds / (1 + odds)) ** gamma * math.log1p(odds))
+    wanted = sum(terms) / len(terms)
+    torch.testing.assert_close(focal_loss(logits, labels, weights, gamma), wanted, rtol=1e-5,
+                               atol=1e-11)
+
+
+@pytest.mark.task("4.3")
+def test_focal_loss_of_an_easy_label_by_hand():
+    """Catches a floor under 1 - p. At p = 0.9999 the loss is 1e-4 squared, times 1.00005e-4."""
+    logits = torch.tensor([[5e-5, 0.9999, 5e-5]]).double().log()
+    assert focal_loss(logits, torch.tensor([1])).item() == pytest.approx(1e-12, rel=1e-3, abs=0)
+
+
+@pytest.mark.task("4.3")
+def test_focal_loss_has_the_slope_of_its_formula():
+    """Catches a factor (1 - p)^gamma that training takes for a constant."""
+    logits, labels = randn(3, 5, 3).requires_grad_(), torch.tensor([0, 1, 2, 1, 0])
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, gamma=2.0), logits)
+
+
+@pytest.mark.task("4.4")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("control", [-1.0, -0.75, -0.5, 0.0, 0.75, 1.0])
+def test_interpolation_keeps_shape_and_dtype(control, dtype):
+    """Catches stops of another dtype, and a stop that is not expanded to all prompts."""
+    probabilities = randn(0, 2, 4, 3).softmax(-1).to(dtype)
+    mixed = interpolate(probabilities, control)
+    assert mixed.dtype == dtype and mixed.shape == (2, 4, 3)
+
 
 def routers_of(seed, layers, width, windows):
     """Routers on 5 channels with random weights and biases, float64."""
@@ -550,6 +766,17 @@ def test_strange_prompts_lie_beyond_the_limit_of_their_layer(used, seed):
 
 
 @pytest.mark.task("4.6")
+def test_a_prompt_at_the_limit_is_within_it():
+    """Catches >= in place of >: a training prompt may be as far as the limit."""
+    routers = Routers(1, 1)
+    for limit, strange in ((3.0, False), (2.5, True)):
+        routers.set_guard(torch.ones(1, 1), torch.tensor([[[1.0], [-2.0], [3.0], [5.0]]]),
+                          torch.tensor([limit]))
+        found = routers.is_ood(0, torch.zeros(1, 1, 1), torch.tensor([1]))
+        assert found.tolist() == [strange]
+
+
+@pytest.mark.task("4.6")
 def test_without_a_guard_nothing_is_strange():
     """Catches the paper's routers, which have no guard, failing at their first prompt."""
     found = Routers(2, 5).is_ood(0, torch.zeros(3, 4, 5), torch.tensor([4, 1, 2]))
@@ -566,3 +793,45 @@ def test_every_row_is_shuffled_in_its_own_order_and_the_seed_decides():
     assert len(set(map(tuple, mixed.tolist()))) == 20
     assert torch.equal(mixed, shuffled(decisions, 1))
     assert not torch.equal(mixed, shuffled(decisions, 2))
+
+
+@pytest.mark.task("6.2")
+def test_shuffling_leaves_its_input_and_torchs_own_generator_alone():
+    """Catches decisions that are shuffled in place, and a seed that is set for everybody."""
+    decisions, before = torch.arange(12).expand(4, 12).clone(), torch.get_rng_state()
+    shuffled(decisions, 3)
+    assert torch.equal(decisions, torch.arange(12).expand(4, 12))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+SKEWED = np.random.default_rng(5).lognormal(sigma=1.5, size=40)
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_depends_on_its_seed_and_on_nothing_else():
+    """Catches a generator without the seed: the same figures would differ from run to run."""
+    before = np.random.get_state()[1].tolist()
+    assert interval(SKEWED, seed=3) == interval(SKEWED, seed=3) != interval(SKEWED, seed=4)
+    assert np.random.get_state()[1].tolist() == before
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_draws_as_many_means_as_it_is_told():
+    """Catches a fixed number of resamples. The percentiles of a single mean are that mean."""
+    low, high = interval(SKEWED, resamples=1)
+    assert low == high != SKEWED.mean()
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_of_a_skewed_sample_is_skewed():
+    """Catches mean +- 1.96 standard errors, and an interval that is turned round."""
+    low, high = interval(SKEWED)
+    assert high - SKEWED.mean() > 1.15 * (SKEWED.mean() - low) > 0
+
+
+@pytest.mark.task("6.1")
+def test_an_interval_is_about_four_standard_errors_wide():
+    """Catches the smallest and the largest of the means, and other percentiles."""
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = interval(values)
+    assert high - low == pytest.approx(3.92 * values.std() / 20, rel=0.1)

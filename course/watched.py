@@ -1,0 +1,293 @@
+"""The process in which a student's code runs: it has read nothing of ours, and watches.
+
+runs.py starts this file as a process of its own, which imports what tests need and then forks a
+child for each run. Neither has ever held a solution, a mutant or the grader in its memory. The
+tests bind what they assert with before any code of a student's loads. Whatever that code changes
+outside itself (torch, pytest, builtins, the tests, another file of ours) is named in the outcome,
+and so is a file that it writes outside the folder of the run.
+
+This stops what is done in passing, not a determined attack: code in one process can reach all of
+it. So read what looks odd, and grade inside a container. Needs fork (Linux, macOS).
+"""
+import ast
+import faulthandler
+import functools
+import gc
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
+
+# imported once here, inherited by every run: a fork takes milliseconds, these take seconds
+import hypothesis
+import hypothesis.internal.conjecture.engine as engine
+import numpy.random  # noqa: F401 - itself lazy
+import pytest
+import safetensors.torch  # noqa: F401
+import sympy  # noqa: F401
+import tokenizers  # noqa: F401
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+ASSERTED_WITH = ("math", "itertools", "random", "json", "pytest", "numpy", "torch.nn.functional",
+                 "torch.testing", "torch")
+PATCHED_BY_TORCH = {(torch, "manual_seed")}  # once, when its compiler is first looked for
+COMPARES = pytest.approx.__module__  # the only part of pytest's own that is watched
+RESTLESS = ("warnings", "sys", "threading", "_pytest.", "hypothesis.", "linecache", "torch._dynamo")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+SET_BY_IMPORT = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
+LONGEST_REPORT = 4000  # characters of a failure that are kept
+
+
+# ---- what a student's code must leave alone ----
+
+def snapshot(modules, whole=()):
+    """{(module or class, name): (value, its inner parts)} of the functions, classes and modules
+    that some modules hold; of the modules in `whole`, of everything."""
+    classes = {value for module in modules for value in vars(module).values()
+               if isinstance(value, type) and is_watched(value.__module__)}
+    return {(place, name): (value, inner_parts(value))
+            for place in {*modules, *classes} for name, value in list(vars(place).items())
+            if (place in whole or callable(value) or type(value) is ModuleType)
+            and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_TORCH}
+
+
+def is_watched(module):
+    """Whether nothing but a student's code would change the module of that name."""
+    return module == COMPARES or not str(module).startswith(RESTLESS)
+
+
+def loaded_modules():
+    return {module for name, module in sys.modules.items()
+            if type(module) is ModuleType and is_watched(name)}
+
+
+def file_of(module):
+    """The file of a module; / if it has none."""
+    return Path(getattr(module, "__file__", None) or "/")
+
+
+def inner_parts(value):
+    """What of a value can be exchanged without exchanging the value."""
+    if type(value) is FunctionType:
+        ours = value.__closure__ if "/tests/" in value.__code__.co_filename else None
+        cells = [cell.cell_contents for cell in ours or () if holds_something(cell)]
+        return [value.__code__, value.__defaults__, *(value.__kwdefaults__ or {}).values(), *cells]
+    if type(value) in (list, tuple, set):
+        return list(value)
+    if type(value) is dict:
+        return [*value.keys(), *value.values()]
+    if type(value) is SimpleNamespace:
+        return list(vars(value).values())
+    return []
+
+
+def holds_something(cell):
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def same_objects(some, others):
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others))
+
+
+def changed_since(before):
+    """The names in a snapshot that mean something else by now."""
+    missing = object()
+    return [f"{getattr(place, '__module__', None) or ''}.{place.__name__}.{name}".lstrip(".")
+            for (place, name), (value, parts) in before.items()
+            if (now := vars(place).get(name, missing)) is not value
+            or not same_objects(inner_parts(now), parts)]
+
+
+@functools.lru_cache(None)
+def names_in(file):
+    """The names that a file defines at its top."""
+    return {node.name for node in ast.parse(file.read_text("utf-8")).body if hasattr(node, "name")}
+
+
+def usurped(folder, theirs):
+    """Functions of our files in the folder whose code is in one of theirs."""
+    for module in list(sys.modules.values()):
+        file = file_of(module)
+        if folder in file.parents and file not in theirs:
+            for name in names_in(file) & vars(module).keys():
+                code = getattr(vars(module)[name], "__code__", None)
+                if code and Path(code.co_filename) in theirs:
+                    yield f"{module.__name__}.{name}"
+
+
+def torch_modes():
+    """How many modes change the meaning of torch's functions."""
+    return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+
+
+class Recorder:
+    """A pytest plugin that keeps every outcome, and watches what a student's files change."""
+
+    def __init__(self, folder, theirs, shrink):
+        self.folder, self.theirs, self.shrink = folder, {folder / file for file in theirs}, shrink
+        self.outcomes, self.tests, self.changed = [], {}, []
+        self.opened = []  # files that the run may not open
+
+    def pytest_collection(self, session):
+        if self.shrink:  # a person reads the example
+            engine.MAX_SHRINKING_SECONDS = 5
+            hypothesis.settings.register_profile(
+                "shrinking", hypothesis.settings.default, report_multiple_bugs=False,
+                phases=(*hypothesis.settings.default.phases, hypothesis.Phase.shrink))
+            hypothesis.settings.load_profile("shrinking")
+        self.copies = {}
+        for name in ASSERTED_WITH:
+            module, copy = sys.modules[name], SimpleNamespace(**vars(sys.modules[name]))
+            self.copies[id(module)] = copy
+        self.copies[id(torch)].testing = self.copies[id(torch.testing)]
+        self.before, self.modules = BEFORE, MODULES
+        self.settings = hypothesis.settings.default
+
+    def pytest_collection_finish(self, session):
+        self.look("being imported")
+        for module in list(sys.modules.values()):
+            if self.folder / "tests" in file_of(module).parents:
+                for name, value in list(vars(module).items()):
+                    if id(value) in self.copies:
+                        setattr(module, name, self.copies[id(value)])
+        for item in session.items:
+            mark = item.get_closest_marker("task")
+            self.tests[item.nodeid] = (mark.args[0] if mark else None,
+                                       hasattr(item.obj, "hypothesis"), item.obj.__doc__ or "")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session):
+        """Everything is in its place now: the tests' own names and copies are watched, too."""
+        new = loaded_modules() - self.modules
+        tests = {module for module in new if self.folder / "tests" in file_of(module).parents}
+        asserted = {sys.modules[name] for name in (*ASSERTED_WITH, COMPARES, "builtins")}
+        self.near = snapshot(asserted | tests, tests) if self.theirs else {}
+        self.before = self.before | snapshot(new - tests)
+        self.parts_of_copies = [inner_parts(copy) for copy in self.copies.values()]
+
+    def look(self, when, before=None):
+        """Notes what differs from a snapshot, by default the one of everything."""
+        if not self.theirs or self.changed:  # nobody to watch, or seen already
+            return
+        names = changed_since(self.before if before is None else before)
+        names += [*usurped(self.folder, self.theirs), *["torch's modes"] * torch_modes()]
+        if hypothesis.settings.default is not self.settings:
+            names.append("hypothesis.settings.default")
+        names += self.opened
+        if before is not None:
+            now = [inner_parts(copy) for copy in self.copies.values()]
+            names += [name for name, parts, parts_now in
+                      zip(ASSERTED_WITH, self.parts_of_copies, now)
+                      if not same_objects(parts, parts_now)]
+        if names:
+            self.changed = [when, *names]
+
+    def pytest_sessionfinish(self, session):
+        self.look("during the tests")
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.keep(report, "failed")
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or not report.passed:
+            self.keep(report, report.outcome)
+        if report.when == "teardown":
+            self.look(report.nodeid.split("::")[-1], self.near)
+
+    def keep(self, report, outcome):
+        self.outcomes.append((report.nodeid, outcome, report.longreprtext[-LONGEST_REPORT:]))
+
+
+def watch_files(recorder, may_read_project):
+    """Notes files that are written outside the run's folder, and source files read there."""
+    folder = f"{recorder.folder}{os.sep}"
+    installed = tuple(f"{path}{os.sep}" for path in {sys.prefix, sys.base_prefix})
+
+    def hook(event, arguments):
+        if event != "open" or not isinstance(arguments[0], (str, bytes)):
+            return
+        file = os.path.abspath(os.fsdecode(arguments[0]))
+        if file.startswith(folder) or file in (os.devnull, __file__):
+            return
+        in_project = file.startswith(f"{PROJECT}{os.sep}") and not may_read_project
+        if arguments[2] & WRITING:
+            recorder.opened.append(f"writes {file}")
+        elif not file.startswith(installed) and (in_project or file.endswith(".py")):
+            recorder.opened.append(f"reads {file}")
+
+    sys.addaudithook(hook)
+
+
+MODULES = loaded_modules()
+BEFORE = snapshot(MODULES)
+
+
+# ---- a run ----
+
+def run_pytest(order):
+    """The child's side of a run: pytest in the folder, the result, and out."""
+    folder, result = Path(order["folder"]), Path(order["result"])
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(quiet, stream)
+    os.chdir(folder)
+    os.mkdir("temporary")  # a run finds nothing that another left
+    temporary = str(folder / "temporary")
+    os.environ |= {"HYPOTHESIS_PROFILE": order["profile"], "HOME": temporary, "TMPDIR": temporary,
+                   "HYPOTHESIS_STORAGE_DIRECTORY": temporary}
+    tempfile.tempdir, sys.dont_write_bytecode = None, True
+    hung = open("hung", "w", encoding="utf-8")
+    faulthandler.dump_traceback_later(order["seconds"], exit=True, file=hung)
+    recorder = Recorder(folder, order["theirs"], order["shrink"])
+    del order
+    watch_files(recorder, may_read_project=any(folder.glob("demo/model")))
+    try:
+        pytest.main(["-p", "no:cacheprovider", "-p", "no:faulthandler", "--hypothesis-seed=0",
+                     "--assert=plain", "--tb=native", *sys.argv[1:]], plugins=[recorder])
+        part = Path("result")
+        part.write_text(json.dumps([recorder.outcomes, recorder.tests, recorder.changed]),
+                        encoding="utf-8")
+        part.rename(result)
+    finally:
+        os._exit(0)
+
+
+def ended_children():
+    """The numbers of the children that have ended since this was last asked."""
+    ended = []
+    while True:
+        try:
+            child, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if not child:
+            return ended
+        ended.append(child)
+
+
+def serve():
+    """A line in, a line out: an order to run something gives a process id, an empty line the ids
+    of those that have ended."""
+    sys.path.pop(0)  # the folder of this file
+    gc.freeze()  # children share these pages
+    for line in sys.stdin:
+        reply = ended_children()
+        if line.strip():
+            order = json.loads(line)
+            reply = os.fork()
+            if not reply:
+                sys.argv[1:] = order.pop("arguments")
+                run_pytest(order)
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

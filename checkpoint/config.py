@@ -61,7 +61,8 @@ FAMILIES = {family.model_type: family for family in (
 SILU = ("silu", "swish")  # two names of one function
 EXACT = {  # key: the values that this decoder follows
     "hidden_act": SILU, "hidden_activation": SILU, "activation_function": SILU,
-    "is_causal": (True,), "position_embedding_type": ("rope",)}
+    "is_causal": (True,), "causal": (True,), "use_causal_mask": (True,), "unidirectional": (True,),
+    "use_rope": (True,), "position_embedding_type": ("rope",)}
 SWITCHES = re.compile(  # parts of keys that change something unless they are 0, false or empty
     r"(^|_)(rope|mrope|nope|yarn|alibi|swa|moe|mamba|ssm|altup|laurel|loop|mup|recurrent)(_|$)"
     r"|rotary_dim|dynamic_ntk|logn_attn|(rel|abs|learned)_pos|sliding|(attention|attn|local)_window"

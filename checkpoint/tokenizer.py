@@ -15,6 +15,7 @@ MOST_TOKENIZER = 2 ** 28  # bytes of a tokenizer.json
 LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 NAMES = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 LISTS = ("additional_special_tokens", "extra_special_tokens")  # of tokens; the second also {name: }
+NAMED = (*LISTS, "model_specific_special_tokens")  # where a folder gives tokens names of its own
 CLASS_TOKENS = {  # what these classes of transformers have where a folder names no token
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
@@ -105,8 +106,8 @@ def _special_tokens(folder, settings):
     named = CLASS_TOKENS.get(class_name, {}) | settings
     if "added_tokens_decoder" not in settings:  # which newer folders have in its place
         named |= _read_if_there(folder / "special_tokens_map.json")
-    for key in LISTS:
-        if isinstance(named.get(key), dict):  # tokens with names of the model's own
+    for key in NAMED:
+        if isinstance(named.get(key), dict):
             named |= named[key]
     special = {}
     for key, token in named.items():

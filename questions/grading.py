@@ -75,8 +75,8 @@ UNITS = synonyms("""second s sec; minute min; hour h hr; year yr; meter m metre;
     yard yd; mile mi; gram g gm; kilogram kg; milligram mg; pound lb; ounce oz; liter l litre;
     milliliter ml; mile/hour mph; kilometer/hour kph kmh; / per; square sq; cubic cu""")
 # Units of up to three letters, which are variables unless they follow a number: 2 ft is no product.
-SHORT_UNIT = r"""(?:(?:sq|cu)\.?\ (?:in|ft|yd|mi|m|[mck]m)|(?:km|mi|ft|m)/(?:hr?|sec|s)|[mck]m|m[gl]
-    |kg|ft|yd|oz|lbs?|mph|kph|hrs?|mins?|yrs?|days?)\b|\ (?:in|mi)\b
+SHORT_UNIT = r"""(?:(?:sq|cu)\.?\ (?:in|ft|yd|mi|m|[mck]m)|(?:km|mi|ft|m)/(?:hr?|sec|s)|[mck]m
+    |m[glL]|[kM]?Hz|rpm|kg|ft|yd|oz|lbs?|mph|kph|hrs?|mins?|yrs?|days?)\b|\ (?:in|mi)\b
     |secs?\b(?!\ ?[\\(\w^])"""  # before an argument, sec is the secant
 # After a number these change its value or meaning, so they are no unit.
 NOT_UNIT = re.compile(r"""\b([mbtr]+illions?|(hundred|thousand|ten)(th)?s?|dozens?|hal(f|ves)|times
@@ -103,10 +103,12 @@ REWRITINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"(\\\\ ?)?\\(begin|end)\{([pb]|small)?matrix\}", r"\\\2 "),
     # percent and degrees
     (r" ?\bper ?cent\b| ?(?<![A-Za-z])pct\b|\\%", "%"),
-    (r"\^ ?(\{ ?\\circ ?\}|\\circ)| ?\bdegrees?\b|\\(text)?degree(?![a-z])", "°"),
+    (r"\^ ?(\{ ?\\circ ?\}|\\circ)| ?(?<!\\)\bdeg(?:rees?)?\b|\\(text)?degree(?![a-z])", "°"),
     (r"° ?(\\(?:text|math|mbox)[a-z]* ?\{ ?)?(?:C|[Cc]elsius)\b(?(1) ?\})", " celsius "),
     (r"° ?(\\(?:text|math|mbox)[a-z]* ?\{ ?)?(?:F|[Ff]ahrenheit)\b(?(1) ?\})", " fahrenheit "),
-    # sets and infinity
+    # sets and infinity; {x | x > 1} says no more than x > 1
+    (r"^ ?\\\{ ?([a-z]) ?(?:\\mid(?![a-z])|[|:])(?=.*(?<![a-zA-Z\\])\1(?![a-zA-Z]))"
+     r"([^{}]*(?:[<>=≤≥]|\\[lg]eq?(?![a-z]))[^{}]*)\\\} ?$", r"\2"),
     (r"\\mathbb ?(\{ ?)?R(?![A-Za-z])(?(1) ?\})|ℝ", r"(-\\infty,\\infty)"),
     (r"- ?(\\infty|∞)", r"-\\infty "),
     (r"\\\{ ?\\\}|\\varnothing|∅", r"\\emptyset"),

@@ -133,6 +133,8 @@ def task_and_file(argument):
             splits.append((task, file))
     existing = [split for split in splits if os.path.exists(split[1])]
     task, file = (existing or splits[1:] or splits)[0]
+    if not file.strip():  # Path("") would be the current folder
+        raise InputError(f"{argument!r}: no file is named")
     return task or None, file
 
 

@@ -15,13 +15,16 @@ MAX_LENGTH = 4000  # characters of an answer that are read
 # "A cat" and "I think" begin with words. No introduction may itself begin with a letter of LETTERS
 # other than A: answers.grade_if_settled trusts the first letter before the rest is written.
 _LETTER = re.compile(
-    r"\s*(?:(?:answer|option|the (?:correct |right |best |final )?answer is)(?:\s*:)?|\s)*"
-    rf"(?:\(\s*([{LETTERS}])\s*\)|"
-    rf"([{LETTERS}])(?=[.)]|\s*:|\s*$|\s*\n))", re.IGNORECASE)
-# \boxed{B} and **B**, and marks that may be left over: *B*, _B_, $B$, `B`, \(B\)
+    r"\s*(?:(?:answer|option|the (?:correct |right |best |final )?(?:answer|option|choice) is)"
+    r"(?:\s*[:：=])?|\s)*"
+    rf"(?:[(\[]\s*([{LETTERS}])\s*[)\]]|"
+    rf"([{LETTERS}])(?=[.)]|\s*:|\s+[-–—]\s|\s*$|\s*\n))", re.IGNORECASE)
+# \boxed{A} or \boxed{B}: whoever marks two letters chooses none
+_SECOND = re.compile(r"\s*(?:[,/&]\s*(?:and|or)?|and|or)\s", re.IGNORECASE)
+# \boxed{B}, **B** and <b>B</b>, and marks that may be left over: *B*, _B_, $B$, `B`, "B", \(B\)
 _BOX = re.compile(r"\\(?:boxed|fbox|text[a-z]*|math[a-z]*)\s*\{([^{}]*)\}")
-_BOLD = re.compile(r"\*\*([^*]+)\*\*|__([^_]+)__")
-_MARKS = re.compile(r"[*_`$]|\\[()\[\]]|^\s*#+\s")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*|__([^_]+)__|<(?:b|strong)>([^<]+)</(?:b|strong)>")
+_MARKS = re.compile(r"[*_`$\"“”‘’]|\\[()\[\]]|^\s*#+\s")
 _LETTERS_OR_DIGITS = re.compile(r"\w(?: \w)+")  # single ones with blanks between them
 
 
@@ -30,8 +33,7 @@ def extract_answer(text, question):
     that the prompt opened is the answer; else the last box of the text. A verbatim prompt that
     asks for no box takes the whole text, too, and only that if a `stop` ends it."""
     if question.choices:
-        match = _LETTER.match(without_emphasis(text))
-        return match[match.lastindex].upper() if match else None
+        return extract_letter(without_emphasis(text))
     if not question.asks_for_box:
         boxed = None if question.stop else extract_boxes(text)
         return boxed or text.strip() or None
@@ -49,12 +51,23 @@ def with_beginning(text, question):
     return question.begin.rpartition(OPENED)[2] + text
 
 
+def extract_letter(text):
+    """The letter that an answer begins with; None if there is none, or a second one beside it."""
+    match = _LETTER.match(text)
+    if match is None:
+        return None
+    joint = _SECOND.match(text, match.end())
+    if joint is not None and _LETTER.match(text, joint.end()):
+        return None
+    return match[match.lastindex].upper()
+
+
 def without_emphasis(text):
     """The text without boxes and bold type, each of whose contents then ends its line: a letter
     that is marked so is meant as one, whatever follows."""
     for _ in range(3):  # boxes in boxes: \\boxed{\\textbf{(B)}}
         text = _BOX.sub(r"\1\n", text)
-    text = _BOLD.sub(r"\1\2\n", text)
+    text = _BOLD.sub(r"\1\2\3\n", text)
     return _MARKS.sub("", text)
 
 

@@ -82,6 +82,10 @@ def checked(row, num_layers):
     # a question that no path answers has the default path for its label; any other a correct one
     if row["correct"] and row["decisions"] not in dict(row["correct"]):
         raise ValueError(f"decisions {list(row['decisions'])} are no correct path")
+    default = tuple(PASSES.index(1) for _ in range(num_layers))
+    if row["default_correct"] != (default in dict(row["correct"])):
+        raise ValueError(f"default_correct is {row['default_correct']}; its correct paths say "
+                         f"{not row['default_correct']}")
     length = sum(PASSES[code] for code in row["decisions"])
     if row["length"] != length:
         raise ValueError(f"length {row['length']} of a path of {length} layers")

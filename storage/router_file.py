@@ -89,4 +89,5 @@ def checked_metadata(file, text, fingerprint, wanted):
     for key in ("tasks", "questions"):  # the latter by Question.wording
         if not all(isinstance(name, str) for name in metadata.get(key, [])):
             raise InputError(f"{file}: its metadata must list its {key} as text")
-    return {"tasks": []} | metadata
+    metadata.setdefault("tasks", [])  # the order stays: saved again, the file is the same
+    return metadata

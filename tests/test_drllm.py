@@ -603,6 +603,13 @@ def test_load_gives_back_what_was_saved(tmp_path):
     assert torch.equal(loaded(pooled, used), routers(pooled, used))
 
 
+def test_loaded_routers_are_saved_as_the_same_file(tmp_path):
+    """Catches a run that was stopped and continued, whose router file then has another order."""
+    saved(tmp_path / "1", choice="safe", tasks=["add"])
+    Routers.load(tmp_path / "1", MODEL).save(tmp_path / "2")
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
 def test_load_gives_back_the_guard(tmp_path):
     """A guard that is saved but not used again: routers would decide out of distribution."""
     routers, file = guarded_routers(), tmp_path / "r.safetensors"

@@ -155,11 +155,16 @@ x=2 \text{ or } 3 | \{2,3\}
 90 sq. ft. | 90 \text{ square feet}
 90\text{ ft}^2 | 90 \text{ square feet}
 3 days | 3
+100 mL | 100 \text{ milliliters}
+440 Hz | 440
+45 deg | 45^\circ
 50 feet per sec | 50
 10\textnormal{ cm} | 10
 5\mathsf{ cm} | 5\text{ cm}
 -- elements, one-element sets, repeated elements
 x\in(1,\infty) | x>1
+\{x \mid x>1\} | x>1
+\left\{x : 1\le x<2\right\} | [1,2)
 x\in(1,2)\cup(3,4] | 1<x<2 \text{ or } 3<x\le4
 x\in\mathbb{R} | (-\infty,\infty)
 x\in\{1,2\} | 1,2
@@ -323,6 +328,9 @@ y, x | (x,y)
 \begin{pmatrix}1\\2\end{pmatrix} | \begin{pmatrix}1&2\end{pmatrix}
 \begin{pmatrix}1&2\end{pmatrix} | (1,2)
 -- nearly the same words, sets, boxes and arrays
+\{a:b\} | b
+\{x \mid x>1\} | x\ge 1
+\{x \mid x>1\} | y>1
 12 sec | 12 min
 12 sec x | 12
 2 sec x | 2

@@ -317,6 +317,8 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
     ({"rope_theta": True}, "rope_theta must be a number, got True"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
     ({"is_causal": False}, "is_causal False"),
+    *(({key: False}, f"{key} False")
+      for key in ("causal", "use_causal_mask", "unidirectional", "use_rope")),
     *(({key: value}, f"{key} {value!r}") for key, value in [
         ("logits_scaling", 8.0), ("logit_scale", 0.0625), ("residual_multiplier", 0.22),
         ("embedding_multiplier", 12.0), ("attention_multiplier", 1.0), ("scale_emb", 12),
@@ -702,6 +704,8 @@ TOKENS_OF_A_FOLDER = [  # (tokenizer_config.json, special_tokens_map.json, what 
      {"additional_special_tokens": ["A", "B"], "eos_token": "<eos>"}),
     ({"extra_special_tokens": {"image_token": "I"}, "boi_token": "J"}, {},
      {"image_token": "I", "boi_token": "J", "eos_token": "<eos>"}),
+    ({"model_specific_special_tokens": {"image_token": "I"}}, {},
+     {"image_token": "I", "eos_token": "<eos>"}),
     ({"tokenizer_class": "LlamaTokenizerFast"}, {},
      {"bos_token": "<s>", "eos_token": "<eos>", "unk_token": "<unk>"}),
     ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, {},

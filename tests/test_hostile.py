@@ -476,6 +476,9 @@ EDITED = {  # name: (changes to the first row of a labels file, what must be sai
     "with a truth for its level": ({"level": True}, ["level", True]),
     "with a default that may be right": ({"default_correct": "maybe"}, ["maybe"]),
     "with a default that is 1": ({"default_correct": 1}, ["default_correct", 1]),
+    "with a default that its paths deny": (
+        {"default_correct": False, "correct": [[[1, 1, 1], 0.5]], "decisions": [1] * 3,
+         "length": 3}, ["default_correct", False, True]),
     "with decisions of other kinds": ({"decisions": [1.0, True, 1]}, ["[1.0, True, 1]"]),
     "with decisions in words": ({"decisions": "111"}, ["decisions", "111"]),
     "with three passes": ({"decisions": [1, 3, 1], "length": 5}, [3]),

@@ -294,6 +294,13 @@ def test_a_path_may_contain_an_equals_sign(tmp_path, monkeypatch, argument, file
             load_all([argument])
 
 
+@pytest.mark.parametrize("argument", ["", " ", "=", "sum="])
+def test_an_empty_name_is_no_folder(argument):
+    """Catches an unset variable of a shell script that is reported as the folder "."."""
+    with pytest.raises(InputError, match=f"{argument!r}: no file is named"):
+        load_all([argument])
+
+
 def test_an_absolute_path_may_contain_an_equals_sign(tmp_path):
     """Catches "/x/split" taken for the name of a task."""
     folder = tmp_path / "split=test"
@@ -408,6 +415,9 @@ MARKED = [
     "### Answer: **{}**", "Option {}", "**Option {}: green**", "{} : green", "$\\boxed{{{}}}$",
     "\\boxed{{ {} }}", "\\boxed{{({})}}", "\\boxed{{\\text{{{}}}}}", "\\boxed{{\\textbf{{({})}}}}",
     "\\boxed{{{}. green}}", "\\fbox{{{}}}", "\\textbf{{{}}}", "\\[\\boxed{{{}}}\\]", "\\({}\\)",
+    "[{}]", "Answer: [{}]", '"{}"', 'Answer: "{}".', "“{}”", "<b>{}</b>",
+    "<strong>{}.</strong> red",
+    "{} - green", "Answer = {}", "Answer\uff1a{}", "The correct option is **{}**",
     "The answer is **{}**", "The answer is \\boxed{{{}}}.", "The correct answer is: **({})**"]
 
 
@@ -422,7 +432,10 @@ def test_a_letter_may_be_in_bold_or_in_a_box(form):
 @pytest.mark.parametrize("text", [
     "**A cat**", "**Based on** it", "*I* think B", "I think **B**", "\\boxed{A cat}", "\\boxed{5}",
     "\\boxed{", "\\boxed{B", "$A$ and $B$", "**", "**AB**", "A **cat**", "A*B", "A_1",
-    "Because **B**", "B and **C**", "\\boxed{AB}", "The answer", "Option", "Options B", "$a = 5$"])
+    "Because **B**", "B and **C**", "**B** or **C**", "\\boxed{A} or \\boxed{B}",
+    "**A**, **B**",
+    "**A** and (B)", "(A) or (B)", "[A cat]", '"A cat"', "A-level", "<b>A cat</b>",
+    "\\boxed{AB}", "The answer", "Option", "Options B", "$a = 5$"])
 def test_marks_make_no_letter_of_a_word(text):
     """Catches an article or a variable counted as a choice since something is in bold."""
     assert extract_answer(text, CHOICE) is None

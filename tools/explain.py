@@ -397,7 +397,8 @@ def write_page(args, rows, route, about, tokenizer, model):
     searches = searches_for_page(run, labelled, tokenizer, model)
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
              "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "depth_bias": f"{args.tilt:+g}", "guard": "off" if args.no_guard else "on", **about}
+             "depth_bias": f"{args.depth_bias:+g}",
+             "guard": "off" if args.no_guard else "on", **about}
     text = page(about, rows, known, searches).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
     print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "

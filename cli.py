@@ -56,10 +56,10 @@ def percent(value, sign=False):
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
-def bounds(interval):
+def bounds(interval, sign=True):
     """bounds((0.003, 0.021)) is "[+0.3, +2.1]", in points."""
     low, high = interval
-    return f"[{percent(low, sign=True)}, {percent(high, sign=True)}]"
+    return f"[{percent(low, sign)}, {percent(high, sign)}]"
 
 
 def with_interval(gain, interval):

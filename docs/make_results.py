@@ -20,9 +20,8 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 from draw import draw  # noqa: E402
 
 import cli  # noqa: E402
-from cli import aligned, percent  # noqa: E402
+from cli import aligned, bounds, percent, with_interval  # noqa: E402
 from evaluate import total_row  # noqa: E402
-from experiments.statistics import between, with_interval  # noqa: E402
 from storage.files import InputError, read_json, write_whole  # noqa: E402
 
 FIRST = "the demo"  # among the base models
@@ -55,7 +54,7 @@ CELLS = {  # what stands in a column, from a row of figures
     "mean out of domain": lambda row: with_interval(row["out"], row["out interval"]),
     "out of domain": lambda row: signed(row["outside"]),
     "paper's labels": lambda row: signed(row["shortest"]),
-    "guard, interval": lambda row: between(row["guard interval"]),
+    "guard, interval": lambda row: bounds(row["guard interval"]),
     "in domain": with_layers("in"), "near": with_layers("near"), "far": with_layers("far"),
     "bare": with_layers("bare"), "guard": with_layers("guard"),
 }

@@ -276,7 +276,8 @@ def test_predictor_learns_what_the_first_token_says_and_ignores_padding():
     predictor = methods.train_predictor(model, prompts, paths, epochs=40, rate=3e-3)
     found = generate(model, [p.ids for p in prompts], methods.PredictorRoute(predictor), 1)
     assert (found.decisions == torch.tensor(paths)).float().mean() > 0.9
-    alone = [generate(model, [p.ids], methods.PredictorRoute(predictor), 1).decisions for p in prompts]
+    route = methods.PredictorRoute(predictor)
+    alone = [generate(model, [p.ids], route, 1).decisions for p in prompts]
     assert torch.equal(found.decisions, torch.cat(alone))
 
 

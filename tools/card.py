@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 
 import cli
-from cli import percent
-from experiments.statistics import with_interval
+from cli import percent, with_interval
 from storage.files import InputError, open_tensors, parse_json, write_whole
 from storage.run_folder import read_metrics
 from tools.explain import printable

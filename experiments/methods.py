@@ -327,7 +327,7 @@ class SharedCache(KVCache):
 
 
 class SecondPass(Slot):
-    """A Slot that stores nothing: it gives what the first pass has stored of its own rows."""
+    """A Slot that stores nothing: it gives the entries that the first pass stored for its rows."""
 
     def __init__(self, first, rows):
         super().__init__(rows)

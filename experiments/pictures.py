@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 
 ACTIONS = (("skip", "#d1495b"), ("execute", "#c9cdd2"), ("repeat", "#30638e"))
-DRAWN = ("heat", "bars", "curves", "knob")  # the parts of a result that have a picture
+DRAWN = ("heat", "bars", "curves", "interpolation")  # the parts of a result that have a picture
 BOX = ("least", "quarter", "median", "three quarters", "most")
 
 
@@ -29,7 +29,8 @@ def draw(name, result, file):
     from matplotlib.figure import Figure
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
-    {"heat": heat, "bars": bars, "curves": curves, "knob": knob}[kind](figure, result)
+    drawing = {"heat": heat, "bars": bars, "curves": curves, "interpolation": interpolation}[kind]
+    drawing(figure, result)
     figure.suptitle(f"{name}: {result['title']}", fontsize=9, wrap=True)
     figure.savefig(file, dpi=90)
 
@@ -54,8 +55,10 @@ def heat(figure, result):
     left.set_xticks(range(0, len(values[0]), max(1, len(values[0]) // 12)))
     left.set_xlabel("layer")
     figure.colorbar(image, ax=left, label="times run")
-    boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), (row[key] for key in BOX)),
-                  fliers=[]) for row in result["rows"]]
+    boxes = []
+    for row in result["rows"]:
+        ends = zip(("whislo", "q1", "med", "q3", "whishi"), (row[key] for key in BOX))
+        boxes.append(dict(ends, fliers=[]))
     right.bxp(boxes[::-1], orientation="horizontal", showfliers=False)
     right.set_yticks([])
     plain(right, "layers per forward pass")
@@ -85,23 +88,23 @@ def bars(figure, result):
 
 
 def curves(figure, result):
-    """Accuracy against layers, a line per kind of route; static paths, the control, are black."""
+    """Accuracy against layers, a line per kind of route; fixed paths, the control, are black."""
     figure.set_size_inches(8, 4)
     axes, shapes = figure.subplots(), itertools.cycle("os^vD<>*")
     for name, points in result["curves"].items():
         if points:
             layers, accuracy = zip(*sorted(points))
             axes.plot(layers, [100 * y for y in accuracy], next(shapes) + "-", ms=4, lw=1,
-                      label=name, color="black" if name == "fixed" else None)
+                      label=name, color="black" if name == "fixed path" else None)
     plain(axes, "layers per forward pass", "accuracy %")
     legend(figure, axes, "right upper")
 
 
-def knob(figure, result):
+def interpolation(figure, result):
     """Accuracy and layers over the interpolation p, and what the routers then decide."""
     figure.set_size_inches(7.5, 3)
     left, right = figure.subplots(1, 2)
-    p, accuracy, layers, *shares = zip(*result["knob"])
+    p, accuracy, layers, *shares = zip(*result["interpolation"])
     left.plot(p, [100 * value for value in accuracy], "o-", color="#30638e")
     plain(left, "p", "accuracy %, solid")
     beside = left.twinx()

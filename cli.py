@@ -34,7 +34,7 @@ def run(main):
     except InputError as error:
         leave(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        leave("\nstopped; the same command again goes on where it stopped", 130)
+        leave("\nstopped; the same command again continues where it stopped", 130)
     except (torch.OutOfMemoryError, MemoryError):
         leave("error: out of memory; a smaller --batch-size needs less")
     except BrokenPipeError:  # `| head` closed our output: nothing is wrong

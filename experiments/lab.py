@@ -266,7 +266,7 @@ class Lab:
     def comparison(self, prompts):
         """A Comparison on the prompts, the base model's answers in it."""
         table = Comparison(self.model, self.tokenizer, prompts, self.tasks, self.args.batch_size)
-        table.add("vanilla", [None])
+        table.add("vanilla", [None], "base model")
         return table
 
     @cached_property

@@ -121,10 +121,10 @@ def rows_of(folder, name):
 
 def test_tables_report_what_the_comparison_measured(everything):
     rows = rows_of(everything, "table3")
-    assert rows["vanilla: all"]["gain"] == 0.0 and rows["vanilla: all"]["layers"] == 3.0
+    assert rows["base model: all"]["gain"] == 0.0 and rows["base model: all"]["layers"] == 3.0
     for task in ("one", "two", "all"):
         forced = rows[f"forced to execute: {task}"]
-        assert forced["accuracy"] == rows[f"vanilla: {task}"]["accuracy"]
+        assert forced["accuracy"] == rows[f"base model: {task}"]["accuracy"]
     assert sum(name.startswith("fixed path, ") for name in rows) in (1, 2)
     assert list(rows)[-3:] == ["shuffled", "random", "swapped"]
     methods = rows_of(everything, "table5")

@@ -119,7 +119,7 @@ SHOWN = {"table5": ["right", "gain", "layers", "over static"],
          "table6": ["right", "gain", "layers", "over static"],
          "figure6": ["right", "gain", "layers", "s/e/r %"], "figure4": ["layers", "per layer"],
          "figure1": ["right", "layers", "over static"]}
-IN_THE_PICTURE = ("fixed", "cost_per_layer", "control")  # of figure1's rows: too many for a table
+IN_THE_PICTURE = ("fixed", "cost per layer", "interpolation")  # of figure1: too many rows
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --data runs/real/label.jsonl --test "
           "runs/real/test.jsonl --run runs/real/arithmetic-consensus --seeds 5")
 

@@ -135,14 +135,10 @@ class FinishedRun:
 
 def same_of_each_task(prompts, limit):
     """At most `limit` prompts, the same number of every task."""
-    by_task = {}
-    for prompt in prompts:
-        by_task.setdefault(prompt.question.task, []).append(prompt)
-    most = max(1, limit // max(1, len(by_task)))
-    taken = set()
-    for group in by_task.values():
-        taken.update(map(id, group[:most]))
-    return [prompt for prompt in prompts if id(prompt) in taken]
+    tasks = methods.numbers_by_task(prompts)
+    most = max(1, limit // max(1, len(tasks)))
+    taken = [n for numbers in tasks for n in numbers[:most]]
+    return [prompts[n] for n in sorted(taken)]
 
 
 class Lab:

@@ -95,16 +95,15 @@ def table2(lab):
 
 def figure9(lab):
     """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
-    rows, bars = [], {}
+    rows = []
     for choice in dict.fromkeys((lab.choice, "shortest")):
         labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
         share = share_of_actions(labels)  # (L, 3)
-        bars[choice] = share.T.tolist()
         row = {"name": choice, "labels": len(labels)}
         for action, part in zip(ACTIONS, share.mean(0).tolist()):
             row[f"{action} %"] = 100 * part
         rows.append(row | {"mean count per layer": heat(labels.float().mean(0).tolist())})
-    return {"title": "the labels, per layer", "rows": rows, "bars": bars}
+    return {"title": "the labels, per layer", "rows": rows}
 
 
 # ---- accuracy in and out of domain ----
@@ -328,11 +327,9 @@ def figure6(lab, steps=9):
     values = np.linspace(-1, 1, steps).tolist()
     rows = [lab.row(f"p {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)[:1]))
             for p in values]
-    keys = ("accuracy", "layers", *ACTIONS)
-    points = [[p, *map(row.get, keys)] for p, row in zip(values, rows)]
     best = max(row["accuracy"] for row in rows)
     return {"title": "the interpolation parameter p (-0.5: the router itself), one seed, no guard",
-            "rows": rows, "interpolation": points, "notes": [f"best accuracy {percent(best)}"]}
+            "rows": rows, "notes": [f"best accuracy {percent(best)}"]}
 
 
 EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,

@@ -109,7 +109,7 @@ def test_intervals_are_compared_in_words(mine, other, wanted):
 # ---- the controls ----
 
 def test_right_paths_asked_again_by_hand(lab_of):
-    """r: right by default and along E; w: repaired along F and G, of which bfloat16 keeps none and
+    """r: right by default and along E; w: corrected along F and G, of which bfloat16 keeps none and
     a batch loses F; alone, the default path of r is lost."""
     E, F, G = (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1)
 
@@ -179,9 +179,9 @@ def test_moved_options_by_hand(lab_of):
                   (asks("w2", "B"), row(False, [P])), (asks("no"), row(False, [])),
                   (asks("written", "7", ()), row(False, [P])),
                   (asks("scored", options=((1,), (2,))), row(False, [P]))], rule)
-    _, (correct, mended, plain), meaning = luck.options_moved(lab)
+    _, (correct, along_label, plain), meaning = luck.options_moved(lab)
     assert (correct["questions"], correct["asked"], correct["correct"]) == (1, 3, 3)
-    assert (mended["questions"], mended["asked"], mended["correct"]) == (2, 6, 1)
+    assert (along_label["questions"], along_label["asked"], along_label["correct"]) == (2, 6, 1)
     assert (plain["asked"], plain["correct"], plain["by luck"]) == (6, 0, 0.25)
     assert "3 of 3 (100.0%) stay correct; of corrected questions 1 of 6 (16.7%). That is" in meaning
 
@@ -221,8 +221,8 @@ def test_random_paths_are_legal_different_and_edited_as_often_as_asked(layers, e
 
 
 def test_lucky_candidate_paths_by_hand(lab_of, monkeypatch):
-    """Path k is right for question k alone. The answer at hand, all eight are repaired; the best
-    path of each half repairs one question there, and none of the other half."""
+    """Path k is right for question k alone. With the gold answer, all eight are corrected; the best
+    path of each half corrects one question there, and none of the other half."""
     paths = [tuple(1 + (k >> b) % 2 for b in range(4)) for k in range(1, 9)]
     monkeypatch.setattr(luck, "random_paths", lambda *_: paths)
     rule = lambda question, path, *_: path == paths[int(question.id)]

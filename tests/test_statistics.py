@@ -93,9 +93,9 @@ def test_f1_is_the_harmonic_mean_of_precision_and_recall(seed):
 def test_what_searches_changed_by_hand():
     """One correct by default and shortened by two, one corrected, one beyond the model."""
     shortened = {"default_correct": True, "correct": [1], "decisions": (1,) * 4, "length": 2}
-    mended = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
+    corrected = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
     beyond = {"default_correct": False, "correct": [], "decisions": (1,) * 4, "length": 4}
-    records = [beyond, shortened, mended]
-    assert split_by_default(records) == ([shortened], [beyond, mended])
+    records = [beyond, shortened, corrected]
+    assert split_by_default(records) == ([shortened], [beyond, corrected])
     assert [is_corrected(record) for record in records] == [False, False, True]
     assert [layers_saved(record) for record in records] == [0, 2, -1]

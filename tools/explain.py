@@ -318,9 +318,9 @@ def short_name(path):
 def write_page(args, evaluation, route, about):
     """The page of an evaluation. about: {name: text} for its heading, beside what the flags say."""
     tasks = route.routers.metadata["tasks"] or None  # None: not known
-    asked = "typed" if args.question else ", ".join(map(short_name, args.data))
+    source = "typed" if args.question else ", ".join(map(short_name, args.data))
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
-             "questions": asked, "depth bias": f"{args.depth_bias:+g}",
+             "questions": source, "depth bias": f"{args.depth_bias:+g}",
              "guard": "off" if args.no_guard else "on", **about}
     rows = records(evaluation)
     text = page(about, rows, tasks).encode("utf-8", "replace")

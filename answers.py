@@ -134,9 +134,9 @@ def batches(prompts, batch_size):
 
 def final_states(model, sequences, lengths, route, shared_states=None, positions=None):
     """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
-    sees the first `lengths` tokens. span: positions and mask, if not those of plain text.
+    sees the first `lengths` tokens. positions: with their mask, if not those of plain text.
 
-    known: the shared states of each row's question, if the route is a fixed one. Paths that begin
+    shared_states: of each row's question, if the route is a fixed one. Paths that begin
     with the same decisions have the same hidden states up to the layer where they part. So a
     question's {decisions of its first l layers: hidden states (T, D) entering layer l} are stored.
     A row continues from the longest beginning of its path that is stored, and stores what it runs.
@@ -192,8 +192,8 @@ class Answers:
 
 def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shared_states=None):
     """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
-    progress: called with the number of prompts of each batch that is done. known: the shared
-    states of each prompt, for options scored by likelihood along paths; see final_states."""
+    progress: called with the number of prompts of each batch that is done. shared_states: of each
+    prompt, for options scored by likelihood along paths; see final_states."""
     N, L = len(prompts), model.config.num_layers
     result = Answers(correct=torch.zeros(N), confidence=torch.zeros(N),
                      decisions=torch.full((N, L), EXECUTE),
@@ -231,8 +231,8 @@ def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
     less time. Prompt and gold answer go through the layers together. The likeliest tokens after the
     prompt and after each gold token show what the model would write for as long as it writes the
     gold answer, and what it writes instead. Only if this does not settle the grade is the answer
-    written. confidence: the probability of the tokens that settled it. known: the shared states of
-    each prompt, see final_states."""
+    written. confidence: the probability of the tokens that settled it. shared_states: of each
+    prompt, see final_states."""
     if prompts and prompts[0].options:
         result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return result.correct, result.confidence
@@ -350,7 +350,7 @@ def answers_by_likelihood(model, prompts, route, shared_states=None):
 @torch.inference_mode()
 def option_scores(model, prompts, route, shared_states=None):
     """(scores of each prompt's options, see score_options, decisions (B, L)). The route sees the
-    text before the options. known: the shared states of each prompt, see final_states."""
+    text before the options. shared_states: of each prompt, see final_states."""
     hidden, decisions = final_states(model, [prompt.sequence for prompt in prompts],
                                      [len(prompt.ids) for prompt in prompts], route, shared_states,
                                      option_positions(model, prompts))
@@ -360,8 +360,8 @@ def option_scores(model, prompts, route, shared_states=None):
 
 
 def option_positions(model, prompts):
-    """The Span of B sequences, each a prompt and then its options, one after the other. An option's
-    tokens see the prompt and their own option, and their positions continue the prompt's."""
+    """The Positions of B sequences, each a prompt and then its options, one after the other. An
+    option's tokens see the prompt and their own option; their positions continue the prompt's."""
     members, positions = [], []  # of each token: 0 in the prompt, k in option k; its position
     for prompt in prompts:
         start = len(prompt.ids)
@@ -415,7 +415,7 @@ ANSWER_SOURCES = ("paths.py", "model_llama.py", "drllm.py", "answers.py", "quest
 
 
 def what_answers_depend_on(model):
-    """What, beside prompts and route, decides what is answered, as plain values."""
+    """What, beside prompts and route, decides the answers, as plain values."""
     weight = model.embed_tokens.weight
     # the fingerprint is of the weights alone; rotary angles, for example, are in the config
     return [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),

@@ -13,7 +13,7 @@ Consensus needs to know what the same few paths, the *candidate paths*, do for e
 
     1. group similar questions                         similarity_space, cluster
     2. estimate the effect of every single edit        edit_effects
-    3. combine good edits into candidate paths         combine_edits, propose_paths, menu
+    3. combine good edits into candidate paths         combine_edits, propose_paths, candidate_paths
     4. choose a correct one with the neighbours' help  neighbours, consensus
 
 A question that no candidate path answers gets no label. `CHOICES` lists the choices.
@@ -48,7 +48,8 @@ def shortest(records):
 
 
 def confident(records, cost_per_layer=CONFIDENT_COST):
-    """argmax over the correct paths of P(answer) - price * |path|, None if there is none."""
+    """argmax over the correct paths of P(answer) - cost_per_layer * |path|, None if there
+    is none."""
     def worth(path_and_probability):
         path, probability = path_and_probability
         return probability - cost_per_layer * blocks(path)
@@ -112,7 +113,7 @@ def edit_effects(records, ridge=20.0):
 # ---- step 3: candidate paths ----
 
 def combine_edits(effects, cost_per_layer):
-    """Legal paths with the one, two, ... best edits by effect (L, 3) - price * blocks added."""
+    """Legal paths with the one, two, ... best edits by effect (L, 3) - cost * blocks added."""
     L = len(effects)
     gains = []
     for layer in range(L):
@@ -200,7 +201,7 @@ def states_on_path(states, path):
 # ---- step 4: the path that also works for similar questions ----
 
 def consensus(correct, share, paths, cost_per_layer):
-    """argmax over the paths that are correct for a question of share - price * |path|.
+    """argmax over the paths that are correct for a question of share - cost * |path|.
 
     correct (N, K) bool: path k is correct for question n. share (N, K): for how many of its
     neighbours. Three questions, and paths of 3, 2 and 4 blocks, which cost 0.6, 0.4 and 0.8:
@@ -218,8 +219,8 @@ def consensus(correct, share, paths, cost_per_layer):
 
 
 def consensus_of_neighbours(space, correct, paths, cost_per_layer=None):
-    """(labels, price) by consensus among neighbours in space (N, S).
-    price None: the cost that keeps half of the gain."""
+    """(labels, cost per layer) by consensus among neighbours in space (N, S).
+    cost_per_layer None: the cost that keeps half of the gain."""
     share = neighbours(space, correct)
     if cost_per_layer is None:
         cost_per_layer = cost_keeping_half_the_gain(correct, share, paths)

@@ -34,7 +34,7 @@ def run(main):
     except InputError as error:
         leave(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        leave("\nstopped; the same command again goes on where it stopped", 130)
+        leave("\nstopped; the same command again continues where it stopped", 130)
     except (torch.OutOfMemoryError, MemoryError):
         leave("error: out of memory; a smaller --batch-size needs less")
     except BrokenPipeError:  # `| head` closed our output: nothing is wrong
@@ -56,10 +56,10 @@ def percent(value, sign=False):
     return f"{100 * value:{'+' if sign else ''}.1f}"
 
 
-def bounds(interval):
+def bounds(interval, sign=True):
     """bounds((0.003, 0.021)) is "[+0.3, +2.1]", in points."""
     low, high = interval
-    return f"[{percent(low, sign=True)}, {percent(high, sign=True)}]"
+    return f"[{percent(low, sign)}, {percent(high, sign)}]"
 
 
 def with_interval(gain, interval):

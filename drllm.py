@@ -205,7 +205,7 @@ class Routers(nn.Module):
 class RouterRoute:
     """Routers as a Route. Their decisions are formed in this order:
 
-    1. logits, plus tilt times the number of passes (0, 1, 2) of each decision;
+    1. logits, plus depth_bias times the number of passes (0, 1, 2) of each decision;
     2. guard: a layer for which the prompt is out of distribution has decided to execute;
        guard=False trusts the routers on any prompt, as the paper does;
     3. control, the paper's p: at -0.5 nothing changes, -1 skips and 1 repeats every layer, also

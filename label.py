@@ -160,12 +160,12 @@ def plain_score(correct, num_options, paths):
     rewards; num_options (N,): of each question, 0 for an open one; paths: tried per question."""
     share, number = correct.mean().item(), len(correct)
     if not num_options[0]:
-        sentence = f"the plain model answers {100 * share:.1f}% of {number} open questions"
+        sentence = f"the base model answers {100 * share:.1f}% of {number} open questions"
         return (f"{sentence}. {AT_ZERO}" if share == 0 else sentence), False
     chance, half_interval = chance_of(num_options)
-    sentence = (f"the plain model answers {100 * share:.1f}% of {number} multiple-choice "
+    sentence = (f"the base model answers {100 * share:.1f}% of {number} multiple-choice "
                 f"questions, chance {100 * chance:.1f}% ± {100 * half_interval:.1f}; of {paths} "
-                f"paths per question luck alone makes {paths * chance:.0f} right")
+                f"paths per question luck alone makes {paths * chance:.0f} correct")
     return sentence, share <= chance + half_interval
 
 
@@ -325,7 +325,7 @@ def summary(rows):
     wrong = [row for row in rows if not row["default_correct"]]
     saved = sum(len(row["decisions"]) - row["length"] for row in correct) / max(1, len(correct))
     corrected = sum(bool(row["correct"]) for row in wrong)
-    return f"saved {saved:.2f} layers, repaired {corrected}/{len(wrong)}"
+    return f"saved {saved:.2f} layers, corrected {corrected}/{len(wrong)}"
 
 
 def main(argv=None):

@@ -35,9 +35,9 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """best: the paper's label, None if no path was correct. There are two cases. If the default
-    path is correct, it is the shortest correct path, of equals the first one asked. If the default
-    path is incorrect, it is the first correct path asked.
+    """paper_label: None if no path was correct. Otherwise there are two cases. If the default path
+    is correct, it is the shortest correct path, of equals the first one asked. If the default path
+    is incorrect, it is the first correct path asked.
     rewards: {decisions: reward} of every path asked, in the order of asking."""
     paper_label: tuple | None
     default_reward: float
@@ -70,8 +70,8 @@ def ucb_score(child, config):
 
 
 def select_node_to_expand(root, rewards, config, rng):
-    """The node that gets a new child, or None if all legal paths have been asked. known: the paths
-    asked so far, {decisions: reward}.
+    """The node that gets a new child, or None if all legal paths have been asked. rewards: of the
+    paths asked so far, {decisions: reward}.
 
     The walk starts at the root and ends at the first node that has an edit nobody asked and that
     may widen: a node with v visits may have v ** widening children (progressive widening). From a

@@ -256,8 +256,8 @@ class Llama(nn.Module):
         return self.lm_head(self.norm(hidden))
 
     def positions(self, cache, start, T):
-        """The Span of T new tokens per row, stored from column `start` on: 0 for the prompt, then
-        the longest row's length."""
+        """The Positions of T new tokens per row, stored from column `start` on: 0 for the prompt,
+        then the longest row's length."""
         cos, sin = cache.angles
         causal_from_empty = start == 0
         one_token_sees_all = T == 1 and min(cache.lengths) == start
@@ -326,7 +326,7 @@ def run_blocks(model, hidden, positions, cache, route=None):
 def prefill(model, tokens, route=None, lengths=None, capacity=0, positions=None):
     """(hidden states (B, T, D), cache) of prompts (B, T), right-padded if lengths (B,) are given.
     The route decides here, once per row and layer. capacity: tokens per row that the cache can
-    hold. span: positions and mask, if they are not those of plain text."""
+    hold. positions: with their mask, if they are not those of plain text."""
     B, T = tokens.shape
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:

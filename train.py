@@ -448,7 +448,7 @@ def parse_args(argv=None):
     parser.add_argument("--no-guard", action="store_true",
                         help="trust the routers on any prompt, as the paper does")
     parser.add_argument("--seeds", type=cli.count, default=5, help="routers per choice of label")
-    parser.add_argument("--force", action="store_true", help="go on with a model at chance")
+    parser.add_argument("--force", action="store_true", help="continue with a model at chance")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     args = parser.parse_args(argv)
     if args.test and cli.asks_arithmetic(args):

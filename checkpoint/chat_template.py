@@ -1,6 +1,6 @@
-"""Renders a chat template in a process of its own, which the system bounds in time and memory.
+"""Renders a chat template in a separate process, whose time and memory the system limits.
 
-A chat template is a stranger's program that comes with a model folder. It runs in jinja2's
+A chat template is an unknown program that comes with a model folder. It runs in jinja2's
 immutable sandbox, which keeps it from files and from Python's classes but not from looping or
 growing. So this file is started as a second process: it renders, it ends when its deadline or its
 memory does, and the next template gets a new one.

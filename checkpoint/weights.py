@@ -62,7 +62,7 @@ def read_weights(folder, config, shapes, device, dtype):
     _check_names(folder, config, places, shapes)
     weights = {}
     for stored_name, (file, _) in places.items():
-        with open_tensors(file) as tensors:  # one at a time: what is mapped counts as memory
+        with open_tensors(file) as tensors:  # one at a time: a mapped file counts as memory
             weight = tensors.get_tensor(stored_name).to(device, dtype, copy=True)
         require(weight.isfinite().all(), f"{file}: {stored_name} holds NaN or infinite values")
         weights[stored_name] = weight

@@ -1,9 +1,10 @@
 """A finished run of train.py, opened again: its questions, labels, routers and comparisons, which
-the experiments share. Every row of a result is kept in a file, and not computed twice.
+the experiments share. Every row of a result is stored in a file and not computed twice.
 
     lab = Lab(parse_args(["table3", "--run", "runs/demo"]))  # of experiments/paper.py
-    lab.figures(lab.routes(tilt=1.0))                         # the run's own routers, shifted
+    lab.figures(lab.routes(depth_bias=1.0))                  # the run's own routers, shifted
 """
+import math
 import re
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 
 import cli
 import train
-from answers import prepare
+from answers import prompts_that_fit
 from choose import confidence_if_correct, frontier, upper_hull
-from cli import progress_bar
+from cli import bounds, percent, progress_bar
 from drllm import RouterRoute, fit_guard
 from evaluate import Comparison, interval, summarise
 from experiments import methods
@@ -28,10 +29,12 @@ from storage.label_file import read_rows
 from storage.run_folder import read_config, read_metrics, read_result
 
 INHERITED = ("simulations", "clusters", "seed", "choose", "cost_per_layer", "no_guard", "limit",
-             "score", "problems", "begin")  # settings that a run keeps
+             "score", "problems", "begin")  # settings that are the run's
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
-SCREEN = 100           # training questions that candidates for static paths are screened on
-DEPTHS = (0.7, 1.4)    # of the model's: between these, static paths are compared with
+SCREEN = 100         # training questions on which edited fixed paths are screened
+DEPTHS = (0.7, 1.4)  # of the model's: routing is compared with fixed paths between these
+
+# N questions   L layers   K paths
 
 
 def add_run_flags(parser, batch_size):
@@ -44,9 +47,47 @@ def add_run_flags(parser, batch_size):
     parser.add_argument("--test", nargs="+", metavar="FILE", help="held-out question files")
 
 
+# ---- figures as text, the same in every table of an experiment ----
+
+SHARES = ("accuracy", "sd", "share", "by luck", "if one did it all")
+CHANGES = ("gain", "over_static", "in", "near", "far", "out", "bare", "guard", "effect")
+TITLES = {"over_static": "over fixed paths", "bare": "without guard", "guard": "with guard"}
+
+
+def cell(key, value):
+    """A figure of a table's row as text: shares in percent, changes in points with their sign."""
+    if value is None:
+        return ""
+    if "interval" in key:
+        is_share = key == "95% interval"
+        return bounds(value, sign=not is_share)
+    if not isinstance(value, float):
+        return str(value)
+    if key in SHARES:
+        return percent(value)
+    if key in CHANGES:
+        return percent(value, sign=True)
+    if key.endswith("layers"):
+        return f"{value:.2f}"
+    is_extreme = abs(value) >= 100 or 0 < abs(value) < 0.001
+    return f"{value:.3g}" if is_extreme else f"{value:.3f}"
+
+
+def cells(row):
+    """{title: text} of a row; what belongs only to a picture is left out."""
+    texts = {}
+    for key, value in row.items():
+        if "interval" in key or not isinstance(value, list | dict):
+            title = TITLES.get(key, key)
+            texts[f"{title} %" if key in SHARES else title] = cell(key, value)
+    return texts
+
+
+# ---- the folder of a finished run ----
+
 class FinishedRun:
-    """What a finished run of train.py has: no other file of experiments/ or docs/ knows where it
-    keeps that."""
+    """What is in the folder of a finished run of train.py. No other file of experiments/ or docs/
+    depends on where it is."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -62,7 +103,7 @@ class FinishedRun:
 
     @property
     def metrics(self):
-        """What its evaluation found."""
+        """The object of its metrics.json."""
         return read_metrics(self.folder)
 
     def searches(self, num_layers):
@@ -71,7 +112,7 @@ class FinishedRun:
 
     @property
     def candidate_paths(self):
-        """The paths that it asked of all training questions; [] if it asked none."""
+        """The candidate paths that it tried on all training questions; [] if it tried none."""
         file = self.folder / "paths.json"
         return read_json(file)["paths"] if file.exists() else []
 
@@ -90,21 +131,22 @@ class FinishedRun:
         return run
 
 
+# ---- the run and its questions ----
+
 def same_of_each_task(prompts, limit):
     """At most `limit` prompts, the same number of every task."""
-    by_task = {}
-    for prompt in prompts:
-        by_task.setdefault(prompt.question.task, []).append(prompt)
-    most = max(1, limit // max(1, len(by_task)))
-    first = {id(prompt) for group in by_task.values() for prompt in group[:most]}
-    return [prompt for prompt in prompts if id(prompt) in first]
+    tasks = methods.numbers_by_task(prompts)
+    most = max(1, limit // max(1, len(tasks)))
+    taken = [n for numbers in tasks for n in numbers[:most]]
+    return [prompts[n] for n in sorted(taken)]
 
 
 class Lab:
     """The run (a train.Run), its questions, and what the experiments share."""
 
     def __init__(self, args):
-        self.args, self.out = args, args.out or args.run / "paper"
+        self.args = args
+        self.out = args.out or args.run / "paper"
         finished = FinishedRun(args.run)
         self.run = finished.reopened(args)
         self.settings, self._labels = self.run.settings, {}
@@ -114,21 +156,22 @@ class Lab:
         self.seeds = list(range(first, first + args.seeds))  # as train.py counts them
         self.tasks = set(self.run.tasks)
         training = self.run.training[:self.run.args.limit]
-        self.labelled, _ = prepare(training, self.tokenizer, self.model)
+        self.labelled, _ = prompts_that_fit(training, self.tokenizer, self.model,
+                                            "training questions")
         self.stored_searches = finished.searches(self.L)
         self.read_tests(self.run.held_out)
 
     def read_tests(self, questions):
         """Sets the test prompts inside and outside the training tasks, --limit of each at most."""
-        tests, _ = prepare(questions, self.tokenizer, self.model)
-        is_known = lambda prompt: prompt.question.task in self.tasks
-        self.inside = [prompt for prompt in tests if is_known(prompt)][:self.args.limit]
+        tests, _ = prompts_that_fit(questions, self.tokenizer, self.model)
+        inside = [prompt for prompt in tests if prompt.question.task in self.tasks]
+        outside = [prompt for prompt in tests if prompt.question.task not in self.tasks]
+        self.inside = inside[:self.args.limit]
+        self.outside = same_of_each_task(outside, self.args.limit)
         if not self.inside:
             raise InputError(f"{(self.run.args.test or self.run.args.data)[0]}: none of "
                              f"{len(tests)} test questions is of a training task "
                              f"({', '.join(sorted(self.tasks))})")
-        others = [prompt for prompt in tests if not is_known(prompt)]
-        self.outside = same_of_each_task(others, self.args.limit)
 
     @cached_property
     def records(self):
@@ -142,7 +185,7 @@ class Lab:
 
     @property
     def key(self):
-        """What must be the same for a stored result to be taken for this one."""
+        """What must be the same for a stored result to be used again."""
         prompts = (*self.labelled, *self.inside, *self.outside)
         searches = self.records if self.stored_searches else []
         return {"model": self.settings["fingerprint"], "seeds": self.seeds,
@@ -151,7 +194,7 @@ class Lab:
                 "questions": digest([content_hash(p) for p in prompts])}
 
     def row(self, name, make):
-        """make() once: the row is kept under the name beside the tables."""
+        """The row that make() returns. It is stored under its name, and made once."""
         file = self.out / "rows" / f"{re.sub('[^a-z0-9.+-]+', '-', name.lower())}.json"
         row = read_result(file, self.key, "row")
         if row is not None:
@@ -171,17 +214,17 @@ class Lab:
 
     @property
     def label_of(self):
-        """{id: path} of the training questions, by the run's choice."""
+        """{id: path or None} of the training questions, by the run's choice."""
         return dict(zip([p.question.id for p in self.labelled], self.labels()))
 
     @cached_property
     def evidence(self):
-        """The training questions, as choices of label see them."""
+        """What a choice of label may use of the training questions."""
         return train.Evidence(self.run, self.labelled, self.records)
 
     @cached_property
     def candidate_paths(self):
-        """(candidate paths, correct (N, K)): what choosing labels asked of training questions."""
+        """(candidate paths, correct (N, K)) on the training questions."""
         return self.evidence.candidates
 
     def routers(self, choice=None):
@@ -195,14 +238,17 @@ class Lab:
 
     def examples(self, labels, windows=8):
         """(pooled (N, L, W, D), counts (N,), decisions (N, L)) of the questions with a label."""
-        pairs = [pair for pair in zip(self.labelled, labels) if pair[1] is not None]
-        decisions = torch.tensor([path for _, path in pairs])
-        return *train.features(self.model, [prompt for prompt, _ in pairs], decisions, windows,
-                               folder=self.run.out), decisions
+        numbers = [n for n, path in enumerate(labels) if path is not None]
+        decisions = torch.tensor([labels[n] for n in numbers])
+        prompts = [self.labelled[n] for n in numbers]
+        pooled, counts = train.features(self.model, prompts, decisions, windows,
+                                        folder=self.run.out)
+        return pooled, counts, decisions
 
     def trained(self, pooled, counts, decisions, config=None, **kind):
         """Routers of every seed, trained on examples."""
-        trained, config = [], config or self.run.config
+        config = config or self.run.config
+        trained = []
         for seed in progress_bar(self.seeds, desc="routers", unit="seed"):
             routers = train.fit_routers(pooled, counts, decisions, seed, config,
                                         self.args.device, **kind)
@@ -216,7 +262,7 @@ class Lab:
     def comparison(self, prompts):
         """A Comparison on the prompts, the base model's answers in it."""
         table = Comparison(self.model, self.tokenizer, prompts, self.tasks, self.args.batch_size)
-        table.add("vanilla", [None])
+        table.add("vanilla", [None], "base model")
         return table
 
     @cached_property
@@ -239,32 +285,33 @@ class Lab:
         return table.outcomes["dr.llm"]
 
     def figures(self, routes=None, table=None, **view):
-        """The summary of routes, or of the run's own routers, on all questions of a table; in
-        domain by default, and then also what they gain over the mix of static paths of the same
-        depth."""
-        inside, table = table is None, table or self.table
+        """The summary of routes, or of the run's own routers, on all questions of a table. Without
+        a table: in domain, and then also the gain over the mix of fixed paths of the same depth."""
+        in_domain = table is None
+        if in_domain:
+            table = self.table
         outcome = self.own(table) if routes is None else table.ask("answers", routes, **view)
-        vanilla, everything = table.outcomes["vanilla"], torch.ones(len(table.prompts)).bool()
-        row = summarise(outcome, vanilla, everything)
-        row["p"] = wilcoxon(outcome.correct - vanilla.correct)
-        if inside:
-            over = outcome.correct - fixed_paths_at(row["layers"], self.static_points)
+        base = table.outcomes["vanilla"]
+        row = summarise(outcome, base, torch.ones(len(table.prompts)).bool())
+        row["p"] = wilcoxon(outcome.correct - base.correct)
+        if in_domain:
+            over = outcome.correct - fixed_paths_at(row["layers"], self.fixed_points)
             row |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
         return row
 
     def method(self, name, depth=None):
-        """The in-domain row of another method; depth: the mean layers it is to meet."""
-        method = methods.BASELINES[name]
+        """The in-domain row of another method; depth: the mean layers it is matched to."""
+        method = methods.METHODS[name]
 
         def make():
-            setting = methods.setting_of(self.table, [name], self.routers(), self.own(self.table),
+            setting = methods.setting_of(self.table, self.routers(), self.own(self.table),
                                          self.labelled, self.label_of, depth)
             entrant = method.make(setting)
             return {"note": method.note, **self.figures(entrant.routes, model=entrant.model,
                                                         layers_of=entrant.layers_of)}
         return self.row(method.title + (f" @{depth:.2f}" if depth else ""), make)
 
-    # ---- static paths ----
+    # ---- fixed paths ----
 
     @property
     def fixed_paths(self):
@@ -272,42 +319,52 @@ class Lab:
         return frontier(*self.candidate_paths)
 
     def answered_by(self, paths, prompts):
-        """(K,) share of the prompts that each path answers."""
+        """(K,) share of the prompts that each path answers correctly."""
         confidence = confidence_if_correct(self.model, self.tokenizer, prompts, paths,
                                            self.args.batch_size)
         return (confidence > 0).float().mean(0).tolist()
 
-    def best_static(self, length):
-        """(share of the training questions answered, path): the best static path of a length, or
-        None. It is a candidate path, or an edit of one of the two best that are a layer longer or
-        shorter; edits are screened on some questions, and the best two of them asked of all."""
+    def best_path_of(self, length):
+        """(share of the training questions answered correctly, path): the best fixed path of a
+        length, or None. It is a candidate path, or an edit of one of the two best that are a layer
+        longer or shorter. Edits are screened on few questions, and the best two asked of all."""
         paths, correct = self.candidate_paths
         ranked = sorted(zip(correct.float().mean(0).tolist(), map(tuple, paths)), reverse=True)
-        near = [path for _, path in ranked if abs(blocks(path) - length) == 1][:2]
-        edited = [path[:layer] + (code,) + path[layer + 1:] for path in near
-                  for layer in range(self.L) for code in range(len(DECISIONS))]
+        entrants = [(share, path) for share, path in ranked if blocks(path) == length]
+        neighbours = [path for _, path in ranked if abs(blocks(path) - length) == 1][:2]
         tried = {path for _, path in ranked}
-        edited = [path for path in dict.fromkeys(edited)
-                  if blocks(path) == length and path not in tried]
-        entrants = [pair for pair in ranked if blocks(pair[1]) == length]
+        edited = [path for path in self.edits_of_length(neighbours, length) if path not in tried]
         if edited:
             screened = zip(self.answered_by(edited, self.labelled[:SCREEN]), edited)
             best = [path for _, path in sorted(screened)[-2:]]
             entrants += zip(self.answered_by(best, self.labelled), best)
         return max(entrants, default=None)
 
-    @cached_property
-    def static_paths(self):
-        """{length: (share of the training questions answered, path)} of every depth in DEPTHS."""
-        least, most = (share * self.L for share in DEPTHS)
-        best_of = {n: self.row(f"static path {n}", lambda: {"best": self.best_static(n)})["best"]
-                   for n in range(2 * self.L + 1) if least <= n <= most}
-        return {n: (best[0], tuple(best[1])) for n, best in best_of.items() if best}
+    def edits_of_length(self, paths, length):
+        """All different paths of this length that differ from one of the paths in one layer."""
+        edited = {}  # a dict, since it keeps the order
+        for path in paths:
+            for layer in range(self.L):
+                for code in range(len(DECISIONS)):
+                    edited[path[:layer] + (code,) + path[layer + 1:]] = None
+        return [path for path in edited if blocks(path) == length]
 
     @cached_property
-    def static_points(self):
-        """[(length, correct (N,))] in domain: what routing is to beat at its own depth: the
-        fixed paths that no mix of two others beats, on the training questions."""
-        points = [(length, share, path) for length, (share, path) in self.static_paths.items()]
+    def best_of_length(self):
+        """{length: (share of the training questions answered correctly, path)} in DEPTHS."""
+        least, most = (share * self.L for share in DEPTHS)
+        best_of = {}
+        for length in range(math.ceil(least), math.floor(most) + 1):
+            row = self.row(f"fixed path {length}", lambda: {"best": self.best_path_of(length)})
+            if row["best"]:
+                share, path = row["best"]
+                best_of[length] = share, tuple(path)
+        return best_of
+
+    @cached_property
+    def fixed_points(self):
+        """[(length, correct (N,))] in domain, which routing is to beat at its own depth: of the
+        fixed paths that no mix of two others beats on the training questions."""
+        points = [(length, *best) for length, best in self.best_of_length.items()]
         return [(length, self.table.ask("fixed", [FixedRoute(path)]).correct)
                 for length, _, path in upper_hull(points)]

@@ -1,9 +1,10 @@
 """Is a routing gain real? Six controls that tell luck from routing, on a finished run of train.py.
 
-A search knows the gold answer and tries some fifty paths per question, so with any model some of
+A search sees the gold answer and tries some fifty paths per question, so with any model some of
 them are correct by luck. Each control asks something that luck does not survive; docs/tutorial.md
-says why. A question is *corrected* if its default path is incorrect and the search met a correct
-path; its label path is the paper's, the first of them. The tables are kept in the run's luck.json.
+explains why. A question is *corrected* if its default path is incorrect and the search met a
+correct path; its label path is the paper's, the first of them. The tables are stored in the run's
+luck.json.
 
     python -m experiments.luck --run runs/demo
     python -m experiments.luck --run runs/mine --model DIR --data FILE --limit 200
@@ -18,21 +19,23 @@ import numpy as np
 import torch
 
 import cli
-from answers import grade_paths, prepare
+from answers import grade_paths, prompts_that_fit
 from choose import confidence_if_correct, edit_effects
-from cli import aligned, percent, progress_bar
+from cli import aligned, percent, progress_bar, with_interval
 from evaluate import interval
-from experiments.lab import Lab, add_run_flags
-from experiments.statistics import between, is_corrected, with_interval
+from experiments.lab import Lab, add_run_flags, cells
+from experiments.statistics import is_corrected
 from model_llama import load_model
 from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal
 from questions.schemas import LETTERS
 from storage.files import write_json
 
-ALONE = 200    # paths asked in a batch of one, which takes long
-RANDOM = 50    # random paths, as many as a search tries
+ALONE = 200     # paths asked in a batch of one, which takes long
+RANDOM = 50     # random paths, as many as a search tries
 STRONGEST = 10  # single edits
 CI = "95% interval"
+
+# N questions   K paths or edits
 
 
 # ---- counting ----
@@ -74,7 +77,7 @@ def limited(lab):
 
 def corrected_pairs(lab):
     """[(prompt, record)] of corrected questions."""
-    return [pair for pair in zip(*limited(lab)) if is_corrected(pair[1])]
+    return [(prompt, record) for prompt, record in zip(*limited(lab)) if is_corrected(record)]
 
 
 def tried_paths(record):
@@ -84,20 +87,22 @@ def tried_paths(record):
     return [(path, is_correct) for path, is_correct in tried if set(path) != {EXECUTE}]
 
 
-def ask(lab, title, pairs, model=None, size=None):
+def ask(lab, title, pairs, model=None, batch_size=None):
     """[(question id, whether it is answered correctly)] of [(prompt, path)]."""
+    prompts = [prompt for prompt, _ in pairs]
+    paths = torch.tensor([path for _, path in pairs])
+    model, batch_size = model or lab.model, batch_size or lab.args.batch_size
     with progress_bar(total=len(pairs), desc=title, unit="answer") as bar:
-        rewards, _ = grade_paths(model or lab.model, lab.tokenizer, [prompt for prompt, _ in pairs],
-                           torch.tensor([path for _, path in pairs]),
-                           size or lab.args.batch_size, bar.update)
-    return [(prompt.question.id, hit) for (prompt, _), hit in zip(pairs, (rewards > 0).tolist())]
+        rewards, _ = grade_paths(model, lab.tokenizer, prompts, paths, batch_size, bar.update)
+    return [(prompt.question.id, hit) for prompt, hit in zip(prompts, (rewards > 0).tolist())]
 
 
 def ask_each(lab, title, prompts, paths):
     """(N, K) bool: is question n answered correctly along path k?"""
     with progress_bar(total=len(prompts) * len(paths), desc=title, unit="answer") as bar:
-        return confidence_if_correct(lab.model, lab.tokenizer, prompts, paths, lab.args.batch_size,
-                          bar.update) > 0
+        confidence = confidence_if_correct(lab.model, lab.tokenizer, prompts, paths,
+                                           lab.args.batch_size, bar.update)
+    return confidence > 0
 
 
 # ---- the controls: (title, rows, what they mean) ----
@@ -117,20 +122,21 @@ def asked_again(lab):
                 group = [flip for flip, (*_, was) in zip(flips, asked) if was == default]
                 rows.append({"asked again": f"{dtype}, {how}", "default path": word,
                              **count_hits(group, "flipped")})
-        steady, mended = rows[-2:]  # of the batches
-        sentences.append(f"In {dtype} {in_words(steady, 'flipped')} flip if the default path was "
-                         f"correct; if it was incorrect {in_words(mended, 'flipped')}, "
-                         f"{versus(mended[CI], steady[CI])}.")
+        default_correct, corrected = rows[-2:]  # of the batches
+        sentences.append(f"In {dtype} {in_words(default_correct, 'flipped')} flip if the default "
+                         f"path was correct; if it was incorrect {in_words(corrected, 'flipped')}, "
+                         f"{versus(corrected[CI], default_correct[CI])}.")
     title = f"correct paths asked again (alone: {len(sample)} of {len(met)})"
     return title, rows, " ".join(sentences)
 
 
-def share_of_right(lab):
+def share_of_correct(lab):
     """The share of correct paths among all that the searches tried, beside that of luck."""
-    rows, sentences, pairs = [], [], list(zip(lab.labelled, lab.records))
+    rows, sentences = [], []
     for kind, word in itertools.product(("multiple choice", "written"), ("correct", "incorrect")):
-        group = [(p.question, tried_paths(record)) for p, record in pairs
-                 if bool(p.question.choices) == (kind == "multiple choice")
+        group = [(prompt.question, tried_paths(record))
+                 for prompt, record in zip(lab.labelled, lab.records)
+                 if bool(prompt.question.choices) == (kind == "multiple choice")
                  and record["default_correct"] == (word == "correct")]
         if not group:
             continue
@@ -139,14 +145,12 @@ def share_of_right(lab):
         rows.append(row)
         if kind == "multiple choice":
             row["by luck"] = float(np.mean([1 / len(q.choices) for q, _ in group]))
-        if word == "correct":
-            continue
-        row["corrected"] = len({name for name, is_correct in hits if is_correct})
-        sentences.append(f"If a {kind} answer was incorrect, {in_words(row)} other paths are "
-                         f"correct; they correct {row['corrected']} of {len(group)} questions.")
-        if "by luck" in row:
-            row["luck corrects"] = round(sum(1 - (1 - 1 / len(q.choices)) ** len(tried)
-                                             for q, tried in group))
+        if word == "incorrect":
+            row["corrected"] = len({name for name, is_correct in hits if is_correct})
+            sentences.append(f"If a {kind} answer was incorrect, {in_words(row)} other paths are "
+                             f"correct; they correct {row['corrected']} of {len(group)} questions.")
+        if kind == "multiple choice" and word == "incorrect":
+            row["luck corrects"] = round(sum(by_luck(q, len(tried)) for q, tried in group))
             sentences.append(f"By luck {percent(row['by luck'])}% are correct and correct "
                              f"{row['luck corrects']}: the share is "
                              f"{versus(row[CI], row['by luck'])} than that.")
@@ -154,43 +158,57 @@ def share_of_right(lab):
     return "correct paths among those tried", rows, meaning
 
 
+def by_luck(question, tries):
+    """The probability that one of so many guesses is correct."""
+    return 1 - (1 - 1 / len(question.choices)) ** tries
+
+
 def moved(question, by):
-    """The question with every option `by` places further on, the gold letter with it; None if a
-    prompt of its own does not list the options as "(A) text"."""
+    """The question with every option `by` places further on, the gold letter with it; None if its
+    own prompt does not list the options as "(A) text"."""
     choices, prompt = question.choices[-by:] + question.choices[:-by], question.prompt
     listed = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, question.choices)]
     if prompt and any(prompt.count(option) != 1 for option in listed):
         return None
-    for option, letter, choice in zip(listed, LETTERS, choices) if prompt else ():
-        prompt = prompt.replace(option, f"({letter}) {choice}")
+    if prompt:
+        for option, letter, choice in zip(listed, LETTERS, choices):
+            prompt = prompt.replace(option, f"({letter}) {choice}")
     gold = LETTERS[(LETTERS.index(question.answer) + by) % len(choices)]
     return replace(question, id=f"{question.id} moved by {by}", choices=choices, prompt=prompt,
                    answer=gold)
 
 
+def answered_by_letter(pairs):
+    """The pairs (prompt, record) of multiple choice that is answered by writing a letter."""
+    return [pair for pair in pairs if pair[0].question.choices and not pair[0].options]
+
+
 def options_moved(lab):
     """How many answers stay correct when the options are in another order."""
     title = "multiple choice, its options moved by every number of places"
-    by_letter = lambda pair: pair[0].question.choices and not pair[0].options
-    steady = [pair for pair in filter(by_letter, zip(*limited(lab))) if pair[1]["default_correct"]]
-    mended, default, rows = list(filter(by_letter, corrected_pairs(lab))), default_path(lab.L), []
-    for name, group, takes_label in (("correct by default", steady, False),
-                                     ("corrected, label path", mended, True),
-                                     ("corrected, default path", mended, False)):
-        origin = {moved(p.question, by): (p.question.id,
-                                          record["decisions"] if takes_label else default)
-                  for p, record in group for by in range(1, len(p.question.choices))}
+    default_correct = [pair for pair in answered_by_letter(zip(*limited(lab)))
+                       if pair[1]["default_correct"]]
+    corrected, default, rows = answered_by_letter(corrected_pairs(lab)), default_path(lab.L), []
+    for name, group, takes_label in (("correct by default", default_correct, False),
+                                     ("corrected, label path", corrected, True),
+                                     ("corrected, default path", corrected, False)):
+        origin = {}  # {moved question: (id of the question, path)}
+        for prompt, record in group:
+            path = record["decisions"] if takes_label else default
+            for by in range(1, len(prompt.question.choices)):
+                origin[moved(prompt.question, by)] = prompt.question.id, path
         origin.pop(None, None)
         if not origin:
             return title, rows, "Too few questions that are answered by a letter."
-        prompts, _ = prepare(list(origin), lab.tokenizer, lab.model)
+        prompts, _ = prompts_that_fit(list(origin), lab.tokenizer, lab.model,
+                                      "questions with moved options")
         hits = ask(lab, name, [(p, origin[p.question][1]) for p in prompts])
-        named = [(origin[p.question][0], hit) for p, (_, hit) in zip(prompts, hits)]
+        of_question = [(origin[p.question][0], hit) for p, (_, hit) in zip(prompts, hits)]
         luck = float(np.mean([1 / len(p.question.choices) for p in prompts]))
-        rows.append({"those": name, **count_hits(named), "by luck": luck})
-    kept, of_label, of_default = rows
+        rows.append({"questions are": name, **count_hits(of_question), "by luck": luck})
+    steady, of_label, of_default = rows
     return title, rows, (
-        f"If the default path was correct, {in_words(kept)} stay correct; of corrected questions "
+        f"If the default path was correct, {in_words(steady)} stay correct; of corrected questions "
         f"{in_words(of_label)}. That is {versus(of_label[CI], of_label['by luck'])} than by luck "
         f"({percent(of_label['by luck'])}%), and {versus(of_label[CI], of_default[CI])} than along "
         f"the default path, which was incorrect before ({in_words(of_default)}).")
@@ -210,14 +228,15 @@ def edit_undone(lab):
         others += [(prompt.question.id, hit) for tried, hit in tried_paths(record) if tried != path]
     if not undone:
         return title, [], "No correction has two edits or more: nothing to undo."
-    left, other = count_hits(ask(lab, "one edit undone", undone)), count_hits(others)
+    remaining, other = count_hits(ask(lab, "one edit undone", undone)), count_hits(others)
     if_one = 1 - number / len(undone)  # all but one of each question's
-    rows = [{"path": "one edit undone", **left, "if one did it all": if_one},
+    rows = [{"path": "one edit undone", **remaining, "if one did it all": if_one},
             {"path": "any other that was tried", **other}]
     return title, rows, (
-        f"{in_words(left)} are still correct. That is {versus(left[CI], other[CI])} than of the "
-        f"other paths tried on these questions ({in_words(other)}), and {versus(left[CI], if_one)} "
-        f"than the {percent(if_one)}% there would be if one edit of each did it all.")
+        f"{in_words(remaining)} are still correct. That is {versus(remaining[CI], other[CI])} than "
+        f"of the other paths tried on these questions ({in_words(other)}), and "
+        f"{versus(remaining[CI], if_one)} than the {percent(if_one)}% there would be if one edit "
+        "of each did it all.")
 
 
 def random_paths(num_layers, edits, number, rng):
@@ -237,13 +256,16 @@ def random_candidates(lab):
     gains without it."""
     prompts, records = limited(lab)
     edits = [sum(code != EXECUTE for code in r["decisions"]) for r in records if r["correct"]]
-    rng, mean_edits, N = random.Random(lab.args.seed), float(np.mean(edits or [1])), len(records)
+    mean_edits = float(np.mean(edits)) if edits else 1.0
+    rng, N = random.Random(lab.args.seed), len(records)
     paths = random_paths(lab.L, mean_edits, RANDOM, rng)
-    correct = ask_each(lab, "random paths", prompts, paths)
+    correct = ask_each(lab, "random paths", prompts, paths)  # (N, K)
     default = torch.tensor([bool(record["default_correct"]) for record in records])
     searched = torch.tensor([bool(record["correct"]) for record in records])
-    half, each = torch.tensor(rng.sample([n % 2 for n in range(N)], N)), torch.arange(N)
+    # each half of the questions chooses its best path, which is tried on both halves
+    half = torch.tensor(rng.sample([n % 2 for n in range(N)], N))
     best = torch.stack([correct[half == h].sum(0).argmax() for h in (0, 1)])
+    each = torch.arange(N)
     rows = []
     for name, hit in (("the search's, picked by the answer", searched),
                       ("random, picked by the answer", correct.any(1) | default),
@@ -263,17 +285,22 @@ def random_candidates(lab):
 
 def single_edits(lab):
     """The largest effects by the searches' own data, and the same edits on test questions."""
-    effects, default = edit_effects(lab.records)[:, list(EDITS)].flatten(), default_path(lab.L)
-    places = effects.abs().argsort(descending=True, stable=True)[:STRONGEST]
-    edits = [(n // len(EDITS), EDITS[n % len(EDITS)]) for n in places.tolist()]
+    title = "single edits: effect in the searches' data, gain on test questions (points)"
+    default = default_path(lab.L)
+    effects = edit_effects(lab.records)[:, list(EDITS)].flatten()
+    strongest = effects.abs().argsort(descending=True, stable=True)[:STRONGEST]
+    effect = effects[strongest]  # (K,)
+    edits = [(n // len(EDITS), EDITS[n % len(EDITS)]) for n in strongest.tolist()]
     paths = [default[:layer] + (code,) + default[layer + 1:] for layer, code in edits]
     correct = ask_each(lab, "single edits", lab.inside, [default, *paths]).float()
-    effect, gains = effects[places], correct[:, 1:] - correct[:, :1]  # (K,), (N, K)
-    rows = [{"edit": f"{DECISIONS[code].name} {layer}", "effect": effect[k].item(),
-             "questions": len(gains), "gain": gains[:, k].mean().item(),
-             f"{CI} of gain": interval(gains[:, k])} for k, (layer, code) in enumerate(edits)]
-    title = "single edits: effect in the searches' data, gain on test questions (points)"
-    if not (helping := effect > 0).any():
+    gains = correct[:, 1:] - correct[:, :1]  # (N, K)
+    rows = []
+    for k, (layer, code) in enumerate(edits):
+        rows.append({"edit": f"{DECISIONS[code].name} {layer}", "effect": effect[k].item(),
+                     "questions": len(gains), "gain": gains[:, k].mean().item(),
+                     f"{CI} of gain": interval(gains[:, k])})
+    helping = effect > 0
+    if not helping.any():
         return title, rows, "By the searches' data none of these edits helps."
     promised, fresh = effect[helping].mean().item(), gains[:, helping].mean(1)
     ends = interval(fresh)
@@ -284,25 +311,11 @@ def single_edits(lab):
         f"{versus(ends, promised)} than promised.")
 
 
-CONTROLS = (asked_again, share_of_right, options_moved, edit_undone, random_candidates,
+CONTROLS = (asked_again, share_of_correct, options_moved, edit_undone, random_candidates,
             single_edits)
 
 
 # ---- the command ----
-
-def cells(row):
-    """A row's figures as text: shares in percent, gains and effects in points with their sign."""
-    text = {}
-    for key, value in row.items():
-        sign = "gain" in key or "effect" in key
-        if isinstance(value, float):
-            text[f"{key} %"] = percent(value, sign)
-        elif isinstance(value, list | tuple):
-            text[key] = between(value, sign)
-        elif value is not None:
-            text[key] = str(value)
-    return text
-
 
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, prog="python -m experiments.luck")

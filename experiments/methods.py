@@ -1,11 +1,12 @@
 """The other methods of the paper's tables, as routes through the one loop.
 
-Most need a route only. Some need a *view*: the same frozen weights under another list of layers.
-Four train *switches* on the answers' loss: small parts that say whether a layer is on, for a whole
-prompt or for a token. Methods that by nature train the base model are here as "frozen retrofit".
-Sources and differences are named at each function. Everything is fitted on training questions only.
+Most need only a route. Some need a *view*: the same frozen weights under another list of layers.
+Four train *switches* on the loss of the answers: a switch says whether a layer is on, for a whole
+prompt or for a token. Methods that train the base model itself appear as "frozen retrofit", without
+that training. Each function names its source and its differences from it. Everything is fitted on
+training questions only.
 
-The command is evaluate.py with these methods among its --routes, and with their --calibration.
+The command is evaluate.py with these methods among its --routes, and with --calibration.
 
     python -m experiments.methods --routers runs/demo/routers.safetensors \\
         --routes dr.llm,shortgpt,polar --calibration demo/questions/label.jsonl
@@ -27,7 +28,7 @@ from drllm import RouterRoute, pool_windows
 from label import search_all
 from mcts import SearchConfig
 from model_llama import KVCache, Slot, pad, prefill
-from paths import DECISIONS, default_path
+from paths import DECISIONS, EXECUTE, SKIP, default_path
 from questions.loading import disjoint, load_all
 from storage.files import InputError
 from storage.run_folder import folder_of, read_chosen
@@ -35,16 +36,16 @@ from storage.run_folder import folder_of, read_chosen
 # N prompts   L layers   T tokens   D hidden size   R width of a predictor
 
 EPOCHS, BATCH, RATE = 4, 32, 1e-3  # of training switches
-PRESSURE = 2.0  # nats per unit of share above the capacity
-PONDER = 0.05   # nats per share of layers repeated
+PRESSURE = 2.0  # nats of loss per unit of share above the capacity
+PONDER = 0.05   # nats of loss per share of layers repeated
 
 
 @dataclass
 class Setting:
-    """What a method may use. depth: the mean layers per forward pass it has to meet. decisions:
-    (N, L), Dr.LLM's for the prompts that are asked; only the oracle reads the answers of these.
-    calibration: prompts of training questions, the only ones anything is fitted on. labels: a path
-    or None for each of them."""
+    """What a method may use. prompts: of the test questions, whose answers only the oracle reads.
+    decisions: (N, L), Dr.LLM's for these prompts. depth: the mean layers per forward pass that the
+    method is matched to. calibration: prompts of training questions, the only ones anything is
+    fitted on. labels: a path or None for each of them."""
     model: nn.Module
     tokenizer: object
     prompts: list
@@ -59,8 +60,8 @@ class Setting:
 
 @dataclass
 class Entrant:
-    """A model or a view of it, and a route per seed. layers_of(decisions): (N,) layers per forward
-    pass where that isn't the sum of the decisions."""
+    """A method ready to answer: a model or a view of it, and a route per seed.
+    layers_of(decisions): (N,) layers per forward pass, if that is not the sum of the decisions."""
     model: nn.Module
     routes: list
     layers_of: Callable = None
@@ -69,7 +70,7 @@ class Entrant:
 # ---- controls made of Dr.LLM's own decisions ----
 
 def masked(*allowed):
-    """The method that is Dr.LLM with some of (skip, execute, repeat) forbidden."""
+    """The method that is Dr.LLM with only some of (skip, execute, repeat) allowed."""
     def make(setting):
         routes = [RouterRoute(routers, allowed=allowed) for routers in setting.routers]
         return Entrant(setting.model, routes)
@@ -77,14 +78,14 @@ def masked(*allowed):
 
 
 def from_decisions(choose):
-    """The method that makes paths of Dr.LLM's: choose(decisions, prompts, seed) gives (N, L)."""
+    """The method that changes Dr.LLM's paths: choose(decisions, prompts, seed) gives (N, L)."""
     def make(setting):
         return Entrant(setting.model, [choose(setting.decisions, setting.prompts, setting.seed)])
     return make
 
 
 def numbers_by_task(prompts):
-    """Lists of the prompt numbers of every task."""
+    """For every task, the list of its prompts' numbers."""
     numbers_of = {}
     for n, prompt in enumerate(prompts):
         numbers_of.setdefault(prompt.question.task, []).append(n)
@@ -104,8 +105,8 @@ def random_choices(decisions, prompts, seed=0):
 
 
 def swapped(decisions, prompts, seed=0):
-    """(N, L): every prompt has the path of another prompt of its task. What a method loses by this
-    is its routing within a task."""
+    """(N, L): every prompt has the path of another prompt of its task. What Dr.LLM loses by this
+    is what it gains by routing within a task."""
     rng = torch.Generator().manual_seed(seed)
     moved = decisions.clone()
     for of_task in numbers_by_task(prompts):
@@ -119,48 +120,40 @@ def swapped(decisions, prompts, seed=0):
 def at_depth(depth, order, L, N, seed=0):
     """(N, L) paths of this mean depth that skip the first layers of `order`. The number of skipped
     layers is one of two neighbours; which prompts skip the larger number is random."""
-    skipped = min(max(L - depth, 0.0), float(L))  # a fraction, on average
+    skipped = min(max(L - depth, 0.0), float(L))  # layers, on average
     fewer = int(skipped)
     rank = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
-    skip_one_more = rank < round((skipped - fewer) * N)
-    paths = torch.ones(N, L, dtype=torch.long)
-    paths[:, order[:fewer]] = 0
-    paths[skip_one_more, order[min(fewer, L - 1)]] = 0
+    skips_one_more = rank < round((skipped - fewer) * N)
+    paths = torch.full((N, L), EXECUTE)
+    paths[:, order[:fewer]] = SKIP
+    paths[skips_one_more, order[min(fewer, L - 1)]] = SKIP
     return paths
 
 
-class Influence:
-    """A Route that executes everything and adds up how far each layer turns the hidden states."""
-
-    def __init__(self, num_layers):
-        self.num_layers = num_layers
-        self.total = torch.zeros(num_layers)
-        self.before = None  # what entered the layer before this one
-
-    def __call__(self, layer, hidden, lengths):
-        if layer:
-            self.add(layer - 1, hidden, lengths)
-        self.before = hidden
-        return torch.ones_like(lengths)
-
-    def add(self, layer, hidden, lengths):
-        """Adds 1 - cosine of a layer's input and output (B, T, D), over all real tokens."""
-        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]  # (B, T)
-        turned = 1 - F.cosine_similarity(self.before.float(), hidden.float(), dim=-1)
-        self.total[layer] += turned[real].sum().cpu()
-
-
 @torch.inference_mode()
-def block_influence(model, prompts, batch_size=256):
+def block_influence(model, prompts, batch_size=BATCH):
     """(L,) ShortGPT: 1 - mean cosine of a block's input and output, over all calibration tokens."""
     device = model.embed_tokens.weight.device
-    influence = Influence(model.config.num_layers)
+    total = torch.zeros(model.config.num_layers)
     for batch in batches(prompts, batch_size):
         tokens, lengths = pad([prompts[n].ids for n in batch], device)
-        hidden, _ = prefill(model, tokens, influence, lengths)
-        # no further layer asks: what leaves the last one is added here
-        influence.add(influence.num_layers - 1, hidden, torch.tensor(lengths, device=device))
-    return influence.total / sum(len(prompt.ids) for prompt in prompts)
+        states = []  # (B, T, D) each: what enters the layers, and what leaves the last one
+
+        def store_and_execute(layer, hidden, lengths):
+            states.append(hidden)
+            return torch.full_like(lengths, EXECUTE)
+        last, _ = prefill(model, tokens, store_and_execute, lengths)
+        states.append(last)
+        real = is_token(tokens.shape[1], torch.tensor(lengths, device=device))
+        for layer, (before, after) in enumerate(zip(states, states[1:])):
+            cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)  # (B, T)
+            total[layer] += (1 - cosine)[real].sum().cpu()
+    return total / sum(len(prompt.ids) for prompt in prompts)
+
+
+def is_token(T, lengths):
+    """(B, T) bool, False at padding; lengths (B,)."""
+    return torch.arange(T, device=lengths.device) < lengths[:, None]
 
 
 def answer_loss(model, prompts):
@@ -168,29 +161,26 @@ def answer_loss(model, prompts):
     device = model.embed_tokens.weight.device
     tokens, lengths = pad([[*prompt.ids, *prompt.gold] for prompt in prompts], device)
     logits = model(tokens, lengths=lengths)[:, :-1].float()  # (N, T - 1, V)
-    positions = torch.arange(1, tokens.shape[1])
-    starts = torch.tensor([len(prompt.ids) for prompt in prompts])[:, None]
-    ends = torch.tensor(lengths)[:, None]
-    of_answer = ((positions >= starts) & (positions < ends)).to(device)  # (N, T - 1)
+    in_prompt = is_token(tokens.shape[1], torch.tensor([len(prompt.ids) for prompt in prompts]))
+    in_sequence = is_token(tokens.shape[1], torch.tensor(lengths))
+    of_answer = (in_sequence & ~in_prompt)[:, 1:].to(device)  # (N, T - 1)
     return F.cross_entropy(logits[of_answer], tokens[:, 1:][of_answer])
 
 
-SCORED = 128   # calibration prompts that LLM-Pruner's score is taken on, at most
+SCORED = 128  # calibration prompts for LLM-Pruner's score, at most
 
 
 def block_scores(model, prompts):
-    """(L,) LLM-Pruner's first-order importance: the sum of |weight * gradient| over a whole block.
-    The gradient is that of the answers' loss."""
+    """(L,) LLM-Pruner's first-order importance: the sum of |weight * gradient| over a whole block,
+    by the gradient of the answers' loss."""
     prompts, layers = prompts[:SCORED], model.layers
     layers.requires_grad_(True)
     try:
         for batch in batches(prompts, BATCH):
             loss = answer_loss(model, [prompts[n] for n in batch])
             (loss * len(batch)).backward()
-        scores = []
-        for block in layers:
-            parts = [(weight * weight.grad).abs().sum() for weight in block.parameters()]
-            scores.append(sum(parts))
+        scores = [sum((weight * weight.grad).abs().sum() for weight in block.parameters())
+                  for block in layers]
         return torch.stack(scores).detach().cpu()
     finally:
         layers.requires_grad_(False).zero_grad()
@@ -198,9 +188,8 @@ def block_scores(model, prompts):
 
 def without_first(setting, order):
     """The entrant that skips the first layers of `order` for every question."""
-    paths = at_depth(setting.depth, order, setting.model.config.num_layers, len(setting.prompts),
-                     setting.seed)
-    return Entrant(setting.model, [paths])
+    L, N = setting.model.config.num_layers, len(setting.prompts)
+    return Entrant(setting.model, [at_depth(setting.depth, order, L, N, setting.seed)])
 
 
 def shortgpt(setting):
@@ -210,7 +199,7 @@ def shortgpt(setting):
 
 
 def pruner(setting):
-    """LLM-Pruner (Ma 2023) at the grain of blocks; no LoRA recovery, the base stays frozen."""
+    """LLM-Pruner (Ma 2023) for whole blocks; without LoRA recovery, the base stays frozen."""
     scores = block_scores(setting.model, setting.calibration)
     return without_first(setting, scores.argsort().tolist())
 
@@ -225,7 +214,7 @@ def early_exit(setting):
 class PathPredictor(nn.Module):
     """PoLar-like (2606.06574): learned layer queries attend to the prompt's embeddings, a small
     transformer over layers follows, each layer gets three logits. Left out: segments, beams, and
-    the separate embedding model (the frozen model's own embeddings and positions stand in)."""
+    the separate embedding model, which the frozen model's own embeddings and positions replace."""
 
     def __init__(self, num_layers, hidden_size, width=64, heads=4):
         super().__init__()
@@ -241,9 +230,8 @@ class PathPredictor(nn.Module):
         """Logits (N, L, 3) of embeddings (N, T, D), lengths (N,)."""
         N, T, _ = embeddings.shape
         tokens = self.project(embeddings) + position_codes(T, self.queries)  # (N, T, R)
-        padding = torch.arange(T, device=lengths.device) >= lengths[:, None]
         queries = self.queries.expand(N, -1, -1)  # (N, L, R)
-        read, _ = self.attend(queries, tokens, tokens, key_padding_mask=padding)
+        read, _ = self.attend(queries, tokens, tokens, key_padding_mask=~is_token(T, lengths))
         return self.head(self.mix(queries + read))
 
 
@@ -255,7 +243,7 @@ def position_codes(T, like):
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like)
 
 
-class Predicted:
+class PredictorRoute:
     """The Route of a PathPredictor: all layers are decided when the first one asks."""
 
     def __init__(self, predictor):
@@ -299,16 +287,17 @@ def train_predictor(model, prompts, paths, seed=0, epochs=25, rate=1e-3):
 
 
 def polar(setting):
-    """The whole path from the embeddings, learned from the labels Dr.LLM learns from."""
-    labelled = [pair for pair in zip(setting.calibration, setting.labels) if pair[1]]
-    prompts, paths = zip(*labelled)
+    """The whole path from the embeddings, learned from the labels that Dr.LLM learns from."""
+    labelled = [n for n, path in enumerate(setting.labels) if path]
+    prompts = [setting.calibration[n] for n in labelled]
+    paths = [setting.labels[n] for n in labelled]
     predictor = train_predictor(setting.model, prompts, paths, setting.seed)
-    return Entrant(setting.model, [Predicted(predictor)])
+    return Entrant(setting.model, [PredictorRoute(predictor)])
 
 
 def cola(setting, simulations=25):
-    """CoLa (2507.07996): a search for each question, which is told whether an answer is correct. An
-    oracle: the gold answer chooses the path."""
+    """CoLa (2507.07996): a search for each question, which sees whether an answer is correct. It
+    is an oracle: the gold answer chooses the path."""
     searches = search_all(setting.model, setting.tokenizer, setting.prompts,
                           SearchConfig(simulations=simulations), setting.seed, setting.batch_size)
     path_of = {prompt.question.id: result.paper_label for prompt, result, _ in searches}
@@ -328,39 +317,32 @@ def view(model, layers):
 
 
 class SharedCache(KVCache):
-    """A layer's second pass reads the first pass's keys and values and writes none."""
+    """A KVCache in which a layer's second pass reads the keys and values of its first pass."""
 
-    def admit(self, layer, counts):
-        super().admit(layer, counts)
-        if not self.slots[layer]:
-            return
-        first, *later = self.slots[layer]
-        first = Remembering(first.rows, first.capacity)
-        self.slots[layer] = [first, *(Reading(first, slot.rows) for slot in later)]
+    def admit(self, layer, decisions):
+        super().admit(layer, decisions)
+        if len(self.slots[layer]) == 2:
+            first, second = self.slots[layer]
+            self.slots[layer] = [first, SecondPass(first, second.rows)]
 
 
-class Remembering(Slot):
-    """A Slot that remembers what is visible in it."""
-
-    def write(self, keys, values, span):
-        self.visible = super().write(keys, values, span)
-        return self.visible
-
-
-class Reading(Slot):
-    """A Slot that ignores what is written and gives what another one holds of its rows."""
+class SecondPass(Slot):
+    """A Slot that stores nothing: it gives the entries that the first pass stored for its rows."""
 
     def __init__(self, first, rows):
         super().__init__(rows)
-        self.first, self.rows_of_first = first, rows
-        if rows is not None and first.rows is not None:
+        self.first = first
+        if rows is None:  # then the first pass runs every row, too
+            self.rows_of_first = slice(None)
+        elif first.rows is None:
+            self.rows_of_first = rows
+        else:
             self.rows_of_first = torch.searchsorted(first.rows, rows)
 
-    def write(self, keys, values, span):
-        keys, values = self.first.visible
-        if self.rows_of_first is None:  # all of them
-            return keys, values
-        return keys[self.rows_of_first], values[self.rows_of_first]
+    def write(self, keys, values, positions):
+        end = positions.start + keys.shape[2]
+        stored = self.first.keys[:, :, :end], self.first.values[:, :, :end]
+        return tuple(tensor[self.rows_of_first] for tensor in stored)  # (N, K, S, E) each
 
 
 def sharing(model):
@@ -368,8 +350,9 @@ def sharing(model):
     other = copy.copy(model)
 
     def empty_cache(lengths, T, capacity=0):
-        plain = model.empty_cache(lengths, T, capacity)
-        return SharedCache(lengths, model.config.num_layers, capacity, plain.angles)
+        angles = model.empty_cache(lengths, T, capacity).angles
+        # at least T: the second pass reads what the first one has stored
+        return SharedCache(lengths, model.config.num_layers, max(T, capacity), angles)
     other.empty_cache = empty_cache
     return other
 
@@ -385,7 +368,7 @@ def recursions(setting):
 
 class Switches(nn.Module):
     """Linear scores: at or above 0 a switch is on. While they watch prompts of `lengths` (N,), the
-    switches note which shares were on, (N,) each, and further losses to learn from."""
+    switches note the share of each prompt that was on, (N,) each, and further losses."""
 
     def __init__(self, number, hidden_size, bias=0.0):
         super().__init__()
@@ -394,9 +377,7 @@ class Switches(nn.Module):
         self.watch(None)
 
     def watch(self, lengths):
-        self.lengths = lengths
-        self.shares = []
-        self.more_losses = []
+        self.lengths, self.shares, self.more_losses = lengths, [], []
 
     def score(self, index, states):
         """(...) of states (..., D)."""
@@ -414,12 +395,11 @@ def mean_of(states, lengths):
     return pool_windows(states, lengths, windows=1)[:, 0]
 
 
-def best_share(score, lengths, share):
-    """(on (N, T), real (N, T)): on is the share of each prompt's tokens whose score (N, T) is
-    highest, real is what is no padding."""
-    real = torch.arange(score.shape[1], device=score.device) < lengths[:, None]
-    ranks = score.masked_fill(~real, -torch.inf).argsort(1, descending=True).argsort(1)
-    return ranks < (share * lengths[:, None]).ceil(), real
+def top_share(score, lengths, share):
+    """(N, T) bool: the share of each prompt's tokens whose score (N, T) is highest."""
+    score = score.masked_fill(~is_token(score.shape[1], lengths), -torch.inf)
+    ranks = score.argsort(1, descending=True).argsort(1)
+    return ranks < (share * lengths[:, None]).ceil()
 
 
 class Switched(nn.Module):
@@ -429,13 +409,14 @@ class Switched(nn.Module):
 
     def __init__(self, inner, norm, switches, index, per_token=True, adapter=None, share=None):
         super().__init__()
-        self.inner, self.norm, self.switches, self.index = inner, norm, switches, index
+        self.inner, self.norm = inner, norm
+        self.switches, self.index = switches, index
         self.per_token, self.adapter, self.share = per_token, adapter, share
 
-    def forward(self, hidden, span, slot):
+    def forward(self, hidden, positions, slot):
         normed = self.norm(hidden)
         on = self.on(normed)[..., None].to(hidden)  # (N, T, 1), or (N, 1, 1) of whole prompts
-        out = hidden + on * (self.inner(hidden, span, slot) - hidden)
+        out = hidden + on * (self.inner(hidden, positions, slot) - hidden)
         if self.adapter is None:
             return out
         return out + (1 - on) * self.adapter(normed.float()).to(hidden)
@@ -447,8 +428,9 @@ class Switched(nn.Module):
         score = switches.score(self.index, states)
         chosen = score >= 0
         if self.share is not None and switches.training:
-            chosen, real = best_share(score, lengths, self.share)
+            chosen = top_share(score, lengths, self.share)
             # the score learns to predict the rank, which is not known when an answer is written
+            real = is_token(score.shape[1], lengths)
             switches.more_losses.append(F.binary_cross_entropy_with_logits(
                 score[real], chosen[real].to(score)))
         on = straight_through(chosen, score)
@@ -461,30 +443,10 @@ class Switched(nn.Module):
 def switched(layers, norms, switches, adapters=None, **how):
     """The layers, with a switch for each in norms {layer: norm of what its switch sees}."""
     layers = list(layers)
-    adapters = adapters or [None] * len(norms)
     for index, (layer, norm) in enumerate(norms.items()):
-        layers[layer] = Switched(layers[layer], norm, switches, index, adapter=adapters[index],
-                                 **how)
+        adapter = adapters[index] if adapters else None
+        layers[layer] = Switched(layers[layer], norm, switches, index, adapter=adapter, **how)
     return layers
-
-
-class SwitchRoute:
-    """The Route of prompt switches. norms: see switched()."""
-
-    def __init__(self, switches, norms, num_layers):
-        self.switches, self.norms, self.num_layers = switches, norms, num_layers
-        self.index = {layer: index for index, layer in enumerate(norms)}
-
-    def __call__(self, layer, hidden, lengths):
-        if layer not in self.norms:
-            return torch.ones_like(lengths)
-        mean = mean_of(self.norms[layer](hidden), lengths)
-        return (self.switches.score(self.index[layer], mean) >= 0).long()
-
-
-def above(capacity):
-    """The capacity term: PRESSURE times the excess of the share that is on over the capacity."""
-    return lambda share: PRESSURE * F.relu(share - capacity)
 
 
 def train_switches(setting, layers, norms, penalty, bias, **how):
@@ -509,25 +471,9 @@ def train_switches(setting, layers, norms, penalty, bias, **how):
     return trained, switches.eval()
 
 
-# ---- a switch per prompt: a route over a view ----
-
-class Half(nn.Module):
-    """One half of a block as a layer: its attention or its MLP."""
-
-    def __init__(self, block, attention):
-        super().__init__()
-        self.block, self.attention = block, attention
-
-    def forward(self, hidden, span, slot):
-        block = self.block
-        if self.attention:
-            return hidden + block.self_attn(block.input_layernorm(hidden), span, slot)
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
-
-
-def size(module):
-    """Number of weights."""
-    return sum(weight.numel() for weight in module.parameters())
+def above(capacity):
+    """The capacity term: PRESSURE times the excess of the share that is on over the capacity."""
+    return lambda share: PRESSURE * F.relu(share - capacity)
 
 
 def capacity_of(setting, number, share=1.0):
@@ -537,48 +483,71 @@ def capacity_of(setting, number, share=1.0):
     return 1 - skipped / max(1, number) / share
 
 
+# ---- a switch per prompt: a route over a view ----
+
+class SwitchRoute:
+    """The Route of prompt switches. norms: see switched()."""
+
+    def __init__(self, switches, norms, num_layers):
+        self.switches, self.norms, self.num_layers = switches, norms, num_layers
+        self.index = {layer: index for index, layer in enumerate(norms)}
+
+    def __call__(self, layer, hidden, lengths):
+        if layer not in self.norms:
+            return torch.full_like(lengths, EXECUTE)
+        mean = mean_of(self.norms[layer](hidden), lengths)
+        return (self.switches.score(self.index[layer], mean) >= 0).long()
+
+
+def prompt_entrant(setting, layers, norms, penalty, bias, layers_of=None):
+    """The entrant of these layers, of which those in norms are switched once per prompt."""
+    _, switches = train_switches(setting, layers, norms, penalty, bias, per_token=False)
+    route = SwitchRoute(switches, norms, len(layers))
+    return Entrant(view(setting.model, layers), [route], layers_of)
+
+
+class Half(nn.Module):
+    """One half of a block as a layer: its attention or its MLP."""
+
+    def __init__(self, block, attention):
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, hidden, positions, slot):
+        block = self.block
+        if self.attention:
+            return hidden + block.self_attn(block.input_layernorm(hidden), positions, slot)
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+
 def mindskip(setting):
     """MindSkip (Router-Tuning, 2410.13184): attention of every layer but the last may be skipped,
     once per prompt; half a block counts by its share of the weights."""
     blocks, L = setting.model.layers, setting.model.config.num_layers
     halves = [Half(block, attention) for block in blocks for attention in (True, False)]
-    share = size(blocks[0].self_attn) / size(blocks[0])
-    norms = {2 * n: blocks[n].input_layernorm for n in range(L - 1)}
-    penalty = above(capacity_of(setting, L - 1, share))
+    in_attention, in_block = (sum(weight.numel() for weight in part.parameters())
+                              for part in (blocks[0].self_attn, blocks[0]))
+    share = in_attention / in_block
     cost = torch.tensor([share, 1 - share] * L)
-    return prompt_entrant(setting, halves, norms, penalty, 0.5,
+    norms = {2 * n: blocks[n].input_layernorm for n in range(L - 1)}
+    return prompt_entrant(setting, halves, norms, above(capacity_of(setting, L - 1, share)), 0.5,
                           lambda decisions: decisions.float() @ cost)
 
 
 def halting(setting):
     """Universal Transformer (Dehghani 2018), frozen retrofit: after each layer a switch instead of
-    a sum of halting probabilities may ask for one more pass; it pays a ponder cost."""
+    a sum of halting probabilities may ask for a second pass, at a ponder cost."""
     blocks = setting.model.layers
     twice = [block for block in blocks for _ in range(2)]
     norms = {2 * n + 1: block.input_layernorm for n, block in enumerate(blocks)}
     return prompt_entrant(setting, twice, norms, lambda share: PONDER * share, -1.0)
 
 
-def prompt_entrant(setting, layers, norms, penalty, bias, layers_of=None):
-    """The entrant of these layers, in which those of norms are switched once per prompt."""
-    _, switches = train_switches(setting, layers, norms, penalty, bias, per_token=False)
-    route = SwitchRoute(switches, norms, len(layers))
-    return Entrant(view(setting.model, layers), [route], layers_of)
-
-
-# ---- a switch per token: computed in full, so it saves nothing here; its layers are counted ----
-
-def adapter(hidden_size, width):
-    """A bottleneck MLP that begins as nothing."""
-    down, up = nn.Linear(hidden_size, width), nn.Linear(width, hidden_size)
-    nn.init.zeros_(up.weight)
-    nn.init.zeros_(up.bias)
-    return nn.Sequential(down, nn.SiLU(), up)
-
+# ---- a switch per token: both branches are computed, so no time is saved; layers are counted ----
 
 @torch.inference_mode()
 def token_layers(trained, switches, prompts, batch_size=256):
-    """(N,) layers a prompt's tokens run on average, switched ones counted by their share."""
+    """(N,) layers that a prompt's tokens run on average, switched ones counted by their share."""
     layers = torch.zeros(len(prompts))
     device = trained.embed_tokens.weight.device
     for batch in batches(prompts, batch_size):
@@ -589,6 +558,24 @@ def token_layers(trained, switches, prompts, batch_size=256):
         layers[batch] = (trained.config.num_layers - skipped).cpu()
     switches.watch(None)
     return layers
+
+
+def token_entrant(setting, numbers, bias, **how):
+    """The entrant of a model whose layers of these numbers are switched token by token."""
+    blocks = setting.model.layers
+    norms = {n: blocks[n].input_layernorm for n in numbers}
+    penalty = above(capacity_of(setting, len(numbers)))
+    trained, switches = train_switches(setting, blocks, norms, penalty, bias, **how)
+    layers = token_layers(trained, switches, setting.prompts)
+    return Entrant(trained, [None], lambda decisions: layers)
+
+
+def adapter(hidden_size, width):
+    """A bottleneck MLP whose output is zero at first."""
+    down, up = nn.Linear(hidden_size, width), nn.Linear(width, hidden_size)
+    nn.init.zeros_(up.weight)
+    nn.init.zeros_(up.bias)
+    return nn.Sequential(down, nn.SiLU(), up)
 
 
 def flexidepth(setting):
@@ -605,112 +592,91 @@ def flexidepth(setting):
 
 def mod(setting):
     """Mixture-of-Depths (Raposo 2024), frozen retrofit: in every other layer some tokens run, the
-    rest only write keys and values. They are the top k in training and those above a learned
-    threshold afterwards, since top k would look ahead."""
+    rest only write keys and values. Those that run are the top k in training; afterwards they are
+    those above a learned threshold, since top k would look ahead."""
     every_other = range(1, setting.model.config.num_layers, 2)
     share = min(1.0, max(0.0, capacity_of(setting, len(every_other))))
     return token_entrant(setting, every_other, 0.0, share=share)
 
 
-def token_entrant(setting, numbers, bias, **how):
-    """The entrant of a model whose layers of these numbers are switched token by token."""
-    blocks = setting.model.layers
-    norms = {n: blocks[n].input_layernorm for n in numbers}
-    penalty = above(capacity_of(setting, len(numbers)))
-    trained, switches = train_switches(setting, blocks, norms, penalty, bias, **how)
-    layers = token_layers(trained, switches, setting.prompts)
-    return Entrant(trained, [None], lambda decisions: layers)
-
-
 # ---- the table of methods ----
 
 @dataclass(frozen=True)
-class Baseline:
-    """A method: its title, what it is, how it comes about, and what it must be given:
-    "calibration" questions, their "labels" too, or nothing."""
+class Method:
+    """title and note: of its row in a table. make: gives the Entrant of a Setting. needs: what the
+    Setting must have: "calibration" questions, their "labels" too, or nothing."""
     title: str
     note: str
     make: Callable
     needs: str = ""
 
 
-BASELINES = {
-    "executed-only": Baseline("forced to execute", "Dr.LLM, skip and repeat forbidden",
-                              masked(False, True, False)),
-    "no-skip": Baseline("skip forbidden", "Dr.LLM", masked(False, True, True)),
-    "no-repeat": Baseline("repeat forbidden", "Dr.LLM", masked(True, True, False)),
-    "random": Baseline("random", "control: Dr.LLM's frequencies per task",
-                       from_decisions(random_choices)),
-    "swapped": Baseline("swapped", "control: the path of another question of the task",
-                        from_decisions(swapped)),
-    "shortgpt": Baseline("ShortGPT", "static, block influence", shortgpt, "calibration"),
-    "pruner": Baseline("LLM-Pruner score", "static, |weight * gradient| per block", pruner,
+METHODS = {
+    "executed-only": Method("forced to execute", "Dr.LLM, skip and repeat forbidden",
+                            masked(False, True, False)),
+    "no-skip": Method("skip forbidden", "Dr.LLM", masked(False, True, True)),
+    "no-repeat": Method("repeat forbidden", "Dr.LLM", masked(True, True, False)),
+    "random": Method("random", "control: Dr.LLM's frequencies per task",
+                     from_decisions(random_choices)),
+    "swapped": Method("swapped", "control: the path of another question of the task",
+                      from_decisions(swapped)),
+    "shortgpt": Method("ShortGPT", "fixed path, block influence", shortgpt, "calibration"),
+    "pruner": Method("LLM-Pruner score", "fixed path, |weight * gradient| per block", pruner,
+                     "calibration"),
+    "early-exit": Method("LayerSkip, early exit", "frozen retrofit, fixed path", early_exit),
+    "polar": Method("PoLar-like", "whole path from the embeddings", polar, "labels"),
+    "mindskip": Method("MindSkip", "attention only, switches trained on answers", mindskip,
                        "calibration"),
-    "early-exit": Baseline("LayerSkip, early exit", "frozen retrofit, static", early_exit),
-    "polar": Baseline("PoLar-like", "whole path from the embeddings", polar, "labels"),
-    "mindskip": Baseline("MindSkip", "attention only, switches trained on answers", mindskip,
+    "flexidepth": Method("FlexiDepth", "per token, switches and adapters trained", flexidepth,
                          "calibration"),
-    "flexidepth": Baseline("FlexiDepth", "per token, switches and adapters trained", flexidepth,
-                           "calibration"),
-    "mod": Baseline("MoD, top-k tokens", "frozen retrofit, switches trained", mod, "calibration"),
-    "halting": Baseline("UT, halting", "frozen retrofit, repeat switches trained", halting,
-                        "calibration"),
-    "recursions": Baseline("MoR, shared cache", "frozen retrofit, Dr.LLM's paths", recursions),
-    "cola": Baseline("CoLa (oracle)", "search with the gold answer", cola),
+    "mod": Method("MoD, top-k tokens", "frozen retrofit, switches trained", mod, "calibration"),
+    "halting": Method("UT, halting", "frozen retrofit, repeat switches trained", halting,
+                      "calibration"),
+    "recursions": Method("MoR, shared cache", "frozen retrofit, Dr.LLM's paths", recursions),
+    "cola": Method("CoLa (oracle)", "search with the gold answer", cola),
 }
 
 
-def check_needs(names, num_layers, calibration, labels):
-    """InputError when a named method would lack something, or when a label is no path. calibration:
-    prompts; labels: {id: path}."""
-    paths = [labels[prompt.question.id] for prompt in calibration
-             if labels.get(prompt.question.id)]
-    for path in paths:
-        if not is_path(path, num_layers):
-            raise InputError(f"chosen.json: {path} is no path of {num_layers} layers")
+def check_needs(names, calibration, labels):
+    """InputError if a named method would lack something. calibration: prompts of training
+    questions; labels: {question id: path}."""
+    is_labelled = any(labels.get(prompt.question.id) for prompt in calibration)
     for name in names:
-        needs = BASELINES[name].needs
+        needs = METHODS[name].needs
         if needs and not calibration:
             raise InputError(f"route {name} is fitted on training questions and got none: give "
                              "--calibration FILE")
-        if needs == "labels" and not paths:
+        if needs == "labels" and not is_labelled:
             raise InputError(f"route {name} learns from labels, and none of {len(calibration)} "
                              "questions of --calibration has one: chosen.json, which train.py "
-                             "leaves beside the routers, must know them")
+                             "leaves beside the routers, must have them")
 
 
-def is_path(path, num_layers):
-    """Whether a value from a file is a path: a decision per layer."""
-    codes = range(len(DECISIONS))
-    return (isinstance(path, list | tuple) and len(path) == num_layers
-            and all(type(code) is int and code in codes for code in path))
-
-
-def setting_of(table, names, routers, outcome, calibration, labels, depth=None):
-    """What the named methods may use to answer a Comparison's questions at the depth of Dr.LLM's
-    outcome, or another. calibration, labels: see check_needs()."""
-    calibration, labels = calibration or [], labels or {}
-    check_needs(names, table.model.config.num_layers, calibration, labels)
-    paths = [labels.get(prompt.question.id) for prompt in calibration]
+def setting_of(table, routers, outcome, calibration, labels, depth=None):
+    """What methods may use to answer a Comparison's questions, at the depth of Dr.LLM's outcome or
+    another. calibration, labels: see check_needs()."""
     depth = depth or outcome.layers[table.counted].mean().item()
+    paths = [labels.get(prompt.question.id) for prompt in calibration]
     return Setting(table.model, table.tokenizer, table.prompts, routers, outcome.decisions[0],
                    depth, calibration, paths, table.batch_size)
 
 
 def add(table, names, routers, outcome, calibration, labels):
-    """Asks the named methods a Comparison's questions at the depth of Dr.LLM's outcome, whose
+    """Asks the named methods a Comparison's questions, at the depth of Dr.LLM's outcome, whose
     routers these are. calibration, labels: see check_needs()."""
-    setting = setting_of(table, names, routers, outcome, calibration, labels)
+    check_needs(names, calibration, labels)
+    setting = setting_of(table, routers, outcome, calibration, labels)
     for name in names:
-        entrant = BASELINES[name].make(setting)
-        table.add(name, entrant.routes, BASELINES[name].title, model=entrant.model,
+        method = METHODS[name]
+        entrant = method.make(setting)
+        table.add(name, entrant.routes, method.title, model=entrant.model,
                   layers_of=entrant.layers_of)
 
 
 # ---- the command: evaluate.py, and these methods ----
 
 def parse_args(argv=None):
-    known = (*evaluate.ROUTES, *BASELINES)
+    known = (*evaluate.ROUTES, *METHODS)
     parser = cli.Parser(__doc__, prog="python -m experiments.methods")
     evaluate.add_flags(parser, known)
     parser.add_argument("--calibration", nargs="+", action=cli.Gather, default=[], metavar="FILE",
@@ -737,8 +703,8 @@ def main(argv=None):
     inputs = evaluate.read_inputs(args)
     calibration = read_calibration(args, inputs)
     labels = read_chosen(folder_of(args.routers) or args.out, inputs.model.config.num_layers)
-    names = [name for name in args.routes if name in BASELINES]
-    check_needs(names, inputs.model.config.num_layers, calibration, labels)
+    names = [name for name in args.routes if name in METHODS]
+    check_needs(names, calibration, labels)  # rather now than after the other routes
 
     def add_methods(table, main):
         add(table, names, inputs.seeds, table.outcomes[main], calibration, labels)

@@ -1,13 +1,13 @@
-"""The paper's tables and figures on your own run, one command each, with what its referees asked.
+"""The paper's tables and figures on your own run, one command each, and two further studies.
 
     table2  search statistics         figure1  accuracy against layers    figure7  losses
     table3  in domain                 figure4  layers used, by task       figure9  labels
     table4  out of domain             figure5  width, depth, windows      ood      guard or not
-    table5  other methods             figure6  interpolation p            frontier over static
+    table5  other methods             figure6  interpolation p            frontier, fixed paths
     table6  states or embeddings
 
 table2 and figure9 only read labels; table3, table4 and figure4 ask a few routes; the others train
-routers or fit methods, row by row. All take some 15 minutes on the demo and two cores; on
+routers or fit methods, row by row. All take some 15 minutes on the demo and two cores. On
 SmolLM2-135M and one thread table6 took 22, figure6 9 minutes.
 
 Each prints a table and leaves NAME.json (command, seeds, model, versions) and, if matplotlib is
@@ -25,48 +25,23 @@ import numpy as np
 import torch
 
 import cli
-from cli import aligned, percent, progress_bar
+from cli import aligned, progress_bar
 from experiments import pictures
-from experiments.lab import Lab, add_run_flags
-from experiments.statistics import between
+from experiments.lab import Lab, add_run_flags, cells
 from experiments.tables import EXPERIMENTS
 from storage.files import write_json
 from storage.run_folder import read_result
 
 ALIASES = {"figure8": "figure5", "figure10": "figure4"}  # two sides of one experiment
-PERCENT = ("accuracy", "sd", "gain", "over_static", "in", "near", "far", "out", "bare", "guard")
 
 
-# ---- what a person reads ----
-
-def cell(key, value):
-    """A figure as text."""
-    if value is None:
-        return ""
-    if key in PERCENT:
-        return percent(value, sign=key not in ("accuracy", "sd"))
-    if key.endswith("layers"):
-        return f"{value:.2f}"
-    if key.endswith("interval"):
-        return between(value)
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) >= 100 or 0 < abs(value) < 0.001 else f"{value:.3f}"
-    return str(value)
-
-
-def cells(row):
-    """A row's figures as text; what belongs to pictures only is left out."""
-    return {key: cell(key, value) for key, value in row.items()
-            if key.endswith("interval") or not isinstance(value, list | dict)}
-
+# ---- the commands ----
 
 def print_result(name, result):
     """Title, rows in columns, and the notes of one experiment."""
     print(f"\n{name}: {result['title']}")
     print("\n".join([aligned([cells(row) for row in result["rows"]]), *result.get("notes", [])]))
 
-
-# ---- the commands ----
 
 def perform(lab, name):
     """The result of one experiment, computed or found; prints it and writes JSON and picture."""
@@ -93,7 +68,7 @@ def parse_args(argv=None):
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
     parser.add_argument("--seeds", type=cli.count, default=3, help="routers trained per row")
     parser.add_argument("--depth", type=cli.number(0.1, 1e6),
-                        help="table5: mean layers the methods are to meet; default: Dr.LLM's own")
+                        help="table5: mean layers that methods are matched to; default: Dr.LLM's")
     return parser.parse_args(argv)
 
 

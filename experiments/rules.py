@@ -1,10 +1,11 @@
 """Labels without a search: which single edit helped the questions nearest to this one?
 
-The search asks which path is correct for one question, and is misled by luck. Here every path with
-one edit (a layer skipped or repeated) is asked of all training questions alike, and its effect is
-the change of the log-probability of the gold answer. The label of a question is the edit with the
-best mean effect on its 32 nearest questions, two standard errors subtracted, or no edit. Routers
-learn these labels, and are evaluated beside the best fixed paths and their own decisions shuffled.
+The search asks which path is correct for one question, and luck misleads it. Here every path with
+one edit (a layer skipped or repeated) is tried on all training questions alike. The effect of an
+edit is the change of the log-probability of the gold answer. The label of a question is the edit
+with the best mean effect on its 32 nearest questions, two standard errors subtracted, or no edit.
+Routers learn these labels; they are evaluated beside the best fixed paths and their own decisions
+shuffled.
 
     python -m experiments.rules --model DIR --data training.jsonl --test test.jsonl
 """
@@ -14,11 +15,11 @@ from pathlib import Path
 import torch
 
 import cli
-from answers import batches, final_states, prepare, what_answers_depend_on
+from answers import batches, final_states, prompts_that_fit, what_answers_depend_on
 from choose import frontier, similarity_space
 from cli import progress_bar
 from evaluate import compare, report
-from model_llama import FixedRoute, load_model, load_tokenizer
+from model_llama import FixedRoute, load
 from paths import EDITS, default_path
 from questions.loading import disjoint, load_all
 from storage.answer_cache import AnswerCache, source_hash
@@ -28,8 +29,8 @@ from train import TrainConfig, features, train_routers
 # N questions   K paths, the default path first   S numbers that describe a question
 
 NEAREST = 32         # questions whose effects decide, the question itself among them
-STANDARD_ERRORS = 2  # subtracted from a mean effect, so that an edit of unknown worth is not chosen
-LARGEST = 5.0        # nats; a larger change counts no more, or single questions would decide
+STANDARD_ERRORS = 2  # subtracted from a mean effect, so that an uncertain edit is not chosen
+LARGEST = 5.0        # nats; larger changes count as this, or single questions would decide
 
 
 # ---- effects of every edit on every training question ----
@@ -45,43 +46,53 @@ def single_edit_paths(num_layers):
 def ask_batch(model, prompts, paths):
     """(correct, log-probability of the gold answer), each (N, K), of a batch of prompts. paths:
     see single_edit_paths."""
-    sequences, lengths = [p.sequence for p in prompts], [len(p.ids) for p in prompts]
-    sizes = [len(p.gold) for p in prompts]
-    default_states, asked = [{} for _ in prompts], []
+    sequences = [prompt.sequence for prompt in prompts]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    default_states = [{} for _ in prompts]
+    of_paths = []
     for k, path in enumerate(paths):
         # what comes before the edited layer is the default path's: it is computed once
         states = default_states if k == 0 else [dict(of_prompt) for of_prompt in default_states]
         route = FixedRoute(torch.tensor([path] * len(prompts)))
         hidden, _ = final_states(model, sequences, lengths, route, states)
-        before_gold = [h[len(p.ids) - 1:len(p.sequence) - 1] for h, p in zip(hidden, prompts)]
-        logprobs = model.head(torch.cat(before_gold)).float().log_softmax(-1)  # (tokens, V)
-        gold = torch.tensor([token for p in prompts for token in p.gold], device=logprobs.device)
-        agrees = (logprobs.argmax(-1) == gold).split(sizes)
-        of_gold = logprobs.gather(1, gold[:, None])[:, 0].split(sizes)
-        asked.append([[float(tokens.all()) for tokens in agrees],
-                      [tokens.sum().item() for tokens in of_gold]])
-    return torch.tensor(asked).permute(1, 2, 0)
+        of_paths.append(grade_gold(model, prompts, hidden))
+    return torch.stack(of_paths, dim=-1)
+
+
+def grade_gold(model, prompts, hidden):
+    """(2, N): whether the greedy tokens are those of the gold answer, and its log-probability.
+    hidden: (N, T, D) after the last layer, of prompts and gold answers."""
+    before_gold = [states[len(prompt.ids) - 1:len(prompt.sequence) - 1]
+                   for states, prompt in zip(hidden, prompts)]
+    logprobs = model.head(torch.cat(before_gold)).float().log_softmax(-1)  # (tokens, V)
+    gold = torch.tensor([token for prompt in prompts for token in prompt.gold],
+                        device=logprobs.device)
+    sizes = [len(prompt.gold) for prompt in prompts]
+    is_greedy = (logprobs.argmax(-1) == gold).split(sizes)
+    of_gold = logprobs.gather(1, gold[:, None])[:, 0].split(sizes)
+    return torch.tensor([[float(tokens.all()) for tokens in is_greedy],
+                         [tokens.sum().item() for tokens in of_gold]])
 
 
 def ask_edits(model, prompts, paths, cache, batch_size=128):
     """(correct, log-probability of the gold answer), each (N, K)."""
     asked = torch.zeros(2, len(prompts), len(paths))
     with progress_bar(total=len(prompts), desc="single edits", unit="question") as bar:
-        for rows in batches(prompts, batch_size):
-            batch = [prompts[n] for n in rows]
+        for numbers in batches(prompts, batch_size):
+            batch = [prompts[n] for n in numbers]
             about = ["single edits", paths, source_hash("experiments/rules.py"),
                      *what_answers_depend_on(model), *(prompt.key() for prompt in batch)]
-            asked[:, rows] = torch.tensor(cache.get(
-                about, lambda: ask_batch(model, batch, paths).tolist()))
-            bar.update(len(rows))
+            made = cache.get(about, lambda: ask_batch(model, batch, paths).tolist())
+            asked[:, numbers] = torch.tensor(made)
+            bar.update(len(numbers))
     return asked
 
 
 # ---- labels ----
 
 def lower_bounds(effects):
-    """(n, K) mean effects less their standard errors, of effects (n, m, K) on m questions each.
-    Path 0 changes nothing, which is certain."""
+    """(N, K) mean effects less their standard errors, of effects (N, m, K) on m questions each.
+    Path 0 is the default path, whose effect is exactly 0."""
     means, number = effects.mean(1), effects.shape[1]
     if number < 2:  # one question says nothing of others
         return torch.full_like(means, -torch.inf).index_fill(1, torch.tensor([0]), 0.0)
@@ -91,7 +102,7 @@ def lower_bounds(effects):
 
 
 def labels_of_nearest(space, logprobs, paths):
-    """A path per question, from what the edits did to the questions nearest to it. space (N, S)."""
+    """A path per question, from the effects of the edits on its nearest questions. space (N, S)."""
     effects = (logprobs - logprobs[:, :1]).clamp(-LARGEST, LARGEST)  # (N, K)
     number = min(NEAREST, len(space))
     near = torch.cdist(space, space).topk(number, largest=False).indices  # (N, number)
@@ -111,20 +122,25 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def read_prompts(args, tokenizer, model):
+    """(training prompts, test prompts) of --data and --test."""
+    tests = load_all(args.test, args.skip_bad_rows, args.score)
+    training = load_all(args.data, args.skip_bad_rows, args.score)
+    training = disjoint(args.test, tests, "--data", training)
+    prompts, _ = prompts_that_fit(training[:args.limit], tokenizer, model, "training questions")
+    test_prompts, _ = prompts_that_fit(tests[:args.limit], tokenizer, model)
+    for prompt in prompts:
+        if not prompt.gold:
+            raise InputError(f"question {prompt.question.id}: its answer is not written, but "
+                             "scored")
+    return prompts, test_prompts
+
+
 def main(argv=None):
     args = parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    cli.use_device(args)
-    tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
-    tests = load_all(args.test, args.skip_bad_rows, args.score)
-    training = disjoint(args.test, tests, "--data",
-                        load_all(args.data, args.skip_bad_rows, args.score))
-    prompts, _ = prepare(training[:args.limit], tokenizer, model)
-    test_prompts, _ = prepare(tests[:args.limit], tokenizer, model)
-    if unwritten := [p.question.id for p in prompts if not p.gold]:
-        raise InputError(f"question {unwritten[0]}: its answer is not written, but scored")
-
+    tokenizer, model = load(args)
+    prompts, test_prompts = read_prompts(args, tokenizer, model)
     paths = single_edit_paths(model.config.num_layers)
     cache = AnswerCache(args.out / "answers.jsonl")
     correct, logprobs = ask_edits(model, prompts, paths, cache, args.batch_size)
@@ -134,8 +150,8 @@ def main(argv=None):
     edited = sum(label != paths[0] for label in labels)
     print(f"{len(prompts)} training questions, {edited} of them labelled with an edit")
 
-    routers = train_routers(model, prompts, labels, TrainConfig(), range(args.seeds), args.device,
-                            args.out)
+    seeds = range(args.seeds)
+    routers = train_routers(model, prompts, labels, TrainConfig(), seeds, args.device, args.out)
     routes = [of_seed.route for of_seed in routers]
     tasks = {prompt.question.task for prompt in prompts}
     table = compare(model, tokenizer, test_prompts, tasks,

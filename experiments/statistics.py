@@ -1,31 +1,18 @@
-"""Numbers about finished answers: is a difference more than chance, what would static paths have
-done at the same depth, and what did searches change?
+"""Numbers about finished answers: is a difference more than chance, what would fixed paths have
+done at the same depth, what did searches change, and how good are decisions?
 
     wilcoxon([0, 1, 1, 0, 1])
-    with_interval(0.012, (0.003, 0.021))    # "+1.2 [+0.3, +2.1]"
 """
 import math
 
 import numpy as np
 import torch
 
-from cli import percent
 from paths import DECISIONS
 
 EXACT_UP_TO = 50  # differences that are not zero
 
-
-# ---- as text ----
-
-def between(interval, sign=True):
-    """`[+0.3, +2.1]` of an interval of fractions, in percent or points."""
-    low, high = interval
-    return f"[{percent(low, sign)}, {percent(high, sign)}]"
-
-
-def with_interval(value, interval):
-    """`+1.2 [+0.3, +2.1]`: a gain and its interval, both fractions, in points."""
-    return f"{percent(value, True)} {between(interval)}"
+# N questions   L layers
 
 
 # ---- is a difference more than chance? ----
@@ -48,23 +35,25 @@ def wilcoxon(difference):
     if not len(values):
         return 1.0
     ranks = midranks(np.abs(values).round(9))
-    away = abs(ranks[values > 0].sum() - ranks.sum() / 2)
+    deviation = abs(ranks[values > 0].sum() - ranks.sum() / 2)
     if len(values) > EXACT_UP_TO:
-        deviation = math.sqrt((ranks ** 2).sum() / 4)  # of a sum of ranks with random signs
-        return math.erfc(max(0.0, away - 0.5) / deviation / math.sqrt(2))
+        spread = math.sqrt((ranks ** 2).sum() / 4)  # of a sum of ranks with random signs
+        return math.erfc(max(0.0, deviation - 0.5) / spread / math.sqrt(2))
     doubled = (2 * ranks).round().astype(int)  # midranks are halves
-    ways = np.zeros(doubled.sum() + 1)  # how many assignments of signs have each sum of ranks
-    ways[0] = 1.0
+    # how many assignments of signs have each sum of doubled ranks, one rank after the other
+    assignments = np.zeros(doubled.sum() + 1)
+    assignments[0] = 1.0
     for rank in doubled:
-        ways[rank:] = ways[rank:] + ways[:-rank]
-    sums = np.arange(len(ways)) / 2
-    return float(ways[abs(sums - ranks.sum() / 2) >= away - 1e-9].sum() / ways.sum())
+        assignments[rank:] = assignments[rank:] + assignments[:-rank]
+    sums = np.arange(len(assignments)) / 2
+    as_far = abs(sums - ranks.sum() / 2) >= deviation - 1e-9  # less a rounding error
+    return float(assignments[as_far].sum() / assignments.sum())
 
 
 # ---- fixed paths at the same depth ----
 
 def fixed_paths_at(layers, fixed_paths):
-    """(N,) expected reward of a mix of static paths with this mean depth.
+    """(N,) expected reward of a mix of fixed paths with this mean depth.
 
     fixed_paths: [(length, correct (N,))], shortest first. Beyond the ends the end is taken.
     """
@@ -81,8 +70,9 @@ def fixed_paths_at(layers, fixed_paths):
 
 def split_by_default(records):
     """(records whose default path is correct, the others)."""
-    return ([record for record in records if record["default_correct"]],
-            [record for record in records if not record["default_correct"]])
+    correct = [record for record in records if record["default_correct"]]
+    incorrect = [record for record in records if not record["default_correct"]]
+    return correct, incorrect
 
 
 def is_corrected(record):
@@ -99,5 +89,24 @@ def layers_saved(record):
 
 def share_of_actions(decisions):
     """(..., L, 3) share of skip, execute, repeat per layer, over prompts: decisions (N, L)."""
-    return torch.stack([(decisions == code).float().mean(0) for code in range(len(DECISIONS))],
-                       dim=-1)
+    shares = [(decisions == code).float().mean(0) for code in range(len(DECISIONS))]
+    return torch.stack(shares, dim=-1)
+
+
+def f1_by_action(decisions, labels):
+    """{action: F1} of decisions (N, L) against labels (N, L): the harmonic mean of precision and
+    recall, 2 hits / (times decided + times labelled). An action that never occurs has none."""
+    f1 = {}
+    for code, action in enumerate(DECISIONS):
+        hits = ((decisions == code) & (labels == code)).sum().item()
+        occurrences = (decisions == code).sum().item() + (labels == code).sum().item()
+        if occurrences:
+            f1[action.name] = 2 * hits / occurrences
+    return f1
+
+
+def macro_f1(decisions, labels):
+    """The mean F1 of the actions, which counts a rare one as much as a frequent one: always
+    executing agrees with most labels and still has a low macro-F1."""
+    f1 = f1_by_action(decisions, labels)
+    return sum(f1.values()) / len(f1)

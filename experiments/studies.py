@@ -1,4 +1,4 @@
-"""Two studies the paper leaves open: what happens out of domain, and whether routing beats static
+"""Two studies the paper leaves open: what happens out of domain, and whether routing beats fixed
 paths at every depth. Functions of a Lab, as in experiments/tables.py.
 
     python -m experiments.paper ood frontier --run runs/demo
@@ -6,16 +6,17 @@ paths at every depth. Functions of a Lab, as in experiments/tables.py.
 import functools
 
 import numpy as np
+
 from choose import consensus_of_neighbours
 from drllm import RouterRoute
 from evaluate import interval
-from experiments.methods import BASELINES
+from experiments.methods import METHODS
 from model_llama import FixedRoute
 
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
 DEPTH_BIASES = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-CONTROLS = (-0.45, -0.4, -0.25, 0.0)  # interpolation p; below -0.5 everything is skipped
-PRICES = (0.0, 0.01, 0.03, 0.08)  # cost per layer, in reward
+INTERPOLATIONS = (-0.45, -0.4, -0.25, 0.0)  # of p; below -0.5 everything is skipped
+COSTS = (0.0, 0.01, 0.03, 0.08)  # per layer, in reward
 COSTED_BIASES = (-0.5, 0.0, 1.0, 3.0)
 
 
@@ -27,10 +28,12 @@ def domains(lab, routes):
     outcome, tasks = table.ask("out of domain", routes), np.array(table.tasks)
     gain = (outcome.correct - table.outcomes["vanilla"].correct).numpy()
     layers = outcome.layers.numpy()
-    of_task = {task: (float(gain[tasks == task].mean()), float(layers[tasks == task].mean()))
-               for task in dict.fromkeys(table.tasks)}
+    of_task = {}
+    for task in dict.fromkeys(table.tasks):
+        chosen = tasks == task
+        of_task[task] = float(gain[chosen].mean()), float(layers[chosen].mean())
     row = {"in": inside["gain"], "in layers": inside["layers"]}
-    for name, members in (("near", set(NEAR)), ("far", of_task.keys() - NEAR), ("out", {*of_task})):
+    for name, members in (("near", NEAR), ("far", of_task.keys() - NEAR), ("out", of_task)):
         pairs = [pair for task, pair in of_task.items() if task in members]
         if pairs:
             row[name], row[f"{name} layers"] = np.mean(pairs, axis=0).tolist()
@@ -39,8 +42,8 @@ def domains(lab, routes):
 
 def left_out(lab, task):
     """Routers that never saw one training task, asked about it, with the guard and without."""
-    labels = [path if p.question.task != task else None
-              for p, path in zip(lab.labelled, lab.labels())]
+    labels = [None if prompt.question.task == task else path
+              for prompt, path in zip(lab.labelled, lab.labels())]
     trained = lab.trained(*lab.examples(labels))
     table = lab.comparison([p for p in lab.inside if p.question.task == task])
     bare = lab.figures([RouterRoute(r, guard=False) for r in trained], table)
@@ -54,14 +57,14 @@ def ood(lab):
     """Accuracy change in points and layers, in domain and on tasks that training did not see."""
     rows = [lab.row(f"{choice}, {name}", lambda: domains(lab, lab.routes(choice, guard=guard)))
             for choice in dict.fromkeys((lab.choice, "shortest"))
-            for name, guard in (("bare", False), ("guard", True))]
+            for name, guard in (("without guard", False), ("with guard", True))]
     labelled = {p.question.task for p, path in zip(lab.labelled, lab.labels()) if path}
     rows += [lab.row(f"without {task}", lambda: left_out(lab, task))
              for task in sorted({p.question.task for p in lab.inside}) if labelled - {task}]
     return {"title": f"out of domain: points gained and layers ({len(lab.seeds)} seeds); near: "
                      f"{', '.join(NEAR)}", "rows": rows,
-            "notes": ["bare: without guard; out: mean over the tasks; without TASK: routers and "
-                      "guard that never saw it, asked about it"]}
+            "notes": ["out: mean over the tasks; without TASK: routers and guard that never saw "
+                      "it, asked about it"]}
 
 
 # ---- accuracy against depth ----
@@ -70,37 +73,42 @@ POINT = ("name", "layers", "accuracy", "sd", "gain", "interval", "over_static", 
 
 
 def point(row):
-    """What the frontier shows of a row."""
+    """The figures of a row that the frontier shows."""
     return {key: row[key] for key in POINT if key in row}
 
 
-def priced(lab, cost_per_layer):
+def with_cost(lab, cost_per_layer):
     """Rows of routers on consensus labels chosen at another cost per layer, by depth bias."""
     @functools.cache
     def trained():
         paths, correct = lab.candidate_paths
         labels, _ = consensus_of_neighbours(lab.evidence.space, correct, paths, cost_per_layer)
         return lab.trained(*lab.examples(labels))
+
+    def figures(depth_bias):
+        return lab.figures([RouterRoute(routers, depth_bias) for routers in trained()])
     return [lab.row(f"cost per layer {cost_per_layer}, depth bias {depth_bias:+.1f}",
-                    lambda: lab.figures([RouterRoute(routers, depth_bias)
-                                         for routers in trained()]))
-            for depth_bias in COSTED_BIASES]
+                    lambda: figures(depth_bias)) for depth_bias in COSTED_BIASES]
 
 
 def frontier(lab):
-    """Accuracy against mean layers: depth bias, cost per layer, interpolation, static paths, the
+    """Accuracy against mean layers: fixed paths, depth bias, interpolation, cost per layer, the
     oracle."""
-    rows = [lab.row(f"static, {n} layers", lambda: lab.figures([FixedRoute(path)]))
-            for n, (_, path) in lab.static_paths.items()]
-    rows += [lab.row(f"depth bias {depth_bias:+.1f}",
-                     lambda: lab.figures(lab.routes(depth_bias=depth_bias)))
-             for depth_bias in DEPTH_BIASES]
-    rows += [lab.row(f"control {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)))
-             for p in CONTROLS]
-    rows += [row for cost_per_layer in PRICES for row in priced(lab, cost_per_layer)]
+    rows = [lab.row(f"fixed path, {n} layers", lambda: lab.figures([FixedRoute(path)]))
+            for n, (_, path) in lab.best_of_length.items()]
+    for depth_bias in DEPTH_BIASES:
+        rows.append(lab.row(f"depth bias {depth_bias:+.1f}",
+                            lambda: lab.figures(lab.routes(depth_bias=depth_bias))))
+    for p in INTERPOLATIONS:
+        rows.append(lab.row(f"interpolation {p:+.2f}",
+                            lambda: lab.figures(lab.routes(control=p, guard=False))))
+    for cost_per_layer in COSTS:
+        rows += with_cost(lab, cost_per_layer)
     rows.append(lab.method("cola"))
-    kinds = ("fixed", "depth_bias", "control", "cost_per_layer", BASELINES["cola"].title)
-    curves = {kind: [[row["layers"], row["accuracy"]] for row in rows
-                     if row["name"].startswith(kind)] for kind in kinds}
-    return {"title": "accuracy against mean layers, over the mix of static paths of the same depth",
+    curves = {}  # {the beginning of the rows' names: [[layers, accuracy]]}
+    for kind in ("fixed path", "depth bias", "interpolation", "cost per layer",
+                 METHODS["cola"].title):
+        curves[kind] = [[row["layers"], row["accuracy"]] for row in rows
+                        if row["name"].startswith(kind)]
+    return {"title": "accuracy against mean layers, over the mix of fixed paths of the same depth",
             "rows": [point(row) for row in rows], "curves": curves}

@@ -1,7 +1,7 @@
 """What each table and figure of the paper asks, as a function of a Lab.
 
 Every function returns {"title", "rows"} of plain numbers, "notes" in words, and one of
-pictures.DRAWN if there is something to draw. Rows are computed once each (lab.row).
+pictures.DRAWN if there is something to draw. Rows are computed once (lab.row).
 
     python -m experiments.paper all --run runs/demo
 """
@@ -25,10 +25,10 @@ from experiments.studies import frontier, ood, point
 FORCED = ("executed-only", "no-skip", "no-repeat")
 CONTROLS = ("random", "swapped")
 AT_DEPTH = ("shortgpt", "pruner", "early-exit", "mindskip", "flexidepth", "mod")
-AS_THEY_ARE = ("halting", "recursions", "polar", "random")  # at a depth of their own
-SHALLOWER = (0.8, 0.9)  # of the model's layers: where figure1 asks the methods too
+AS_THEY_ARE = ("halting", "recursions", "polar", "random")  # cannot be matched to a depth
+SHALLOWER = (0.8, 0.9)  # of the model's layers: further depths of figure1
 BARS = "▁▂▃▄▅▆▇█"
-PAPER = {  # what the paper claims, beside what is measured
+PAPER = {  # its claims, which are printed below our figures
     "table2": "search saved 1.82 of 28-32 layers on questions answered correctly",
     "table3": "+0.9 to +4.0 points in domain, 3 to 11 layers saved per answer",
     "table4": "-0.85 points out of domain on average",
@@ -50,9 +50,9 @@ def masks_of_tasks(table):
 
 
 def heat(counts):
-    """A bar of mean counts, 0 (empty) over 1 (half) to 2 (full), one character each."""
-    return "".join(BARS[round(min(7.0, mean * 3 if mean < 1 else 3 + 4 * (mean - 1)))]
-                   for mean in counts)
+    """A character per mean count, from 0 (empty) over 1 (half) to 2 (full)."""
+    heights = np.interp(counts, (0, 1, 2), (0, 3, 7))
+    return "".join(BARS[round(height)] for height in heights)
 
 
 # ---- what the search found ----
@@ -61,21 +61,22 @@ def groups_of(records):
     """{task and level: search records}, all of them last."""
     groups = {}
     for record in records:
-        groups.setdefault(f"{record['task']} {record['level'] or ''}".strip(), []).append(record)
+        level = record["level"] or ""
+        groups.setdefault(f"{record['task']} {level}".strip(), []).append(record)
     return dict(sorted(groups.items())) | {"all": records}
 
 
 def mean(values):
-    """None of nothing."""
+    """None if there are no values."""
     return float(np.mean(values)) if len(values) else None
 
 
 def search_statistics(name, records):
     """One row of Table 2. saved: layers the shortest correct path has less than the default."""
     correct, incorrect = split_by_default(records)
-    corrected = list(filter(is_corrected, incorrect))
-    saved, added = map(layers_saved, correct), map(layers_saved, corrected)
-    saved, added = np.array([*saved], float), -np.array([*added], float)
+    corrected = [record for record in incorrect if is_corrected(record)]
+    saved = np.array([layers_saved(record) for record in correct], float)
+    added = np.array([-layers_saved(record) for record in corrected], float)
     return {"name": name, "n": len(records),
             "correct before %": 100 * len(correct) / len(records),
             "correct after %": 100 * (len(correct) + len(corrected)) / len(records),
@@ -86,6 +87,7 @@ def search_statistics(name, records):
 
 
 def table2(lab):
+    """What the searches found, by task and level."""
     rows = [search_statistics(*group) for group in groups_of(lab.records).items()]
     return beside_paper("table2", f"what {lab.run.args.simulations} simulations per question found",
                         rows)
@@ -93,44 +95,48 @@ def table2(lab):
 
 def figure9(lab):
     """Skip, execute and repeat among the labels, per layer: the run's choice and the paper's."""
-    rows, bars = [], {}
+    rows = []
     for choice in dict.fromkeys((lab.choice, "shortest")):
         labels = torch.tensor([path for path in lab.labels(choice) if path is not None])
         share = share_of_actions(labels)  # (L, 3)
-        bars[choice] = share.T.tolist()
-        rows.append({"name": choice, "labels": len(labels),
-                     **{f"{action} %": 100 * part
-                        for action, part in zip(ACTIONS, share.mean(0).tolist())},
-                     "mean count per layer": heat(labels.float().mean(0).tolist())})
-    return {"title": "the labels, per layer", "rows": rows, "bars": bars}
+        row = {"name": choice, "labels": len(labels)}
+        for action, part in zip(ACTIONS, share.mean(0).tolist()):
+            row[f"{action} %"] = 100 * part
+        rows.append(row | {"mean count per layer": heat(labels.float().mean(0).tolist())})
+    return {"title": "the labels, per layer", "rows": rows}
 
 
 # ---- accuracy in and out of domain ----
 
 def domain_rows(lab, table):
-    """The base model, Dr.LLM, the paper's recipe (no guard) and forced variants by task, then the
-    static paths and the controls in total."""
+    """The base model, Dr.LLM, the paper's recipe (no guard) and Dr.LLM with forbidden actions by
+    task, then the fixed paths and the controls on all questions."""
     own = lab.own(table)
     table.add("paper", lab.routes("shortest", guard=False), "the paper's recipe")
     add_fixed_paths(table, "dr.llm", lab.fixed_paths)
     table.add("shuffled", [shuffled(own.decisions[0])])
     methods.add(table, (*FORCED, *CONTROLS), lab.routers(), own, lab.labelled, lab.label_of)
-    everything = {"all": torch.ones(len(table.prompts)).bool()}
-    groups, outcomes = masks_of_tasks(table) | everything, table.outcomes
-    figures = lambda name, mask: summarise(outcomes[name], outcomes["vanilla"], mask)
-    rows = [{"name": f"{outcomes[name].name}: {task}", **figures(name, mask)}
-            for name in ("vanilla", "dr.llm", "paper", *FORCED) for task, mask in groups.items()]
-    totals = ("fixed below", "fixed above", "shuffled", *CONTROLS)
-    return rows + [{"name": outcomes[name].name, **figures(name, everything["all"])}
-                   for name in totals if name in outcomes]
+    outcomes, everything = table.outcomes, torch.ones(len(table.prompts)).bool()
+    rows = []
+    for name in ("vanilla", "dr.llm", "paper", *FORCED):
+        for task, mask in (masks_of_tasks(table) | {"all": everything}).items():
+            figures = summarise(outcomes[name], outcomes["vanilla"], mask)
+            rows.append({"name": f"{outcomes[name].name}: {task}"} | figures)
+    for name in ("fixed below", "fixed above", "shuffled", *CONTROLS):
+        if name in outcomes:
+            figures = summarise(outcomes[name], outcomes["vanilla"], everything)
+            rows.append({"name": outcomes[name].name} | figures)
+    return rows
 
 
 def table3(lab):
+    """Accuracy in domain."""
     title = f"in domain, {len(lab.inside)} questions, {len(lab.seeds)} router seeds"
     return beside_paper("table3", title, domain_rows(lab, lab.table))
 
 
 def table4(lab):
+    """Accuracy out of domain."""
     title = f"out of domain, {len(lab.outside)} questions, {len(lab.seeds)} router seeds"
     return beside_paper("table4", title, domain_rows(lab, lab.far_table))
 
@@ -138,14 +144,13 @@ def table4(lab):
 # ---- other methods ----
 
 def table5(lab):
-    """Every method that can be matched to a mean depth at one, Dr.LLM's own or --depth; the others
+    """Every method that can be matched to a mean depth, at Dr.LLM's own or at --depth; the others
     as they are."""
-    depth = lab.args.depth or lab.own(lab.table).layers.mean().item()
-    rows = [lab.row("vanilla", lambda: lab.figures([None])),
-            lab.row("Dr.LLM", lambda: lab.figures())]
+    depth = lab.args.depth or own_depth(lab)
+    rows = [base_row(lab), lab.row("Dr.LLM", lambda: lab.figures())]
     if lab.args.depth:
-        depth_bias = tilt_for(lab, depth)
-        rows.append(lab.row(f"Dr.LLM, tilt {depth_bias:+.2f}",
+        depth_bias = depth_bias_for(lab, depth)
+        rows.append(lab.row(f"Dr.LLM, depth bias {depth_bias:+.2f}",
                             lambda: lab.figures(lab.routes(depth_bias=depth_bias))))
     rows += [lab.method(name, depth) for name in AT_DEPTH]
     rows += [*as_they_are(lab), lab.method("cola")]
@@ -154,28 +159,41 @@ def table5(lab):
                       "training of the base model is left out"]}
 
 
+def own_depth(lab):
+    """The mean layers per forward pass of the run's own routers in domain."""
+    return lab.own(lab.table).layers.mean().item()
+
+
+def base_row(lab):
+    """The row of the base model."""
+    return lab.row("base model", lambda: lab.figures([None]))
+
+
 def as_they_are(lab):
-    """Rows of methods that have a depth of their own."""
-    return [*map(lab.method, AS_THEY_ARE), lab.row("shuffled", lambda: {
-        "note": "control: each question's own counts in random layers",
-        **lab.figures([shuffled(lab.own(lab.table).decisions[0])])})]
+    """Rows of methods that cannot be matched to a depth."""
+    def shuffled_decisions():
+        figures = lab.figures([shuffled(lab.own(lab.table).decisions[0])])
+        return {"note": "control: each question's own decisions in random layers", **figures}
+    return [*map(lab.method, AS_THEY_ARE), lab.row("shuffled", shuffled_decisions)]
 
 
-def tilt_for(lab, depth, low=-4.0, high=4.0, steps=8):
+def depth_bias_for(lab, depth, low=-4.0, high=4.0, steps=8):
     """The depth bias at which the first routers run training questions at this mean depth."""
     table = lab.comparison(lab.labelled[:300])
-    for _ in range(steps):
+    for _ in range(steps):  # bisection: more bias, more layers
         middle = (low + high) / 2
         route = RouterRoute(lab.routers()[0], middle)
-        is_shallow = table.ask("depth_bias", [route]).layers.mean().item() < depth
-        low, high = (middle, high) if is_shallow else (low, middle)
+        if table.ask("depth bias", [route]).layers.mean().item() < depth:
+            low = middle
+        else:
+            high = middle
     return round((low + high) / 2, 2)
 
 
 # ---- ablations of the router ----
 
 class EmbeddingRoute(RouterRoute):
-    """Every layer's router sees the embeddings of the prompt instead of its own input."""
+    """Every layer's router sees the prompt's embeddings instead of the layer's input."""
 
     def pool(self, hidden, lengths):
         return self.embedded
@@ -223,15 +241,18 @@ def variant(lab, name, labels=None, kind=Routers, **changes):
         if (labels, kind, config) == (None, Routers, lab.run.config):
             return lab.figures()
         examples = lab.examples(labels or lab.labels(), config.windows)
-        return lab.figures([RouterRoute(r) for r in lab.trained(*examples, config, kind=kind)])
+        routers = lab.trained(*examples, config, kind=kind)
+        return lab.figures([RouterRoute(of_seed) for of_seed in routers])
     return lab.row(name, make)
 
 
 def table6(lab):
+    """Routers that see hidden states beside routers that see embeddings."""
     def embedded():
         pooled, counts, decisions = lab.examples(lab.labels())
         pooled = pooled[:, :1].expand_as(pooled)
-        return lab.figures([EmbeddingRoute(r) for r in lab.trained(pooled, counts, decisions)])
+        routers = lab.trained(pooled, counts, decisions)
+        return lab.figures([EmbeddingRoute(of_seed) for of_seed in routers])
     return beside_paper("table6", "what the routers see", [
         variant(lab, "hidden states"), lab.row("embeddings only", embedded)])
 
@@ -241,8 +262,8 @@ def figure5(lab):
     rows = [variant(lab, f"width {width}", width=width) for width in (16, 64, 128, 256)]
     rows += [variant(lab, "1 linear layer", kind=LinearRouters),
              variant(lab, "3 linear layers", kind=DeepRouters)]
-    rows += [variant(lab, f"{windows} window" + "s" * (windows > 1), windows=windows)
-             for windows in (1, 2, 4, 8, 16)]
+    rows += [variant(lab, "1 window", windows=1)]
+    rows += [variant(lab, f"{windows} windows", windows=windows) for windows in (2, 4, 8, 16)]
     return beside_paper("figure5", "the routers' shape (default: width 128, 2 linear layers, 8 "
                                    "windows)", rows)
 
@@ -267,28 +288,31 @@ def figure7(lab):
 def figure1(lab):
     """Accuracy against layers: the frontier's lines and the other methods', those that can be
     matched to a depth at three of them."""
-    lines, own = frontier(lab), lab.own(lab.table).layers.mean().item()
-    depths = (*(share * lab.L for share in SHALLOWER), own)
-    others = {"vanilla": [lab.row("vanilla", lambda: lab.figures([None]))]}
+    lines = frontier(lab)
+    depths = [*(share * lab.L for share in SHALLOWER), own_depth(lab)]
+    others = {"base model": [base_row(lab)]}
     for name in AT_DEPTH:
-        others[methods.BASELINES[name].title] = [lab.method(name, depth) for depth in depths]
+        others[methods.METHODS[name].title] = [lab.method(name, depth) for depth in depths]
     others |= {row["name"]: [row] for row in as_they_are(lab)}
-    curves = {kind: points for kind, points in lines["curves"].items() if kind != "cost_per_layer"}
-    curves |= {title: [[row["layers"], row["accuracy"]] for row in rows]
-               for title, rows in others.items()}
-    points = [point(row) for rows in others.values() for row in rows]
-    return {"title": "accuracy against layers", "curves": curves,
-            "rows": lines["rows"] + points}
+    curves = dict(lines["curves"])
+    del curves["cost per layer"]  # too many points for one picture
+    points = []
+    for title, rows in others.items():
+        curves[title] = [[row["layers"], row["accuracy"]] for row in rows]
+        points += map(point, rows)
+    return {"title": "accuracy against layers", "curves": curves, "rows": lines["rows"] + points}
 
 
 def figure4(lab):
     """Mean count per layer and task, and quartiles of the layers run; figure 10 shows the same."""
-    rows, heat_map = [], {}
-    tables = {"in": lab.table} | ({"out": lab.far_table} if lab.outside else {})
+    rows, heat_map, tables = [], {}, {"in": lab.table}
+    if lab.outside:
+        tables["out"] = lab.far_table
     for where, table in tables.items():
         decisions = lab.own(table).decisions.float().mean(0)  # (N, L)
         for task, mask in masks_of_tasks(table).items():
-            per_layer, layers = decisions[mask].mean(0).tolist(), decisions[mask].sum(1)
+            per_layer = decisions[mask].mean(0).tolist()
+            layers = decisions[mask].sum(1)
             spread = layers.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
             heat_map[f"{where} {task}"] = per_layer
             rows.append({"name": f"{where} {task}", "per layer": heat(per_layer),
@@ -303,11 +327,9 @@ def figure6(lab, steps=9):
     values = np.linspace(-1, 1, steps).tolist()
     rows = [lab.row(f"p {p:+.2f}", lambda: lab.figures(lab.routes(control=p, guard=False)[:1]))
             for p in values]
-    points = [[p, *(row[key] for key in ("accuracy", "layers", *ACTIONS))]
-              for p, row in zip(values, rows)]
+    best = max(row["accuracy"] for row in rows)
     return {"title": "the interpolation parameter p (-0.5: the router itself), one seed, no guard",
-            "rows": rows, "knob": points,
-            "notes": [f"best accuracy {percent(max(r['accuracy'] for r in rows))}"]}
+            "rows": rows, "notes": [f"best accuracy {percent(best)}"]}
 
 
 EXPERIMENTS = {"table2": table2, "figure9": figure9, "table3": table3, "table4": table4,

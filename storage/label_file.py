@@ -100,7 +100,7 @@ def part_files(file, form="{}"):
 
 def read_all(file, num_layers, mine):
     """{id: row} of a labels file and its parts. Only the file that this process writes has its
-    unfinished last line cut off: another process may be in the middle of its own."""
+    unfinished last line cut off: another process may still be writing its file."""
     rows = {}
     for written in [file, *part_files(file)]:
         rows |= read_rows(written, num_layers, cut_unfinished=written == mine)

@@ -268,6 +268,7 @@ def test_a_gain_and_its_interval_in_points_by_hand():
     assert cli.with_interval(0.012, (0.003, 0.021)) == "+1.2 [+0.3, +2.1]"
     assert cli.with_interval(-0.5, [-1, 0]) == "-50.0 [-100.0, +0.0]"
     assert cli.bounds((0.003, 0.021)) == "[+0.3, +2.1]"
+    assert cli.bounds((0.25, 1), sign=False) == "[25.0, 100.0]"
 
 
 def test_a_table_of_a_single_column():

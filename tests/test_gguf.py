@@ -19,7 +19,7 @@ import checkpoint.config
 import tiny
 from conftest import ROOT
 import tools.gguf
-from tools.gguf import convert, stretching
+from tools.gguf import convert, rope_scaling_of
 from checkpoint.config import Llama3Rope
 from checkpoint.tokenizer import load_tokenizer
 from model_llama import inverse_frequencies, load_model
@@ -255,12 +255,12 @@ def test_absent_keys_have_llama_cpp_s_defaults(tmp_path):
 
 @given(st.floats(2, 64), st.integers(64, 2 ** 16), st.sampled_from([5e5, 1e6]),
        st.sampled_from([64, 128]), st.sampled_from([1.0, 0.5, 2.0]))
-def test_stretching_is_found_from_its_effect(factor, half, theta, head_dim, unit):
+def test_rope_scaling_is_found_from_its_divisors(factor, half, theta, head_dim, unit):
     """Bounds of 1 and 4 turns in some context, or both times a unit in that many times the
     context: the same effect, so the same frequencies."""
     rope = Llama3Rope(factor, unit, 4 * unit, 2 * half)
     config = tiny_config(rope_scaling=rope, rope_theta=theta, head_dim=head_dim)
-    found = stretching(rope_divisors(config), theta, head_dim)
+    found = rope_scaling_of(rope_divisors(config), theta, head_dim)
     assert found.pop("rope_type") == "llama3"
     assert found["original_max_position_embeddings"] == 2 * half / unit
     same = dataclasses.replace(config, rope_scaling=Llama3Rope(**found))

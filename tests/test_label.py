@@ -698,7 +698,7 @@ def other_run(world, tmp_path):
             encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
         running.append(made)
-        assert "held\n" in made.stdout  # after what the plain model answers
+        assert "held\n" in made.stdout  # after what the base model answers
         made.go = (tmp_path / "go").touch
         return made
     yield start
@@ -978,8 +978,8 @@ def test_no_prompts_give_no_answers(world):
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
     correct = torch.tensor([1.0] * 30 + [0.0] * 70)
     said, lucky = plain_score(correct, torch.full((100,), 4), 51)
-    assert said == ("the plain model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
-                    "± 8.5; of 51 paths per question luck alone makes 13 right")
+    assert said == ("the base model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
+                    "± 8.5; of 51 paths per question luck alone makes 13 correct")
     assert lucky and margin(0.25, 100) == pytest.approx(0.0849, abs=1e-4)
 
 
@@ -1000,7 +1000,7 @@ def of_task(task, options, number):
 
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
     said, lucky = plain_score(torch.zeros(7), torch.zeros(7), 51)
-    assert said.startswith("the plain model answers 0.0% of 7 open questions. Does it answer in")
+    assert said.startswith("the base model answers 0.0% of 7 open questions. Does it answer in")
     assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
 
 

@@ -50,8 +50,8 @@ def lab_of(monkeypatch):
         monkeypatch.setattr(luck, "grade_paths", grade_paths)
         monkeypatch.setattr(luck, "confidence_if_correct", confidence_if_correct)
         monkeypatch.setattr(luck, "load_model", lambda folder, device, dtype: dtype)
-        monkeypatch.setattr(luck, "prepare", lambda questions, tokenizer, model: (
-            [Prompt(question, (2, 3)) for question in questions], []))
+        monkeypatch.setattr(luck, "prompts_that_fit", lambda questions, tokenizer, model, kind: (
+            [Prompt(question, (2, 3)) for question in questions], 0))
         args = SimpleNamespace(model="m", device="cpu", limit=limit, seed=0, batch_size=64)
         return SimpleNamespace(model="own", tokenizer=None, args=args, L=4, inside=list(inside),
                                labelled=[p for p, _ in pairs], records=[r for _, r in pairs])
@@ -109,7 +109,7 @@ def test_intervals_are_compared_in_words(mine, other, wanted):
 # ---- the controls ----
 
 def test_right_paths_asked_again_by_hand(lab_of):
-    """r: right by default and along E; w: repaired along F and G, of which bfloat16 keeps none and
+    """r: right by default and along E; w: corrected along F and G, of which bfloat16 keeps none and
     a batch loses F; alone, the default path of r is lost."""
     E, F, G = (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1)
 
@@ -137,14 +137,14 @@ def test_only_a_sample_is_asked_alone_and_only_of_the_first_questions(lab_of, mo
     assert [r["asked"] for r in rows] == [3, 0, 5, 0] * 2
 
 
-def test_share_of_right_paths_by_hand(lab_of):
+def test_share_of_correct_paths_by_hand(lab_of):
     """Of six other paths that were tried where two choices of four were wrong, one is right. Luck
     makes a quarter right, and 2 (1 - 0.75 ** 3) = 1.16 questions."""
     A, B, C = (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1)
     lab = lab_of([(asks("w1"), row(False, [A], [B, C])), (asks("w2"), row(False, [], [A, B, C])),
                   (asks("r"), row(True, [A, B], [C])),
                   (asks("t", "7", ()), row(False, [A, B], [C]))])
-    _, (correct, wrong, written), meaning = luck.share_of_right(lab)
+    _, (correct, wrong, written), meaning = luck.share_of_correct(lab)
     assert (correct["asked"], correct["correct"], correct["by luck"]) == (3, 2, 0.25)
     assert (wrong["questions"], wrong["asked"], wrong["correct"]) == (2, 6, 1)
     assert wrong[luck.CI] == pytest.approx([0, 1 / 3]) and wrong["share"] == pytest.approx(1 / 6)
@@ -179,9 +179,9 @@ def test_moved_options_by_hand(lab_of):
                   (asks("w2", "B"), row(False, [P])), (asks("no"), row(False, [])),
                   (asks("written", "7", ()), row(False, [P])),
                   (asks("scored", options=((1,), (2,))), row(False, [P]))], rule)
-    _, (correct, mended, plain), meaning = luck.options_moved(lab)
+    _, (correct, along_label, plain), meaning = luck.options_moved(lab)
     assert (correct["questions"], correct["asked"], correct["correct"]) == (1, 3, 3)
-    assert (mended["questions"], mended["asked"], mended["correct"]) == (2, 6, 1)
+    assert (along_label["questions"], along_label["asked"], along_label["correct"]) == (2, 6, 1)
     assert (plain["asked"], plain["correct"], plain["by luck"]) == (6, 0, 0.25)
     assert "3 of 3 (100.0%) stay correct; of corrected questions 1 of 6 (16.7%). That is" in meaning
 
@@ -220,9 +220,9 @@ def test_random_paths_are_legal_different_and_edited_as_often_as_asked(layers, e
     assert set(counts) == {12: {2, 3}, 1: {1}, 2: {1}, 4: {4}}[layers]
 
 
-def test_a_menu_of_lucky_paths_by_hand(lab_of, monkeypatch):
-    """Path k is right for question k alone. The answer at hand, all eight are repaired; the best
-    path of each half repairs one question there, and none of the other half."""
+def test_lucky_candidate_paths_by_hand(lab_of, monkeypatch):
+    """Path k is right for question k alone. With the gold answer, all eight are corrected; the best
+    path of each half corrects one question there, and none of the other half."""
     paths = [tuple(1 + (k >> b) % 2 for b in range(4)) for k in range(1, 9)]
     monkeypatch.setattr(luck, "random_paths", lambda *_: paths)
     rule = lambda question, path, *_: path == paths[int(question.id)]
@@ -246,7 +246,7 @@ def test_a_path_that_helps_everywhere_also_helps_where_it_was_not_chosen(lab_of,
     assert rows[2]["gain"] == rows[3]["gain"] == pytest.approx(5 / 9)
 
 
-def test_a_menu_of_one_question_is_no_crash(lab_of):
+def test_candidate_paths_of_one_question_are_no_crash(lab_of):
     rows = luck.random_candidates(lab_of([(asks("0"), row(False, []))], lambda *a: True))[1]
     assert rows[1]["corrected"] == 1
 

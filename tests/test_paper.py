@@ -15,7 +15,7 @@ import train
 from choose import upper_hull
 from drllm import pool_windows
 from experiments import tables, paper, pictures
-from experiments.lab import FinishedRun, Lab, same_of_each_task
+from experiments.lab import FinishedRun, Lab, cells, same_of_each_task
 from model_llama import FixedRoute, generate, load_model, load_tokenizer
 from storage.files import InputError
 from answers import Prompt
@@ -121,30 +121,31 @@ def rows_of(folder, name):
 
 def test_tables_report_what_the_comparison_measured(everything):
     rows = rows_of(everything, "table3")
-    assert rows["vanilla: all"]["gain"] == 0.0 and rows["vanilla: all"]["layers"] == 3.0
+    assert rows["base model: all"]["gain"] == 0.0 and rows["base model: all"]["layers"] == 3.0
     for task in ("one", "two", "all"):
         forced = rows[f"forced to execute: {task}"]
-        assert forced["accuracy"] == rows[f"vanilla: {task}"]["accuracy"]
+        assert forced["accuracy"] == rows[f"base model: {task}"]["accuracy"]
     assert sum(name.startswith("fixed path, ") for name in rows) in (1, 2)
     assert list(rows)[-3:] == ["shuffled", "random", "swapped"]
     methods = rows_of(everything, "table5")
     routed = rows["Dr.LLM, consensus: all"]["accuracy"]
     assert methods["Dr.LLM"]["accuracy"] == pytest.approx(routed)
-    assert methods["CoLa (oracle)"]["accuracy"] >= methods["vanilla"]["accuracy"]
+    assert methods["CoLa (oracle)"]["accuracy"] >= methods["base model"]["accuracy"]
 
 
 def test_rows_have_the_names_and_figures_that_the_documents_show(everything):
     """docs/make_results.py makes its tables of these."""
     assert list(rows_of(everything, "table5")) == [
-        "vanilla", "Dr.LLM", "ShortGPT", "LLM-Pruner score", "LayerSkip, early exit", "MindSkip",
+        "base model", "Dr.LLM", "ShortGPT", "LLM-Pruner score", "LayerSkip, early exit", "MindSkip",
         "FlexiDepth", "MoD, top-k tokens", "UT, halting", "MoR, shared cache", "PoLar-like",
         "random", "shuffled", "CoLa (oracle)"]
     figures = {"accuracy", "sd", "layers", "gain", "interval", "over_static", "over interval"}
     for name in ("table5", "table6", "figure5", "figure7", "frontier"):
         assert all(row.keys() >= figures for row in rows_of(everything, name).values()), name
     ood = rows_of(everything, "ood")
-    assert list(ood) == ["consensus, bare", "consensus, guard", "shortest, bare",
-                         "shortest, guard", "without one", "without two"]
+    assert list(ood) == ["consensus, without guard", "consensus, with guard",
+                         "shortest, without guard", "shortest, with guard", "without one",
+                         "without two"]
     for name, row in ood.items():
         assert row.keys() >= ({"bare", "bare layers", "guard", "guard layers", "guard interval"}
                               if name.startswith("without") else
@@ -171,22 +172,22 @@ def test_rows_of_default_settings_are_those_of_the_runs_own_routers(everything):
     assert rows_of(everything, "frontier")["depth bias +0.0"]["accuracy"] == own["accuracy"]
 
 
-def test_static_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):
+def test_fixed_paths_are_at_least_as_good_as_any_that_training_tried(everything, run):
     """The control must not be weaker than it could be: best per length, on label questions."""
     lab = lab_of(run, "frontier")
     paths, correct = lab.candidate_paths
     tried = list(zip(correct.float().mean(0).tolist(), map(tuple, paths)))
-    assert set(lab.static_paths) >= {sum(path) for _, path in tried if 3 <= sum(path) <= 4}
-    for length, (share, path) in lab.static_paths.items():
+    assert set(lab.best_of_length) >= {sum(path) for _, path in tried if 3 <= sum(path) <= 4}
+    for length, (share, path) in lab.best_of_length.items():
         assert sum(path) == length and set(path) <= {0, 1, 2}
         assert share == pytest.approx(lab.answered_by([path], lab.labelled)[0])
         assert share >= max([s for s, p in tried if sum(p) == length], default=0)
     found = rows_of(everything, "frontier")
-    lengths = [n for n, _ in lab.static_points]
-    assert all(found[f"static, {n} layers"]["over_static"] == 0 for n in lengths)
+    lengths = [n for n, _ in lab.fixed_points]
+    assert all(found[f"fixed path, {n} layers"]["over_static"] == 0 for n in lengths)
 
 
-def test_knob_ends_where_the_paper_says(everything):
+def test_interpolation_ends_where_the_paper_says(everything):
     rows = json.loads((everything / "figure6.json").read_text(encoding="utf-8"))["result"]["rows"]
     layers = {r["name"]: r["layers"] for r in rows}
     assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
@@ -255,7 +256,7 @@ def test_a_run_without_labels_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize("choice", ["shortest", "confident"])
 def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path, choice):
-    """Its training asked no menu; the Lab asks one where an experiment wants it."""
+    """Its training tried no candidate paths; the Lab tries them if an experiment wants it."""
     train.main([*files(run), "--out", str(tmp_path), "--simulations", "8", "--seeds", "1",
                 "--clusters", "2", "--choose", choice])
     assert not (tmp_path / "paths.json").exists()
@@ -329,6 +330,20 @@ def test_some_of_each_takes_as_many_of_every_task_in_order(tasks, limit):
     for task in set(tasks):
         assert [p for p in taken if p.question.task == task] == [
             p for p in prompts if p.question.task == task][:most]
+
+
+def test_curves_have_their_points(everything):
+    """Catches a curve whose name is not the beginning of its rows' names."""
+    stored = json.loads((everything / "figure1.json").read_text(encoding="utf-8"))["result"]
+    assert all(stored["curves"].values()) and "fixed path" in stored["curves"]
+
+
+def test_figures_are_written_by_their_kind():
+    row = {"name": "x", "accuracy": 0.5, "gain": 0.012, "interval": [0.003, 0.021], "layers": 3.0,
+           "n": 7, "95% interval": [0.25, 1.0], "p": 0.0001, "sd": None, "per layer": [1.0]}
+    assert cells(row) == {"name": "x", "accuracy %": "50.0", "gain": "+1.2",
+                          "interval": "[+0.3, +2.1]", "layers": "3.00", "n": "7",
+                          "95% interval": "[25.0, 100.0]", "p": "0.0001", "sd %": ""}
 
 
 def test_heat_by_hand():

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import statistics
-from experiments.statistics import (between, is_corrected, layers_saved, midranks, share_of_actions,
-                                    split_by_default, wilcoxon, with_interval)
+from experiments.statistics import (f1_by_action, is_corrected, layers_saved, macro_f1, midranks,
+                                    share_of_actions, split_by_default, wilcoxon)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
@@ -62,17 +62,40 @@ def test_share_of_actions_by_hand():
     assert found.tolist() == [[0.25, 0.25, 0.5], [0.0, 1.0, 0.0]]
 
 
-def test_gains_and_intervals_are_written_in_one_way():
-    assert with_interval(0.012, (0.003, -0.0211)) == "+1.2 [+0.3, -2.1]"
-    assert between((0.25, 1), sign=False) == "[25.0, 100.0]"
+def test_f1_by_hand():
+    """Skips: one of two decided is labelled, one of one labelled is decided, 2 / 3. Executes: three
+    of four hit, of five labelled. A repeat is neither decided nor labelled."""
+    decisions, labels = torch.tensor([[0, 0, 1], [1, 1, 1]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    f1 = f1_by_action(decisions, labels)
+    assert f1 == {"skip": pytest.approx(2 / 3), "execute": pytest.approx(8 / 9)}
+    assert macro_f1(decisions, labels) == pytest.approx((2 / 3 + 8 / 9) / 2)
+
+
+def test_always_executing_has_the_f1_of_one_action_in_three():
+    labels = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 2]])
+    assert macro_f1(torch.ones_like(labels), labels) == pytest.approx(2 * 6 / 14 / 3)
+    assert macro_f1(labels, labels) == 1.0
+
+
+@given(st.integers(0, 10**6))
+def test_f1_is_the_harmonic_mean_of_precision_and_recall(seed):
+    rng = torch.Generator().manual_seed(seed)
+    decisions, labels = torch.randint(3, (2, 5, 4), generator=rng)
+    for code, action in enumerate(("skip", "execute", "repeat")):
+        decided, labelled = decisions == code, labels == code
+        hits = (decided & labelled).sum()
+        if hits:
+            precision, recall = hits / decided.sum(), hits / labelled.sum()
+            expected = 2 / (1 / precision + 1 / recall)
+            assert f1_by_action(decisions, labels)[action] == pytest.approx(expected.item())
 
 
 def test_what_searches_changed_by_hand():
     """One correct by default and shortened by two, one corrected, one beyond the model."""
     shortened = {"default_correct": True, "correct": [1], "decisions": (1,) * 4, "length": 2}
-    mended = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
+    corrected = {"default_correct": False, "correct": [1], "decisions": (1,) * 4, "length": 5}
     beyond = {"default_correct": False, "correct": [], "decisions": (1,) * 4, "length": 4}
-    records = [beyond, shortened, mended]
-    assert split_by_default(records) == ([shortened], [beyond, mended])
+    records = [beyond, shortened, corrected]
+    assert split_by_default(records) == ([shortened], [beyond, corrected])
     assert [is_corrected(record) for record in records] == [False, False, True]
     assert [layers_saved(record) for record in records] == [0, 2, -1]

@@ -1,8 +1,8 @@
 """Ask a model along its trained routers: the answer as it is written, then the layers it took.
 
-A folder with a chat template holds a conversation, in which earlier turns are kept; a folder
-without one, or --verbatim, goes on with the text as it is. A model may write anything, so what
-a terminal would obey is shown instead of sent.
+If the model's folder has a chat template, this is a conversation, in which earlier turns are part
+of the prompt. Without one, or with --verbatim, the model continues the text as it is. A model may
+write anything, so control characters are shown instead of sent to the terminal.
 
     python -m tools.ask --routers runs/demo "3 + 4 * 2 ="
     python -m tools.ask --model DIR --routers DIR       a conversation, until a blank line
@@ -31,8 +31,8 @@ DEMO_ROUTERS = Path("runs/demo/routers.safetensors")  # where train.py leaves th
 
 @torch.inference_mode()
 def passes(model, ids, route, max_new_tokens, stop_ids):
-    """generate() for one prompt, shown as it works: after every forward pass, the (answer's ids so
-    far, decisions (L,)). The stop id is no part of the answer; its pass is."""
+    """generate() for one prompt, step by step: yields after every forward pass the (answer's ids so
+    far, decisions (L,)). The stop id is not in the answer; its pass is counted."""
     most = min(max_new_tokens, model.config.max_positions - len(ids))
     tokens = torch.tensor([ids], device=model.embed_tokens.weight.device)
     hidden, cache = prefill(model, tokens, route, capacity=len(ids) + most)
@@ -58,7 +58,7 @@ def cost(decisions, number):
 
 
 def visible(text):
-    """Text of which a terminal obeys nothing but line breaks and tabs."""
+    """Text without control characters, except for line breaks and tabs."""
     return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
@@ -126,12 +126,12 @@ def load_routers(args, model):
 
 
 def note_on(routers):
-    """What routers learned from, as a line."""
+    """A line on what the routers learned from."""
     tasks = ", ".join(map(printable, routers.metadata["tasks"]))
     score = routers.metadata.get("score")
     how = f", multiple choice by {score}" if score else ""
-    return (f"note: these routers learned from {tasks}{how}; what they do to other questions "
-            "nobody measured (--plain shows both answers)")
+    return (f"note: these routers learned from {tasks}{how}; on other questions they were "
+            "not measured (--plain shows both answers)")
 
 
 def parse_args(argv=None):
@@ -146,7 +146,7 @@ def parse_args(argv=None):
     parser.add_argument("--max-new-tokens", type=cli.count, default=256,
                         help="of an answer, at most")
     parser.add_argument("--verbatim", action="store_true",
-                        help="no chat template: the model goes on with the question's own text")
+                        help="no chat template: the model continues the question's own text")
     return parser.parse_args(argv)
 
 

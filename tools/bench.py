@@ -1,8 +1,8 @@
 """How fast is the decoder, and how fast are the searches? Ratios measured in one run.
 
 The sides of a comparison are timed in turn, A B A B. The tables show medians over the repeats and,
-in brackets, the spread from the fastest to the slowest. transformers is compared if it is
-installed, with the very same weights; it is never needed.
+in brackets, the spread from the fastest to the slowest. If transformers is installed, it is timed
+with the very same weights.
 
     python -m tools.bench decoder
     python -m tools.bench labels --model runs/real/SmolLM2-135M --data runs/real/label.jsonl
@@ -20,11 +20,11 @@ from statistics import median
 import torch
 
 import cli
-from answers import prepare
+from answers import prompts_that_fit
 from cli import aligned, progress_bar
 from label import search_all
 from mcts import SearchConfig
-from model_llama import FixedRoute, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, generate, load
 from questions.loading import load_all
 from storage.files import write_json
 
@@ -113,37 +113,47 @@ def generators(model):
     return {"ours": ours, "theirs": theirs}
 
 
-def decoder(args, model):
+def decoder(args, tokenizer, model):
     """Prefill and decode, by batch size; a decoded token is the time of all tokens less that of
     one."""
-    rng, new, rows, sides = random.Random(0), args.new_tokens, [], generators(model)
+    rng, new, rows = random.Random(0), args.new_tokens, []
+    sides = generators(model)
     for batch in args.batches:
         prompts = [rng.choices(range(2, model.config.vocab_size), k=args.prompt)
                    for _ in range(batch)]
-        runs = {(side, number): partial(ask, prompts, number)
-                for side, ask in sides.items() for number in (1, new)}
+        runs = {}
+        for side, write in sides.items():
+            for number in (1, new):
+                runs[side, number] = partial(write, prompts, number)
         times = interleaved(runs, args.repeats, model.embed_tokens.weight.device,
                             f"decoder, batch {batch}")
-        prefills = {side: times[side, 1] for side in sides}
-        steps = {side: [(whole - first) / (new - 1) for whole, first
-                        in zip(times[side, new], times[side, 1])] for side in sides}
-        for what, took in ((f"prefill, {args.prompt}", prefills), ("decode, 1", steps)):
-            row = {"what": f"{what} x {batch} tokens", "ours ms": 1e3 * median(took["ours"])}
-            if "theirs" in sides:
-                row["transformers ms"] = 1e3 * median(took["theirs"])
-                row["times as fast"] = paired(took["theirs"], took["ours"])
-            rows.append(row)
+        prefills, steps = {}, {}  # {side: [seconds, ...]}
+        for side in sides:
+            prefills[side] = times[side, 1]
+            steps[side] = [(whole - first) / (new - 1)
+                           for whole, first in zip(times[side, new], times[side, 1])]
+        rows += [decoder_row(f"prefill, {args.prompt} x {batch} tokens", prefills),
+                 decoder_row(f"decode, 1 x {batch} tokens", steps)]
         if "theirs" in sides:
-            ours, theirs = (ask(prompts, new)[0] for ask in sides.values())
+            ours, theirs = (write(prompts, new)[0] for write in sides.values())
             rows[-1]["same tokens"] = f"{same_beginning(ours, theirs)}/{new}"
     return rows
+
+
+def decoder_row(name, times):
+    """A line of the decoder's table; times: {side: [seconds, ...]}."""
+    row = {"work": name, "ours ms": 1e3 * median(times["ours"])}
+    if "theirs" in times:
+        row["transformers ms"] = 1e3 * median(times["theirs"])
+        row["times as fast"] = paired(times["theirs"], times["ours"])
+    return row
 
 
 # ---- whole searches ----
 
 @torch.inference_mode()
 def answer_without_cache(model, prompt, path, stop_ids=()):
-    """Greedy tokens the slow way: one question, everything computed again for each token."""
+    """Greedy tokens of one question, with everything computed again for each token."""
     ids, end = list(prompt.ids), len(prompt.ids) + prompt.question.budget
     while len(ids) < end and ids[-1] not in stop_ids:
         tokens = torch.tensor([ids], device=model.embed_tokens.weight.device)
@@ -151,11 +161,11 @@ def answer_without_cache(model, prompt, path, stop_ids=()):
     return ids[len(prompt.ids):]
 
 
-def labels(args, model):
+def labels(args, tokenizer, model):
     """Paths tried per second by whole searches: in lockstep, with and without the hidden states
     that paths share, and the same paths one at a time."""
-    tokenizer = load_tokenizer(args.model)
-    prompts, _ = prepare(load_all(args.data)[:args.questions], tokenizer, model)
+    questions = load_all(args.data)[:args.questions]
+    prompts, _ = prompts_that_fit(questions, tokenizer, model, "questions")
     config = SearchConfig(stop_when_repaired=False)
 
     def search_together(size, share):
@@ -167,13 +177,16 @@ def labels(args, model):
     slow = "one at a time, no cache"
     sides = {slow: lambda: [answer_without_cache(model, prompt, path, tokenizer.stop_ids)
                             for prompt, path in few]}
-    for size in (size for size in args.together if size <= len(prompts)):
-        sides[f"{size} together, nothing shared"] = partial(search_together, size, False)
-        sides[f"{size} together, states shared"] = partial(search_together, size, True)
+    for size in args.together:
+        if size <= len(prompts):
+            sides[f"{size} together, nothing shared"] = partial(search_together, size, False)
+            sides[f"{size} together, states shared"] = partial(search_together, size, True)
     times = interleaved(sides, args.repeats, model.embed_tokens.weight.device, "labels")
-    paths_of = {side: len(few) if side == slow else len(tried) for side in sides}
-    per_path = {side: [t / paths_of[side] for t in times[side]] for side in sides}
-    return [{"what": side, "paths/s": 1 / median(took),
+    per_path = {}  # {side: [seconds per path, ...]}
+    for side in sides:
+        number = len(few) if side == slow else len(tried)
+        per_path[side] = [took / number for took in times[side]]
+    return [{"work": side, "paths/s": 1 / median(took),
              "times as fast": paired(per_path[slow], took)} for side, took in per_path.items()]
 
 
@@ -183,7 +196,7 @@ SECTIONS = {"decoder": decoder, "labels": labels}
 
 
 def print_table(title, rows):
-    """A title and rows {column: number or text} in columns."""
+    """Prints a title and rows {column: number or text} in columns."""
     show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     cells = [{column: show(value) for column, value in row.items()} for row in rows]
     print(f"\n{title}", aligned(cells), sep="\n")
@@ -194,11 +207,10 @@ def parse_args(argv=None):
     flag, count = parser.add_argument, cli.count
     flag("sections", nargs="*", metavar="SECTION", default=["all"],
          help=f"all, or some of: {', '.join(SECTIONS)}")
-    flag("--model", type=Path, metavar="DIR", default=cli.DEMO_MODEL, help="a model's folder")
+    cli.add_model_flags(parser)
+    parser.set_defaults(dtype="float32")
     flag("--data", nargs="+", default=[cli.DEMO_LABEL], metavar="FILE",
          help="questions that are searched")
-    flag("--device", default="cpu", help="torch device, e.g. cpu or cuda")
-    flag("--dtype", choices=cli.DTYPES, default="float32", help="of the weights")
     flag("--repeats", type=count, default=3, help="measurements of every side")
     flag("--prompt", type=count, default=512, help="prompt length, tokens")
     flag("--batches", type=count, nargs="+", default=[1, 8], help="batch sizes of the decoder")
@@ -211,13 +223,12 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     for name in sorted(set(args.sections) - {"all", *SECTIONS}):
         parser.error(f"no section {name}; there are all, {', '.join(SECTIONS)}")
-    cli.check_device(args.device)
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    model = load_model(args.model, args.device, cli.DTYPES[args.dtype])
+    tokenizer, model = load(args)
     result = {"command": " ".join(["python -m tools.bench", *(argv or sys.argv[1:])]),
               "machine": platform.platform(), "threads": torch.get_num_threads(),
               "torch": torch.__version__, "date": datetime.date.today().isoformat(),
@@ -226,7 +237,7 @@ def main(argv=None):
     for name, section in SECTIONS.items():
         if name in args.sections or "all" in args.sections:
             began = time.perf_counter()
-            rows = result["sections"][name] = section(args, model)
+            rows = result["sections"][name] = section(args, tokenizer, model)
             took = f"{time.perf_counter() - began:.0f} s"
             print_table(f"{name} ({took}): {' '.join(section.__doc__.split())}", rows)
             if args.out:

@@ -1,7 +1,7 @@
 """README.md for a run's routers, in the form that a model hub expects, written beside them.
 
-All of it comes from the run's metrics.json and the metadata of routers.safetensors. Names of tasks
-are escaped, so that they stay text; files and folders are not named at all.
+It is made of the run's metrics.json and the metadata of routers.safetensors. Names of tasks are
+escaped, so that they stay text; files and folders are not named.
 
     python -m tools.card runs/demo
     python -m tools.card runs/mine --license apache-2.0 --base-model OWNER/NAME
@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 
 import cli
-from cli import percent
-from experiments.statistics import with_interval
+from cli import percent, with_interval
 from storage.files import InputError, open_tensors, parse_json, write_whole
 from storage.run_folder import read_metrics
 from tools.explain import printable
@@ -31,7 +30,7 @@ layer, executes it or repeats it. This repository has these networks, not the la
 
 They learned from {labels} questions ({tasks}), labelled by the choice {choice}. The first of
 {seeds} seeds is here; accuracies are means over all of them. {n} test questions, none of them
-labelled or trained on; gains over the model as it is (vanilla) are paired, in points, with a 95%
+labelled or trained on; gains over the base model (vanilla) are paired, in points, with a 95%
 interval; layers are per forward pass.
 
 {routes}
@@ -68,16 +67,16 @@ def card(run, license="other", base_model=None):
     """The text of a finished run's README.md. InputError names the file that is missing, or the
     run if it is none of train.py's."""
     file = run / "routers.safetensors"
-    for needed in (file, run / "metrics.json"):  # in the order of their making
+    for needed in (file, run / "metrics.json"):  # in the order in which train.py writes them
         if not needed.exists():
             raise InputError(f"{needed}: no such file, so {run} is no finished run of train.py")
     metrics = read_metrics(run)
     with open_tensors(file) as stored:
-        notes = parse_json((stored.metadata() or {}).get("drllm", "{}"), file)
+        metadata = parse_json((stored.metadata() or {}).get("drllm", "{}"), file)
     try:
-        parts = {key: escaped(notes[key])
+        parts = {key: escaped(metadata[key])
                  for key in ("num_layers", "hidden_size", "model", "labels", "choice")}
-        parts["tasks"] = ", ".join(map(escaped, notes["tasks"]))
+        parts["tasks"] = ", ".join(map(escaped, metadata["tasks"]))
         parts["seeds"], parts["n"] = len(metrics["seeds"]), metrics["routes"]["vanilla"]["n"]
         parts["routes"] = table([({"route": escaped(name)}, figures)
                                  for name, figures in metrics["routes"].items()])

@@ -2,18 +2,16 @@
 
 In the terminal, one question: per layer the three probabilities (paper §3.1), whether the OOD guard
 intervened, the decision; then the answer beside the base model's. With --html, a page of a whole
-evaluation: a heat map of layers by questions, to sort, filter and open, and below it some of the
-searches that the routers' labels came from, path by path.
+evaluation: a heat map of layers by questions, to sort, filter and open.
 
 Questions are asked through answers.answer, as everywhere; a WitnessRoute around the routers' route
-only looks on. Searches are done again from their records, without the model. The page needs no
-network and no server, runs no script but its own, and shows questions and answers as text.
+records what led to each decision and changes nothing. The page needs no network and no server, runs
+no script but its own, and shows questions and answers as text.
 
     python -m tools.explain --question "7 * 3 + 2 - 5 * 2 - 8 + 6 * 3 - 4 ="
     python -m tools.explain --html runs/demo/explain.html
 """
 import base64
-import contextlib
 import hashlib
 import json
 import re
@@ -28,30 +26,25 @@ import cli
 from answers import Answers, answer, batches, prepare
 from cli import progress_bar
 from drllm import RouterRoute, Routers
-from label import content_hash, question_rng
-from mcts import SearchConfig, search, select_node_to_expand
-from model_llama import load_model, load_tokenizer
+from model_llama import load
 from paths import DECISIONS
 from questions.arithmetic import arithmetic_questions
 from questions.loading import Question, load_all
 from questions.schemas import LETTERS
-from storage.files import InputError, read_json, write_whole
-from storage.label_file import read_rows
-from storage.run_folder import folder_of, read_config
+from storage.files import InputError, write_whole
 
 # N questions   L layers   B rows of a batch   the last axis of 3 is skip, execute, repeat
 
-MARKS = ("·", "▪", "▪▪")               # a square per pass
-FILLS = ("░", "▒", "█")                # of the bars, told apart without colour
-BAR = 30                               # characters
-SHORT = 26                             # characters of an answer beside its figures
-LONGEST = 1000                         # characters of a question or answer that the page shows
-CORRECTED, OTHERS = 30, 10             # searches on the page
+MARKS = ("·", "▪", "▪▪")  # a square per pass
+FILLS = ("░", "▒", "█")   # of the bars, which differ without colour, too
+BAR = 30                  # characters
+SHORT = 26                # characters of an answer beside its figures
+LONGEST = 1000            # characters of a question or answer that the page shows
 DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
-# ---- looking on ----
+# ---- what led to each decision ----
 
 class WitnessRoute:
     """A Route that decides as a RouterRoute does and keeps what led to every decision.
@@ -78,8 +71,10 @@ class WitnessRoute:
 
     def joined(self, seen):
         """(N, L, ...) of what was seen per batch and layer."""
-        starts = range(0, len(seen), self.num_layers)
-        return torch.cat([torch.stack(seen[n:n + self.num_layers], 1) for n in starts])
+        of_batch = []
+        for start in range(0, len(seen), self.num_layers):
+            of_batch.append(torch.stack(seen[start:start + self.num_layers], 1))
+        return torch.cat(of_batch)
 
 
 @dataclass
@@ -125,9 +120,9 @@ def digits(row):
 
 
 def answer_record(answers, n, question):
-    """Answer n; right: its reward, None if nobody knows the gold answer."""
+    """Answer n; correct: its reward, None if no gold answer is known."""
     return {"answer": answers.texts[n],
-            "right": round(answers.correct[n].item(), 3) if question.answer else None,
+            "correct": round(answers.correct[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
             "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
 
@@ -157,82 +152,6 @@ def records(evaluation):
              "guarded": digits(evaluation.guarded[n]),
              "percents": [percents(layer) for layer in evaluation.probabilities[n].tolist()]}
             for n, p in enumerate(evaluation.prompts)]
-
-
-# ---- searches, done again from their records ----
-
-def replay(record, config, seed):
-    """[(path, number of its parent)] in the order asked, of a search done again with the rewards of
-    its record. A search is random only by its question's id, so the same tree grows. None if it
-    does not: then the record was made by another search."""
-    confidence, parents, reward = dict(record["correct"]), [], None
-    tried_before = {*confidence, *record["wrong"]}
-
-    def noting_select(*state):
-        node = select_node_to_expand(*state)
-        parents.append(node and node.decisions)
-        return node
-
-    steps = search(len(record["decisions"]), config, question_rng(record["id"], seed),
-                   noting_select)
-    try:
-        while True:
-            path = steps.send(reward)
-            if path not in tried_before:
-                return None
-            reward = float(path in confidence)
-    except StopIteration as end:
-        tried = list(end.value.rewards)
-    correct = [path for path in tried if path in confidence]
-    incorrect = [path for path in tried if path not in confidence]
-    if correct != list(confidence) or incorrect != record["wrong"]:
-        return None
-    return [(tried[0], None), *((path, tried.index(parent))
-                                for path, parent in zip(tried[1:], parents))]
-
-
-def search_object(record, header, text):
-    """A search as an object for the page, or None if it cannot be done again. steps: [path,
-    probability of its answer or None if incorrect, number of its parent] in order. scores: the
-    constants of Eq. 2. header: of the label file; text: of the question, or None."""
-    try:
-        config, seed = SearchConfig(**header["search"]), header["seed"]
-    except (KeyError, TypeError):  # of another version of the search
-        return None
-    steps, confidence = replay(record, config, seed), dict(record["correct"])
-    return steps and {
-        "id": record["id"], "task": record["task"], "level": record["level"], "question": text,
-        "label": digits(record["decisions"]) if confidence else None,
-        "scores": {"exploration": config.exploration, "length": config.length_penalty},
-        "steps": [[digits(path), confidence.get(path), parent] for path, parent in steps]}
-
-
-def spread(rows, most):
-    """At most so many of the rows, evenly from first to last: of 0..9, four are 0, 2, 5, 7."""
-    return [rows[n * len(rows) // most] for n in range(most)] if len(rows) > most else rows
-
-
-def searches_for_page(run, records, tokenizer, model):
-    """Objects of some of a run's searches, corrected questions first, with a question's text if the
-    files that the run's config.json names still hold it."""
-    incorrect = [record for record in records if not record["default_correct"]]
-    shown = spread([record for record in incorrect if record["correct"]], CORRECTED)
-    shown += spread([record for record in records if record["default_correct"]], OTHERS)
-    shown = shown or spread(incorrect, OTHERS)
-    ids, texts = {record["id"] for record in shown}, {}
-    with contextlib.suppress(InputError, KeyError, TypeError):
-        config = read_config(run)
-        questions = load_all(config["data"], config["skip_bad_rows"], config["score"],
-                             config.get("begin"))
-        if "arithmetic" in config:  # was made for the model
-            kinds = list(config["arithmetic"]["shares"])
-            questions, _ = arithmetic_questions(kinds, config["problems"], config["seed"])
-        prompts, _ = prepare([q for q in questions if q.id in ids], tokenizer, model)
-        texts = {content_hash(prompt): text_of(prompt.question) for prompt in prompts}
-    header_file = run / "labels.meta.json"
-    header = read_json(header_file) if header_file.exists() else {}
-    objects = [search_object(record, header, texts.get(record["content"])) for record in shown]
-    return [made for made in objects if made]
 
 
 # ---- the terminal ----
@@ -266,16 +185,18 @@ def wrapped(text, name=""):
     return [f"  {name:<12} {line}" for name, line in zip([name, *[""] * len(lines)], lines)]
 
 
-def answer_lines(name, told):
+def answer_lines(name, record):
     """`Dr.LLM  4 }  correct  0.970  11 x 3`: the answer, and the layers and passes it took. An
     answer that is too long for the line follows below it, whole."""
-    text, mark = printable(told["answer"]), ""
-    if told["right"] is not None:
-        mark = "correct" if told["right"] else "incorrect"
-    is_short, layers = len(text) <= SHORT, f"{told['layers']} x {told['passes']}"
-    line = (f"  {name:<12} {text if is_short else '(below)':<{SHORT}} {mark:<9} "
-            f"{told['confidence']:>10.3f} {layers:>16}")
-    return [line] if is_short else [line, *wrapped(told["answer"])]
+    text, rest = printable(record["answer"]), []
+    if len(text) > SHORT:
+        text, rest = "(below)", wrapped(record["answer"])
+    verdict = ""
+    if record["correct"] is not None:
+        verdict = "correct" if record["correct"] else "incorrect"
+    layers = f"{record['layers']} x {record['passes']}"
+    return [f"  {name:<12} {text:<{SHORT}} {verdict:<9} {record['confidence']:>10.3f} "
+            f"{layers:>16}", *rest]
 
 
 def explained(record):
@@ -295,14 +216,14 @@ def explained(record):
 # ---- the page ----
 
 def safe_json(value):
-    """JSON that may stand inside a <script>: no character in it can end the element."""
+    """JSON for the inside of a <script>: no character in it can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def shortened(value):
-    """The value with the middle of every long text in it cut out, saying how many characters are
-    missing: beginnings are often alike, and ends hold what is asked."""
+    """The value with the middle of every long text in it cut out, and the number of characters left
+    out: beginnings are often alike, and the question itself is at the end."""
     if isinstance(value, dict):
         return {key: shortened(inner) for key, inner in value.items()}
     if isinstance(value, str) and len(value) > LONGEST:
@@ -321,13 +242,12 @@ def policy(template):
     return "; ".join(rules)
 
 
-def page(about, rows, known=None, searches=()):
-    """The whole page as text. about: {name: text} told under the heading; rows: records. known: the
-    tasks that the routers' labels had, None if nobody knows; searches: of search_object."""
+def page(about, rows, known=None):
+    """The whole page as text. about: {name: text} below the heading; rows: records. known: the
+    tasks of the routers' labels, None if they are not known."""
     template = TEMPLATE.read_text(encoding="utf-8")
     data = safe_json({"about": about, "known": known,
-                      "questions": [shortened(row) for row in rows],
-                      "searches": [shortened(made) for made in searches]})
+                      "questions": [shortened(row) for row in rows]})
     before, after = template.replace("{{policy}}", policy(template)).split("{{data}}")
     return before + data + after
 
@@ -336,7 +256,7 @@ def page(about, rows, known=None, searches=()):
 
 def typed_question(args, tokenizer):
     """The Question of --question. Text with "Answer:" in it goes to the model as it is; the demo's
-    model was trained on one form, which other text is brought into."""
+    model was trained on prompts of one form, which other text is given."""
     text, prompt = args.question.strip(), None
     if not text:
         raise InputError("--question: the question is empty")
@@ -344,13 +264,20 @@ def typed_question(args, tokenizer):
         prompt = text
     elif args.model.resolve() == cli.DEMO_MODEL:
         prompt = f"Question: {text} Answer:" + ("" if "Options:" in text else " \\boxed{")
-    unknown = getattr(tokenizer.fast.model, "unk_token", None)
-    strange = [word for word in text.split()
-               if unknown and tokenizer.fast.token_to_id(unknown) in tokenizer.encode(word)]
-    if strange:
-        print(f"note: this model does not know {len(strange)} of {len(text.split())} words: "
-              f"{printable(' '.join(strange))[:60]}", file=sys.stderr)
-    return Question("asked", "asked", 0, text, args.answer or "", prompt=prompt)
+    print_unknown_words(text.split(), tokenizer)
+    return Question("typed", "typed", 0, text, args.answer or "", prompt=prompt)
+
+
+def print_unknown_words(words, tokenizer):
+    """Notes the words for which the tokenizer has its unknown token only, if it has one."""
+    token = getattr(tokenizer.fast.model, "unk_token", None)
+    if token is None:
+        return
+    unknown_id = tokenizer.fast.token_to_id(token)
+    unknown = [word for word in words if unknown_id in tokenizer.encode(word)]
+    if unknown:
+        print(f"note: this model does not know {len(unknown)} of {len(words)} words: "
+              f"{printable(' '.join(unknown))[:60]}", file=sys.stderr)
 
 
 def chosen_questions(args, tokenizer):
@@ -385,49 +312,43 @@ def parse_args(argv=None):
 
 
 def short_name(path):
-    """The last two parts of a path: enough to know it by, without the folders of this machine."""
+    """The last two parts of a file's path, without the folders of this machine."""
     return "/".join(Path(path).parts[-2:])
 
 
-def write_page(args, rows, route, about, tokenizer, model):
-    """The page of the records, with the searches of the run that the routers lie in."""
-    run = folder_of([args.routers])
-    labelled = list(read_rows(run / "labels.jsonl", model.config.num_layers).values())
-    known = route.routers.metadata["tasks"] or sorted({row["task"] for row in labelled}) or None
-    searches = searches_for_page(run, labelled, tokenizer, model)
+def write_page(args, evaluation, route, about):
+    """The page of an evaluation. about: {name: text} for its heading, beside what the flags say."""
+    tasks = route.routers.metadata["tasks"] or None  # None: not known
+    source = "typed" if args.question else ", ".join(map(short_name, args.data))
     about = {"model": short_name(args.model), "routers": short_name(args.routers),
-             "questions": "typed" if args.question else ", ".join(map(short_name, args.data)),
-             "depth_bias": f"{args.depth_bias:+g}",
+             "questions": source, "depth bias": f"{args.depth_bias:+g}",
              "guard": "off" if args.no_guard else "on", **about}
-    text = page(about, rows, known, searches).encode("utf-8", "replace")
+    rows = records(evaluation)
+    text = page(about, rows, tasks).encode("utf-8", "replace")
     write_whole(args.html, lambda part: part.write_bytes(text))
-    print(f"{args.html}: {len(rows)} questions, {len(searches)} searches, "
-          f"{len(text) / 1e6:.2f} MB")
+    print(f"{args.html}: {len(rows)} questions, {len(text) / 1e6:.2f} MB")
 
 
 def main(argv=None):
     args = parse_args(argv)
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     if not args.routers.exists():
-        hint = "run `make` first, which trains the demo's" if args.routers == DEMO_ROUTERS else \
-            "train.py writes one"
+        hint = "train.py writes one"
+        if args.routers == DEMO_ROUTERS:
+            hint = "run `make` first, which trains the demo's"
         raise InputError(f"{args.routers}: no such router file; {hint}")
-    cli.use_device(args)
-    tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+    tokenizer, model = load(args)
     route = RouterRoute(Routers.load(args.routers, model), args.depth_bias, guard=not args.no_guard)
     prompts, too_long = prepare(chosen_questions(args, tokenizer), tokenizer, model)
-    if not prompts:
-        raise InputError(f"question {too_long[0].id!r}: it and its answer exceed the context of "
-                         f"{model.config.max_positions} tokens")
     learned = route.routers.metadata.get("questions", ())
     trained_on = sum(prompt.question.wording in learned for prompt in prompts)
-    rows = records(watch(model, tokenizer, prompts, route, args.batch_size))
+    evaluation = watch(model, tokenizer, prompts, route, args.batch_size)
     if args.html:
-        about = {"training questions of these routers": str(trained_on) if learned else "not known",
-                 "too long for the context": str(len(too_long))}
-        return write_page(args, rows, route, about, tokenizer, model)
-    print("\n".join(explained(rows[0])))
+        number = str(trained_on) if learned else "not known"
+        write_page(args, evaluation, route, {"training questions of these routers": number,
+                                             "too long for the context": str(len(too_long))})
+        return
+    print("\n".join(explained(records(evaluation)[0])))
     if trained_on:
         print("note: these routers were trained on this question")
 

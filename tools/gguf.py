@@ -1,13 +1,13 @@
 """A GGUF file (llama.cpp's format) as a folder that load_model and load_tokenizer read.
 
 It reads the model families whose record in checkpoint/config.py names a GGUF architecture, in
-every quantisation that the gguf package turns back into numbers, with a byte-level BPE tokenizer
-whose pre-tokenizer is in PRE. Whatever else would change the computation is refused by name.
+every quantisation that the gguf package can decode, with a byte-level BPE tokenizer whose
+pre-tokenizer is in PRE. Whatever else would change the computation is refused by name.
 
-Two things are stored differently there. llama.cpp turns neighbouring channels of a llama head by
-one angle, Hugging Face channels half a head apart, so the rows of queries and keys are put back
-in order. And of Llama 3's stretched RoPE the file keeps no parameters, only its effect on each
-frequency, from which `stretching` finds them again.
+Two things are stored differently in such a file. llama.cpp rotates neighbouring channels of a head
+by one angle, Hugging Face channels half a head apart, so the rows of queries and keys are put back
+in order. And of Llama 3's RoPE scaling the file has no parameters, only the divisor of each
+frequency, from which `rope_scaling_of` finds them again.
 
 Left out: sentencepiece tokenizers, files split into parts, chat templates beside the default.
 
@@ -155,7 +155,7 @@ def read_settings(family, keys, tensors):
         require(family.gguf_interleaved,
                 f"tensor {ROPE} is not supported in a {family.model_type} model")
         divisors = read_numbers(tensors[ROPE])
-        settings["rope_scaling"] = stretching(divisors, settings["rope_theta"], head_dim)
+        settings["rope_scaling"] = rope_scaling_of(divisors, settings["rope_theta"], head_dim)
     return settings
 
 
@@ -164,12 +164,12 @@ def shortest(number):
     return float(str(np.float32(number)))
 
 
-def stretching(divisors, theta, head_dim):
-    """The rope_scaling whose llama3 rule divides the frequencies so; check() sees whether it does.
+def rope_scaling_of(divisors, theta, head_dim):
+    """The rope_scaling whose llama3 rule has these divisors of the frequencies; see check().
 
-    The slowest are divided by the factor, the fastest by 1. In between decide the turns a
-    frequency makes within the original context: a ramp from 1 turn to 4. Every Llama 3 has these
-    two bounds; the rule knows no more than the ratios of bounds and context.
+    The slowest frequencies are divided by the factor, the fastest by 1. In between, the divisor
+    depends on the turns that a frequency makes within the original context: a ramp from 1 turn to
+    4. Every Llama 3 has these two bounds; the rule depends only on their ratio to the context.
     """
     turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)  # per position
     require(divisors.shape == turns.shape,
@@ -184,7 +184,7 @@ def stretching(divisors, theta, head_dim):
 
 
 def check(config, tensors):
-    """InputError unless the tensors are those of the config, and turn as the file says."""
+    """InputError unless the tensors are those of the config, and its RoPE is that of the file."""
     with torch.device("meta"):  # shapes only
         model = Llama(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_weights().items()}

@@ -1,13 +1,14 @@
 """A routed model in the lm-evaluation-harness, so that numbers come from its own evaluator.
 
 A prompt is routed once, from its context alone; the choices of a question share one pass with it.
-What the routes did, per task, is in the results' config under "drllm" and on the command's last
+The decisions, counted per task, are in the results' config under "drllm" and on the command's last
 lines.
 
-Without routers the scores are those of the harness's `hf`, but for this: log-softmax in float32;
-chat templates with a fixed date, no thinking; generation greedy, ended early by special tokens only
-(other stop strings are cut off afterwards). A rolling window is routed by the tokens before its
-first scored one, mostly one. Left out: finding a batch size, several processes.
+Without routers the scores are those of the harness's `hf`, with these differences: log-softmax in
+float32; chat templates with a fixed date, without thinking; greedy generation, which only special
+tokens end early (other stop strings are cut off afterwards). A rolling window is routed by the
+tokens before the first one that is scored, mostly one. Left out: finding a batch size, several
+processes.
 
     python -m tools.lm_eval_drllm --model drllm --tasks arc_easy --batch_size 32 \\
         --model_args model=demo/model,routers=runs/demo/routers.safetensors
@@ -91,7 +92,7 @@ class DrLLM(TemplateLM):
         super().__init__()
         if dtype not in (None, "auto", *DTYPES) or not -1 <= float(control) <= 1:
             raise InputError(f"dtype {dtype}, control {control}: dtype is one of "
-                             f"{', '.join(DTYPES)}, control lies in [-1, 1]")
+                             f"{', '.join(DTYPES)}, control is in [-1, 1]")
         if not torch.cuda.is_available() and str(device).startswith("cuda"):
             device = "cpu"  # the harness asks for cuda:0 wherever it runs
         self.model = load_model(model, device, DTYPES.get(dtype))

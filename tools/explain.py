@@ -28,7 +28,6 @@ from cli import progress_bar
 from drllm import RouterRoute, Routers
 from model_llama import load
 from paths import DECISIONS
-from questions.arithmetic import arithmetic_questions
 from questions.loading import Question, load_all
 from questions.schemas import LETTERS
 from storage.files import InputError, write_whole

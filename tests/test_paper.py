@@ -125,7 +125,7 @@ def test_tables_report_what_the_comparison_measured(everything):
     for task in ("one", "two", "all"):
         forced = rows[f"forced to execute: {task}"]
         assert forced["accuracy"] == rows[f"vanilla: {task}"]["accuracy"]
-    assert sum(name.startswith("fixed path, ") for name in rows) in (1, 2)
+    assert sum(name.startswith("static, ") for name in rows) in (1, 2)
     assert list(rows)[-3:] == ["shuffled", "random", "swapped"]
     methods = rows_of(everything, "table5")
     routed = rows["Dr.LLM, consensus: all"]["accuracy"]

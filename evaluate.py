@@ -101,7 +101,7 @@ def add_fixed_paths(table, main, fixed_paths):
     depth of the route `main` become routes of the table; table.fixed_paths has them all."""
     for length, path in fixed_paths:
         decisions = torch.tensor([path] * len(table.prompts))  # (N, L)
-        table.fixed_paths[length] = table.ask(f"fixed path, {length} layers", [decisions])
+        table.fixed_paths[length] = table.ask(f"static, {length} layers", [decisions])
     lengths = list(table.fixed_paths)
     depth = table.outcomes[main].layers[table.counted].mean().item()
     below = max((length for length in lengths if length <= depth), default=min(lengths))
@@ -181,7 +181,7 @@ def compare(model, tokenizer, prompts, known_tasks, routed, fixed_paths, routes=
     the first of `routed`.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, cache)
-    table.add("vanilla", [None], "base model")
+    table.add("vanilla", [None])
     if set(routes) == {"vanilla"}:
         return table
     for name, (title, seeds) in routed.items():
@@ -205,11 +205,10 @@ MOST_COLUMNS = 6  # routes beside each other in the table by task: what fits on 
 
 def total_row(name, figures):
     """A line of the table over all questions in domain."""
-    return {"route": name, "accuracy %": percent(figures["accuracy"]),
+    return {"route": name, "right %": percent(figures["accuracy"]),
             "gain": percent(figures["gain"], sign=True),
             "95% interval": bounds(figures["interval"]),
-            "layers": f"{figures['layers']:.2f}",
-            "total blocks": f"{figures['layers_executed']:.1f}"}
+            "layers": f"{figures['layers']:.2f}", "summed": f"{figures['layers_executed']:.1f}"}
 
 
 def task_row(label, routes, titles):
@@ -372,7 +371,7 @@ def add_flags(parser, names=ROUTES):
                         help="result folder")
     parser.add_argument("--routes", type=cli.names, default=",".join(ROUTES),
                         help=f"of {', '.join(names)}. vanilla, the base model, is always asked, "
-                             "since gains are against it; fixed needs the paths.json that "
+                             "since gains are against it; static needs the paths.json that "
                              "training leaves beside the routers")
     parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
                         help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "

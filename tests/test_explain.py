@@ -246,7 +246,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_only():
 
 
 def test_the_page_asks_no_network_and_writes_no_markup():
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     made = Page(text)
     assert not {name for name, _ in made.attributes} & {"src", "href", "style", "onclick", "onload"}
     assert not set(made.tags) & {"link", "iframe", "img", "object", "base"}
@@ -256,7 +256,7 @@ def test_the_page_asks_no_network_and_writes_no_markup():
 
 
 def test_the_script_finds_every_element_and_every_field():
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     made = Page(text)
     assert len(set(made.ids)) == len(made.ids)
     assert set(re.findall(r'byId\("([\w-]+)"\)', text)) <= set(made.ids)
@@ -267,7 +267,7 @@ def test_the_script_finds_every_element_and_every_field():
 
 def test_every_control_has_a_name():
     """A screen reader reads the label aloud; a select without one is a riddle."""
-    text = explain.TEMPLATE.read_text()
+    text = explain.TEMPLATE.read_text(encoding="utf-8")
     controls = re.findall(r"<(?:select|input)\b[^>]*>", text)
     labels = re.findall(r"<label>.*?</label>", text, re.DOTALL)
     assert len(controls) == len(labels) == 7
@@ -302,7 +302,8 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "q.jsonl").write_text("".join(lines), encoding="utf-8")
     return str(tmp_path / "q.jsonl")
 
 
@@ -322,7 +323,7 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
     file = write_questions(tmp_path, prompts)
     explain.main(arguments(tmp_path, "--data", file, "--html", str(tmp_path / "out" / "x.html")))
-    text = (tmp_path / "out" / "x.html").read_text()
+    text = (tmp_path / "out" / "x.html").read_text(encoding="utf-8")
     data = json.loads(Page(text).scripts[0])
     assert [row["id"] for row in data["questions"]] == [p.question.id for p in prompts]
     assert str(tmp_path) not in text and data["about"]["model"].endswith("model")
@@ -330,7 +331,8 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     assert "8 questions, 0." in capsys.readouterr().out
     explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
                            str(tmp_path / "few.html")))
-    assert len(json.loads(Page((tmp_path / "few.html").read_text()).scripts[0])["questions"]) == 2
+    text = (tmp_path / "few.html").read_text(encoding="utf-8")
+    assert len(json.loads(Page(text).scripts[0])["questions"]) == 2
 
 
 def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
@@ -346,7 +348,7 @@ def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
 def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
     """From an empty folder, where the demo has not been made."""
     root = explain.TEMPLATE.parents[1]
-    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, text=True,
+    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, encoding="utf-8",
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert made.returncode == 2 and made.stderr.count("\n") == 1
     assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
@@ -406,7 +408,7 @@ def in_browser(tmp_path, text):
                            "--disable-background-networking", "--disable-dev-shm-usage",
                            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900",
                            (tmp_path / "page.html").as_uri()],
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, encoding="utf-8", timeout=300)
     if made.returncode:
         pytest.skip(f"{chromium} does not start here: {made.stderr[-200:]}")
     return made.stdout
@@ -416,9 +418,9 @@ def result_of(steps, tmp_path, monkeypatch, *data):
     """What steps leave in `result`, in a page of these data. They are appended to the page's own
     script, so its policy allows them."""
     say = "document.documentElement.dataset.result = JSON.stringify(result);\n"
-    template = (explain.TEMPLATE.parent / "explain.html").read_text()
+    template = (explain.TEMPLATE.parent / "explain.html").read_text(encoding="utf-8")
     (tmp_path / "stepped.html").write_text(template.replace(
-        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"))
+        "openNamed();\n</script>", "openNamed();\n" + steps + say + "</script>"), encoding="utf-8")
     monkeypatch.setattr(explain, "TEMPLATE", tmp_path / "stepped.html")
     dom = Page(in_browser(tmp_path, page({"model": "m"}, *data)))
     monkeypatch.undo()

@@ -112,7 +112,7 @@ def test_static_methods_run_at_the_depth_of_the_counted_questions(table, setting
 
 def metrics_of(command, *more):
     methods.main([*command, *more])
-    return json.loads((Path(command[5]) / "metrics.json").read_text())
+    return json.loads((Path(command[5]) / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -138,7 +138,7 @@ def test_labels_of_the_run_reach_the_method(command):
     flags = ["--routes", "polar", "--calibration", str(folder / "label.jsonl")]
     with pytest.raises(InputError, match="none of 8 .* chosen.json"):
         metrics_of(command[1], *flags)
-    (folder / "chosen.json").write_text(json.dumps({"label-1": [1, 0, 1]}))
+    (folder / "chosen.json").write_text(json.dumps({"label-1": [1, 0, 1]}), encoding="utf-8")
     assert metrics_of(command[1], *flags)["routes"]["polar"]["layers"] == 2.0
 
 
@@ -156,9 +156,9 @@ def test_calibration_questions_that_are_also_asked_are_refused(command):
 
 def test_calibration_questions_that_exceed_the_context_are_said(command, capsys):
     file = Path(command[1][3]).with_name("label.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows[0]["prompt"] = " ".join(["a"] * 63)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     metrics = metrics_of(command[1], "--routes", "shortgpt", "--calibration", str(file))
     assert "1 of 8 calibration questions exceed the context (64" in capsys.readouterr().out
     assert metrics["too_long"] == 0

@@ -19,8 +19,8 @@ def test_every_section_writes_rows(section, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SLOW_PATHS", 3)
     folder = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
     questions, out = tmp_path / "q.jsonl", tmp_path / "bench.json"
-    questions.write_text("".join(json.dumps(row) + "\n" for row in own_answers(folder, 4)),
-                         encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in own_answers(folder, 4)]
+    questions.write_text("".join(lines), encoding="utf-8")
     bench.main([section, "--model", str(folder), "--data", str(questions), "--out", str(out),
                 *SMALL])
     result = json.loads(out.read_text(encoding="utf-8"))

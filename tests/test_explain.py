@@ -302,8 +302,8 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "q.jsonl").write_text("".join(lines), encoding="utf-8")
     return str(tmp_path / "q.jsonl")
 
 
@@ -331,8 +331,8 @@ def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_
     assert "8 questions, 0." in capsys.readouterr().out
     explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
                            str(tmp_path / "few.html")))
-    page = Page((tmp_path / "few.html").read_text("utf-8"))
-    assert len(json.loads(page.scripts[0])["questions"]) == 2
+    text = (tmp_path / "few.html").read_text(encoding="utf-8")
+    assert len(json.loads(Page(text).scripts[0])["questions"]) == 2
 
 
 def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):

@@ -61,8 +61,8 @@ def test_the_command_labels_trains_and_evaluates_and_goes_on(tmp_path, capsys, m
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                     encoding="utf-8")
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
     command = ["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
                str(tmp_path / "test"), "--out", str(tmp_path / "out"), "--seeds", "2"]
     asked, real = [], rules.ask_batch

@@ -1009,7 +1009,8 @@ def test_advice_is_not_what_was_done_already(tmp_path):
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(labelling, "grade_paths", lambda *_: (torch.zeros(40), None))
+            patch.setattr(labelling, "grade_paths", lambda *_: (torch.zeros(40), torch.rand(40)))
+            patch.setattr(labelling, "check_form", lambda *_: None)
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
                 labelling.plain_model(model, None, prompts, args, refuse=True)

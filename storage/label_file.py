@@ -26,6 +26,9 @@ def check_header(file, header, defaults):
     side = file.with_suffix(".meta.json")
     if not file.exists() and not part_files(file):
         return write_json(side, header)
+    if not side.exists():  # somebody's file of another kind, or labels of nobody knows which search
+        raise InputError(f"{file}: not a labels file, or without its {side.name}, which says how "
+                         "it was made. Choose another --out")
     ours, theirs = flat_header(header), {**flat_header(defaults), **flat_header(read_header(side))}
     for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
         if ours.get(key) != theirs.get(key):

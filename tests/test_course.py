@@ -487,6 +487,8 @@ def test_an_object_that_equals_everything_is_of_no_wanted_type(number):
     ([(1, 2.0)], list[tuple[int, ...] | None], "a float in a tuple in a list"),
     (torch.zeros(2), Shaped(lambda *_: (3,)), "a tensor of shape (2,), wanted (3,)"),
     (torch.zeros(2).int(), Shaped(lambda *_: (2,)), "a tensor of torch.int32"),
+    (torch.zeros(2, device="meta"), Shaped(lambda *_: (2,)),
+     "a tensor without plain values (meta, torch.strided)"),
     (torch.nn.Parameter(torch.zeros(2)), Shaped(lambda *_: (2,)), "a Parameter")])
 def test_a_wrong_type_is_named(value, wanted, words):
     """Catches 1 taken for 1.0, and a subclass of what is wanted."""

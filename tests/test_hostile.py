@@ -464,6 +464,8 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "nothing fits, to train": ("train", config(max_position_embeddings=8), "", ["0 of", "8"]),
     "nothing fits, to evaluate": ("evaluate", config(max_position_embeddings=8), "",
                                   ["0 of 10", "8"]),
+    "labels into the questions' file": ("label", flags("--out", "{at}/q.jsonl"), "q.jsonl",
+                                        ["not a labels file", "q.meta.json"]),
     "no such device": ("label", flags("--device", "nonsense"), "", ["--device nonsense"]),
     "a device of no numbers": ("train", flags("--device", "meta"), "", ["--device meta"]),
 }

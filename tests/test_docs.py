@@ -86,10 +86,42 @@ def test_fences_are_of_known_kinds(page):
 
 # ---- examples ----
 
+class NearIntervals(doctest.OutputChecker):
+    """Exact, but for lines with an interval such as [-24, -13]: another processor rounds otherwise,
+    training follows it, and such a line's numbers may differ by one in the last digit."""
+    number = re.compile(r"[+-]?\d+(?:\.\d+)?")
+    interval = re.compile(r"\[[+-]\d+, [+-]\d+\]")
+
+    def check_output(self, want, got, optionflags):
+        lines, others = want.splitlines(), got.splitlines()
+        return (len(lines) == len(others)
+                and all(a == b or self.near(a, b) for a, b in zip(lines, others))
+                or super().check_output(want, got, optionflags))
+
+    def near(self, line, other):
+        numbers, others = self.number.findall(line), self.number.findall(other)
+        if not self.interval.search(line) or len(numbers) != len(others):
+            return False
+        if self.number.sub("", line) != self.number.sub("", other):
+            return False
+        units = [10.0 ** -len(text.partition(".")[2]) for text in numbers]
+        return all(abs(float(a) - float(b)) < 1.5 * unit
+                   for a, b, unit in zip(numbers, others, units))
+
+
+def test_only_numbers_beside_an_interval_may_differ_by_one_in_the_last_digit():
+    same = functools.partial(NearIntervals().check_output, optionflags=0)
+    assert same("a 59 -18 [-24, -13] 9.5\n", "a 58 -19 [-25, -14] 9.4\n")
+    assert not same("a 59 -18 [-24, -13] 9.5\n", "a 57 -18 [-24, -13] 9.5\n")
+    assert not same("a 59 -18 [-24, -13] 9.5\n", "a 59 -18 [-24, -13] 9.3\n")
+    assert not same("(0.3, 59)\n", "(0.3, 58)\n") and not same("1\n2\n", "1\n")
+
+
 def failed_examples(text):
     """What python examples give that the page does not say; all share one namespace."""
     names, said = {}, io.StringIO()
-    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.REPORT_NDIFF)
+    runner = doctest.DocTestRunner(NearIntervals(), verbose=False,
+                                   optionflags=doctest.REPORT_NDIFF)
     for fence in fences(text):
         if fence.kind == "python":
             example = doctest.DocTestParser().get_doctest(
@@ -145,7 +177,8 @@ def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
     monkeypatch.chdir(ROOT / "docs")
     shown = run_cells(json.loads(text)["cells"])
     sys.path[:] = path
-    assert len(shown) > 20 and [a for a, _ in shown] == [b for _, b in shown]
+    assert len(shown) > 20
+    assert all(NearIntervals().check_output(wanted, printed, 0) for wanted, printed in shown)
 
 
 # ---- commands that are run ----

@@ -179,8 +179,8 @@ def windows():
                   text(x + 40, 321, word, "on" if n else "faint", "middle")]
     parts.append(text(340, 321, "the largest decides", "faint"))
     return page(350, "21 tokens pass in pairs into 8 windows; the last five are in no window. "
-                "Every window's mean passes the same network. The mean of the results gives three logits "
-                "for skip, execute and repeat; the largest decides.", *parts)
+                "Every window's mean passes the same network. The mean of the results gives "
+                "three logits for skip, execute and repeat; the largest decides.", *parts)
 
 
 def label():

@@ -597,6 +597,22 @@ def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
     assert over["embeddings only"] > over["hidden states"] - 0.001
 
 
+def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
+    """Catches a table of the tutorial that was not changed with a new measurement."""
+    sections_of = chapters()
+    evidence, real = sections_of["6. The evidence"], sections_of["8. Real models"]
+    choices = {row[0]: row for row in read_json(make_results.ASSETS / "measured.json")[
+        "choices"]["rows"] if row[1] == "0"}
+    for name in ("consensus", "shortest, the paper's"):
+        assert f"| {name} | {choices[name][5]} |" in evidence
+    rows = {row[0]: row for row in read_json(make_results.ASSETS / "real.json")[
+        "arithmetic_routes"]["rows"]}
+    for name, title in (("the paper's", "the paper's"), ("consensus", "consensus"),
+                        ("safe, the default", "safe (the default)")):
+        _, _, gain, layers = rows[f"Dr.LLM, {title}"]
+        assert f"| {name} | {gain} | {layers} |" in real
+
+
 # ---- the checks themselves ----
 
 @pytest.mark.parametrize("page, old, new, notices", [

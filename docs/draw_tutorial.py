@@ -41,7 +41,8 @@ def page(height, label, *parts):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
             f'width="{WIDTH}" height="{height}" role="img" aria-label="{escape(label)}">\n'
             f"<style>{STYLE}{MORE}</style>\n"
-            f'<rect fill="var(--page)" width="{WIDTH}" height="{height}" rx="10"/>\n{body}\n</svg>\n')
+            f'<rect fill="var(--page)" width="{WIDTH}" height="{height}" rx="10"/>\n'
+            f"{body}\n</svg>\n")
 
 
 def text(x, y, words, kind="", anchor="start", turn=None):
@@ -84,15 +85,16 @@ def loop():
         if count == 0:
             parts.append(f'<path class="arc" d="M{x - 14} 78 Q{x + 32} 20 {x + 78} 78"/>')
         if count == 2:
-            parts.append(f'<path class="loop" d="M{x + 52} 56 C{x + 62} 28 {x + 2} 28 {x + 12} 56"/>')
+            parts.append(f'<path class="loop" '
+                         f'd="M{x + 52} 56 C{x + 62} 28 {x + 2} 28 {x + 12} 56"/>')
         for entry in range(count):
             y = 192 + 40 * entry
             parts += [box(x - 8, y, 80, 32, "skip"),
                       text(x + 32, y + 21, f"K V, pass {entry + 1}", "small", "middle")]
         if count == 0:
             parts.append(text(x + 32, 213, "none", "faint", "middle"))
-    return page(286, "Layers 4 and 6 are executed and have one cache entry each. Layer 5 is skipped "
-                "and has none. Layer 7 is repeated and has two, one for each pass.", *parts)
+    return page(286, "Layers 4 and 6 are executed and have one cache entry each. Layer 5 is "
+                "skipped and has none. Layer 7 is repeated and has two, one for each pass.", *parts)
 
 
 def first_tree(simulations=11):
@@ -176,9 +178,9 @@ def windows():
         parts += [box(x, 300, 80, 32, kind),
                   text(x + 40, 321, word, "on" if n else "faint", "middle")]
     parts.append(text(340, 321, "the largest decides", "faint"))
-    return page(350, "21 tokens pass in pairs into 8 windows; the last five are in no window. Every "
-                "window's mean passes the same network. The mean of the results gives three logits "
-                "for skip, execute and repeat; the largest decides.", *parts)
+    return page(350, "21 tokens pass in pairs into 8 windows; the last five are in no window. "
+                "Every window's mean passes the same network. The mean of the results gives "
+                "three logits for skip, execute and repeat; the largest decides.", *parts)
 
 
 def label():

@@ -86,10 +86,42 @@ def test_fences_are_of_known_kinds(page):
 
 # ---- examples ----
 
+class NearIntervals(doctest.OutputChecker):
+    """Exact, but for lines with an interval such as [-24, -13]: another processor rounds otherwise,
+    training follows it, and such a line's numbers may differ by one in the last digit."""
+    number = re.compile(r"[+-]?\d+(?:\.\d+)?")
+    interval = re.compile(r"\[[+-]\d+, [+-]\d+\]")
+
+    def check_output(self, want, got, optionflags):
+        lines, others = want.splitlines(), got.splitlines()
+        return (len(lines) == len(others)
+                and all(a == b or self.near(a, b) for a, b in zip(lines, others))
+                or super().check_output(want, got, optionflags))
+
+    def near(self, line, other):
+        numbers, others = self.number.findall(line), self.number.findall(other)
+        if not self.interval.search(line) or len(numbers) != len(others):
+            return False
+        if self.number.sub("", line) != self.number.sub("", other):
+            return False
+        units = [10.0 ** -len(text.partition(".")[2]) for text in numbers]
+        return all(abs(float(a) - float(b)) < 1.5 * unit
+                   for a, b, unit in zip(numbers, others, units))
+
+
+def test_only_numbers_beside_an_interval_may_differ_by_one_in_the_last_digit():
+    same = functools.partial(NearIntervals().check_output, optionflags=0)
+    assert same("a 59 -18 [-24, -13] 9.5\n", "a 58 -19 [-25, -14] 9.4\n")
+    assert not same("a 59 -18 [-24, -13] 9.5\n", "a 57 -18 [-24, -13] 9.5\n")
+    assert not same("a 59 -18 [-24, -13] 9.5\n", "a 59 -18 [-24, -13] 9.3\n")
+    assert not same("(0.3, 59)\n", "(0.3, 58)\n") and not same("1\n2\n", "1\n")
+
+
 def failed_examples(text):
     """What python examples give that the page does not say; all share one namespace."""
     names, said = {}, io.StringIO()
-    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.REPORT_NDIFF)
+    runner = doctest.DocTestRunner(NearIntervals(), verbose=False,
+                                   optionflags=doctest.REPORT_NDIFF)
     for fence in fences(text):
         if fence.kind == "python":
             example = doctest.DocTestParser().get_doctest(
@@ -145,7 +177,8 @@ def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
     monkeypatch.chdir(ROOT / "docs")
     shown = run_cells(json.loads(text)["cells"])
     sys.path[:] = path
-    assert len(shown) > 20 and [a for a, _ in shown] == [b for _, b in shown]
+    assert len(shown) > 20
+    assert all(NearIntervals().check_output(wanted, printed, 0) for wanted, printed in shown)
 
 
 # ---- commands that are run ----
@@ -579,6 +612,22 @@ def test_claims_about_every_base_model_hold_for_the_measured_ones(base):
     assert over["1 linear layer"] > over["8 windows"] > over["16 windows"]
     assert over["8 windows"] > over["width 16"]
     assert over["embeddings only"] > over["hidden states"] - 0.001
+
+
+def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
+    """Catches a table of the tutorial that was not changed with a new measurement."""
+    sections_of = chapters()
+    evidence, real = sections_of["6. The evidence"], sections_of["8. Real models"]
+    choices = {row[0]: row for row in read_json(make_results.ASSETS / "measured.json")[
+        "choices"]["rows"] if row[1] == "0"}
+    for name in ("consensus", "shortest, the paper's"):
+        assert f"| {name} | {choices[name][5]} |" in evidence
+    rows = {row[0]: row for row in read_json(make_results.ASSETS / "real.json")[
+        "arithmetic_routes"]["rows"]}
+    for name, title in (("the paper's", "the paper's"), ("consensus", "consensus"),
+                        ("safe, the default", "safe (the default)")):
+        _, _, gain, layers = rows[f"Dr.LLM, {title}"]
+        assert f"| {name} | {gain} | {layers} |" in real
 
 
 # ---- the checks themselves ----

@@ -175,6 +175,15 @@ def longest_beginning(path, states):
     return max((layer for layer in range(1, len(path)) if path[:layer] in states), default=0)
 
 
+def drop_deepest(states, number):
+    """Keeps the stored states of the `number` shortest beginnings, of equally long ones the newest.
+    More paths to come begin with a short one, and what was dropped is computed again."""
+    if len(states) > number:
+        newest_first = reversed(list(states))
+        for beginning in sorted(newest_first, key=len)[number:]:
+            del states[beginning]
+
+
 # ---- answers along any route ----
 
 @dataclass

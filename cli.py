@@ -158,6 +158,11 @@ def number(low, high, kind=float):
 count = number(1, 10 ** 9, int)
 
 
+def gigabytes(text):
+    """The type of a flag that takes GB: bytes."""
+    return int(1e9 * number(0, 1e6)(text))
+
+
 def file_or_folder(text):
     """The type of a flag that names one. Path("") would be the current folder, which an unset
     variable of a shell script does not mean."""
@@ -196,6 +201,13 @@ def add_model_flags(parser, model=DEMO_MODEL):
                         help="of the CPU; default: as many as torch takes")
 
 
+def add_memory_flag(parser):
+    """The flag of the commands that search."""
+    parser.add_argument("--memory", type=gigabytes, metavar="GB",
+                        help="for hidden states that the paths of a question share; default: half "
+                             "of the device's free memory")
+
+
 def add_data_flags(parser, data, batch_size):
     """The flags that name questions and how many are taken, the same in every command."""
     parser.add_argument("--data", nargs="+", action=Gather, default=data, metavar="FILE",
@@ -210,6 +222,23 @@ def add_data_flags(parser, data, batch_size):
                         help="leave out question rows that cannot be used, instead of stopping")
     parser.add_argument("--batch-size", type=count, default=batch_size,
                         help="questions under way at once")
+
+
+def free_memory(device):
+    """Bytes of memory that a device has free: of a GPU, or of the machine, in which processes of
+    torchrun have an equal part each."""
+    if torch.device(device).type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # Linux knows it better
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+        free.append(int(found[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
+        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii"))
+                      for name in ("max", "current"))
+        free.append(max(0, most - used))
+    return min(free) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def use_device(args):

@@ -346,7 +346,8 @@ def print_warnings(args, num_tests):
 def search_questions(run, prompts):
     """The search record of each training question. InputError if too few have a correct path."""
     args, file = run.args, run.out / "labels.jsonl"
-    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size)
+    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size,
+                 args.memory)
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     answered = sum(bool(row["correct"]) for row in rows)
     if answered < SMALLEST_GROUP:
@@ -422,6 +423,7 @@ def parse_args(argv=None):
     cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=256)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
+    cli.add_memory_flag(parser)
     parser.add_argument("--test", nargs="+", metavar="FILE",
                         help="test questions; without it a fifth of --data, by its words")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder")

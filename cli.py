@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from storage.files import InputError
+from storage.processes import is_first
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEMO = Path(__file__).resolve().parent / "demo"
@@ -28,6 +29,8 @@ def run(main):
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         if hasattr(getattr(sys, name), "reconfigure"):  # what the terminal lacks is shown as \xb1
             getattr(sys, name).reconfigure(errors="backslashreplace")
+    if not is_first():  # one process of several speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
         main()
         sys.stdout.flush()

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections import deque
 from dataclasses import asdict
 from functools import partial
@@ -23,18 +22,19 @@ import torch
 import cli
 from mcts import SearchConfig, search
 from model_llama import load_model, load_tokenizer
-from storage.answer_cache import digest
+from storage.answer_cache import AnswerCache, digest
 from storage.files import InputError, writing
-from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
+from storage.label_file import opened, read_rows  # noqa: F401 - for importers
+from storage.processes import is_first, process
 from cli import progress_bar
 from questions.loading import load_all
-from answers import drop_deepest, grade_paths, prompts_that_fit
+from answers import (drop_deepest, grade_paths, prompts_that_fit, tokenizer_key,
+                     what_answers_depend_on)
 
 SHARE_OF_MEMORY = 0.5  # of the device's free memory, for the hidden states that paths share
 PATHS_KEPT = 12  # whose states a search holds at least, of 51 paths: see search_bytes
 
 ASKED = 400  # training questions that are asked first, at most: 95% intervals of 5 points
-WARM_UP = 32  # questions whose time is not measured, since the first call makes kernels
 AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m tools.explain` "
            "shows one answer")
 
@@ -46,16 +46,27 @@ def margin(share, number):
     return 1.96 * math.sqrt(share * (1 - share) / number)
 
 
-def plain_model(model, tokenizer, prompts, args, refuse=False):
-    """Prints how often the base model is correct on the first questions, beside chance; returns how
-    many seconds a question took. refuse: InputError if chance explains multiple choice."""
+def plain_model(model, tokenizer, prompts, args, refuse=False, cache=None):
+    """Prints how often the base model is correct on the first questions, beside chance. refuse:
+    InputError if chance explains multiple choice. cache: an AnswerCache that may know it."""
     prompts = prompts[:ASKED]
-    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
-    grade_paths(model, tokenizer, prompts[:WARM_UP], default[:WARM_UP])
-    began = time.time()
-    correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
-    seconds_each = (time.time() - began) / len(prompts)
+
+    def grade_default_paths():
+        default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+        correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
+        base_sentences(correct, prompts, args, refuse)  # what is refused here is not cached
+        return correct.tolist()
+
+    about = ["base model", *what_answers_depend_on(model), tokenizer_key(tokenizer),
+             *(prompt.key() for prompt in prompts)]
+    correct = torch.tensor((cache or AnswerCache()).get(about, grade_default_paths))
+    print(*base_sentences(correct, prompts, args, refuse), sep="\n")
+
+
+def base_sentences(correct, prompts, args, refuse):
+    """What to say of the base model's rewards (N,) for these prompts. refuse: see plain_model."""
     num_options = torch.tensor([len(prompt.question.choices) for prompt in prompts])
+    sentences = []
     for group in (num_options > 0, num_options == 0):  # multiple choice, and open questions
         if not group.any():
             continue
@@ -66,8 +77,8 @@ def plain_model(model, tokenizer, prompts, args, refuse=False):
                          "examples in their prompt, or a model that can do it")
         if is_luck and refuse:
             raise InputError(f"{args.model}: {sentence}; --force continues all the same")
-        print(sentence)
-    return seconds_each
+        sentences.append(sentence)
+    return sentences
 
 
 def plain_score(correct, num_options, paths):
@@ -234,9 +245,11 @@ def header(model, config, seed):
             "search": asdict(config), "seed": seed}
 
 
-def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None):
+def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None,
+          before_search=None):
     """Rows of labels of the prepared prompts, made now or found in the file, in their order.
-    memory: bytes for hidden states that paths share, see search_all.
+    memory: bytes for hidden states that paths share, see search_all. before_search: called if
+    there is anything to search.
 
     Under torchrun each process searches the questions whose id falls to its rank.
     """
@@ -257,9 +270,10 @@ def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memor
             if memory is None:
                 memory, source = shared_memory(model), "half of what is free; see --memory"
             at_once = searches_that_fit(model, missing, config, batch_size, memory)
-            if rank == 0:
-                print(f"{at_once} searches at once, whose paths share hidden states in "
-                      f"{memory / 1e9:.3g} GB ({source})")
+            if before_search and is_first():
+                before_search()
+            print(f"{at_once} searches at once, whose paths share hidden states in "
+                  f"{memory / 1e9:.3g} GB ({source})")
         searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,
                            memory=memory)
         append_rows(mine, searches, rows, len(missing), config.simulations + 1)
@@ -309,14 +323,10 @@ def main(argv=None):
     model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     questions = load_all(args.data, args.skip_bad_rows, args.score)[:args.limit]
-    kind = "questions" if process()[0] == 0 else None  # one process of several speaks
-    prompts, _ = prompts_that_fit(questions, tokenizer, model, kind)
-    if process()[0] == 0:
-        plain_model(model, tokenizer, prompts, args)
+    prompts, _ = prompts_that_fit(questions, tokenizer, model, "questions")
     rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size,
-                 args.memory)
-    if process()[0] == 0:
-        print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
+                 args.memory, partial(plain_model, model, tokenizer, prompts, args))
+    print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Prompts go through the chat template if the folder has one; otherwise a base pro
 which the answer has already begun. Multiple choice is answered by a letter; anything else inside
 \\boxed{}.
 """
+from functools import lru_cache
+
 from questions.loading import OPENED
 from questions.schemas import LETTERS
 
@@ -35,8 +37,13 @@ def prompt_ids(question, tokenizer):
         return tokenizer.encode(question.prompt)
     if not tokenizer.has_template:
         return tokenizer.encode(question_text(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
-    content = question_text(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
-    return tokenizer.chat([{"role": "user", "content": content}])
+    return chat_ids(question_text(question, CHAT_LETTER, CHAT_BOXED, "{}. {}"), tokenizer)
+
+
+@lru_cache(maxsize=1024)
+def chat_ids(content, tokenizer):
+    """The ids of a user's message in the chat template, a program that is slow to run."""
+    return tuple(tokenizer.chat([{"role": "user", "content": content}]))
 
 
 def question_text(question, letter_form, boxed_form, option_form):

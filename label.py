@@ -48,25 +48,17 @@ def margin(share, number):
 
 def plain_model(model, tokenizer, prompts, args, refuse=False, cache=None):
     """Prints how often the base model is correct on the first questions, beside chance. refuse:
-    InputError if chance explains multiple choice. cache: an AnswerCache that may know it."""
-    prompts = prompts[:ASKED]
-
-    def grade_default_paths():
-        default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
-        correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
-        base_sentences(correct, prompts, args, refuse)  # what is refused here is not cached
-        return correct.tolist()
-
+    InputError if chance explains multiple choice. cache: an AnswerCache, which is asked first; the
+    function that is returned stores the answers there, once the run is refused no more."""
+    prompts, cache = prompts[:ASKED], cache or AnswerCache()
     about = ["base model", *what_answers_depend_on(model), tokenizer_key(tokenizer),
              *(prompt.key() for prompt in prompts)]
-    correct = torch.tensor((cache or AnswerCache()).get(about, grade_default_paths))
-    print(*base_sentences(correct, prompts, args, refuse), sep="\n")
-
-
-def base_sentences(correct, prompts, args, refuse):
-    """What to say of the base model's rewards (N,) for these prompts. refuse: see plain_model."""
+    if about in cache:
+        correct = torch.tensor(cache.get(about, None))
+    else:
+        default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+        correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
     num_options = torch.tensor([len(prompt.question.choices) for prompt in prompts])
-    sentences = []
     for group in (num_options > 0, num_options == 0):  # multiple choice, and open questions
         if not group.any():
             continue
@@ -77,8 +69,8 @@ def base_sentences(correct, prompts, args, refuse):
                          "examples in their prompt, or a model that can do it")
         if is_luck and refuse:
             raise InputError(f"{args.model}: {sentence}; --force continues all the same")
-        sentences.append(sentence)
-    return sentences
+        print(sentence)
+    return partial(cache.get, about, correct.tolist)
 
 
 def plain_score(correct, num_options, paths):
@@ -132,7 +124,8 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
     """Yields (prompt, SearchResult, {decisions: confidence of correct paths}) as searches finish.
 
     At most batch_size searches are under way, fewer if the states that they share need more than
-    `memory` bytes, None: SHARE_OF_MEMORY. share=False computes every path from its first layer on.
+    `memory` bytes, by default half of what is free. share=False computes every path from its first
+    layer on.
     """
     num_layers = model.config.num_layers
     by_length = sorted(prompts, key=lambda prompt: len(prompt.sequence), reverse=True)

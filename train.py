@@ -337,7 +337,7 @@ def prepare_questions(run):
     claim(run.out, run.settings, args.overwrite)
     print_warnings(args, len(tests))
     run.cache = AnswerCache(run.out / "answers.jsonl")
-    plain_model(model, tokenizer, prompts, args, refuse=not args.force, cache=run.cache)
+    run.store_base_answers = plain_model(model, tokenizer, prompts, args, not args.force, run.cache)
     return prompts, tests, too_long
 
 
@@ -473,6 +473,7 @@ def main(argv=None):
         if is_first():
             take(args.out, run.settings)  # only now: the refusals above cost another run nothing
         wait()
+        run.store_base_answers()
 
         evidence = Evidence(run, prompts, records)
         seeds = range(args.seed, args.seed + args.seeds)

@@ -67,7 +67,6 @@ class AnswerCache:
             value = make()
             if self.file:
                 line = json.dumps([key, value, digest(key, value)])
-                self.file.parent.mkdir(parents=True, exist_ok=True)
                 with writing(self.file), open(self.file, "a", encoding="utf-8") as stream:
                     stream.write(line + "\n")
             self.values[key] = value

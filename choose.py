@@ -160,17 +160,14 @@ def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
         if len(members) >= SMALLEST_GROUP:
             groups.append(members)
 
-    paths = [default_path(model.config.num_layers)]
+    def propose(members):
+        asked = [prompts[n] for n in members]
+        searched = [records[n] for n in members]
+        return propose_paths(model, tokenizer, asked, searched, **how)
+
     with progress_bar(total=len(groups), desc="paths for groups of questions", unit="group") as bar:
-        def propose(members):
-            asked = [prompts[n] for n in members]
-            searched = [records[n] for n in members]
-            proposed = propose_paths(model, tokenizer, asked, searched, **how)
-            bar.update()
-            return proposed
-        for proposed in shared_map(propose, groups):
-            paths += proposed
-    paths = list(dict.fromkeys(paths))
+        proposed = shared_map(propose, groups, bar.update)
+    paths = list(dict.fromkeys(sum(proposed, [default_path(model.config.num_layers)])))
 
     with progress_bar(total=len(paths) * N, desc="candidate paths", unit="answer") as bar:
         how["progress"] = bar.update

@@ -234,13 +234,14 @@ def free_memory(device):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # Linux knows it better
+    with contextlib.suppress(OSError, ValueError, TypeError):  # Linux knows it better
         found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
         free.append(int(found[1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # a container may have less than its machine
-        most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii"))
-                      for name in ("max", "current"))
-        free.append(max(0, most - used))
+    with contextlib.suppress(OSError, ValueError, TypeError):  # a container may have less
+        most, used, kinds = (Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii")
+                             for name in ("max", "current", "stat"))
+        read_files = re.search(r"inactive_file (\d+)", kinds)[1]  # which give way to programs
+        free.append(max(0, int(most) - int(used) + int(read_files)))
     return min(free) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 

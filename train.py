@@ -294,8 +294,9 @@ def cross_validate(evidence):
         make = partial(answered_by_routers, others, held_out, labels)
         return cached_answers(run.cache, about, make)
 
-    folds = progress_bar(range(FOLDS), "is routing expected to pay?", unit="fold")
-    for fold, made in enumerate(shared_map(answers_of_fold, folds)):
+    with progress_bar(total=FOLDS, desc="is routing expected to pay?", unit="fold") as bar:
+        answered = shared_map(answers_of_fold, range(FOLDS), bar.update)
+    for fold, made in enumerate(answered):
         if made is not None:
             held_out = fold_of == fold
             gains[held_out] = made.correct - correct[held_out, 0].float()

@@ -43,11 +43,15 @@ def wait():
             torch.distributed.barrier()
 
 
-def shared_map(make, items):
+def shared_map(make, items, progress=None):
     """[make(item) for item in items], where each item is made by one process. All processes must
-    come here with the same items, and all get all results."""
+    come here with the same items, and all get all results. progress: called after each item."""
     (rank, world), items = process(), list(items)
-    mine = [make(item) for item in items[rank::world]]
+    mine = []
+    for item in items[rank::world]:
+        mine.append(make(item))
+        if progress:
+            progress()
     if world == 1:
         return mine
     parts = [None] * world

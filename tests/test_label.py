@@ -1092,7 +1092,7 @@ def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
     assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
 
 
-def test_advice_is_not_what_was_done_already(tmp_path):
+def test_advice_is_not_what_was_done_already(world):
     """Catches "use --score likelihood" under --score likelihood, and a sentence said twice."""
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
@@ -1100,5 +1100,5 @@ def test_advice_is_not_what_was_done_already(tmp_path):
             patch.setattr(labelling, "grade_paths", lambda *_: (torch.zeros(40), None))
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
-                labelling.plain_model(model, None, prompts, args, refuse=True)
+                labelling.plain_model(model, world.tokenizer, prompts, args, refuse=True)
         assert ("--score likelihood" in str(error.value)) == (score == "letter")

@@ -26,6 +26,7 @@ from questions.reward import closed_by_text, extract_answer, grade, with_beginni
 from questions.schemas import LETTERS
 from storage.answer_cache import digest, source_hash
 from storage.files import InputError
+from storage.processes import shared_map
 
 # N prompts   B prompts of a batch   T tokens of a prompt and what follows it   D hidden size
 # L layers    V vocabulary
@@ -51,9 +52,13 @@ class Prompt:
         """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
         return self.ids + sum(self.options, self.gold)
 
+    @functools.cached_property
+    def _key(self):
+        return digest(asdict(self))
+
     def key(self):
         """What tells this prompt, and what is correct for it, from all others: 16 hex digits."""
-        return digest(asdict(self))
+        return self._key
 
 
 def prepare(questions, tokenizer, model):
@@ -173,6 +178,15 @@ def final_states(model, sequences, lengths, route, shared_states=None, positions
 def longest_beginning(path, states):
     """How many of the path's first layers have been run: states of that beginning are stored."""
     return max((layer for layer in range(1, len(path)) if path[:layer] in states), default=0)
+
+
+def drop_deepest(states, number):
+    """Keeps the stored states of the `number` shortest beginnings, of equally long ones the newest.
+    More paths to come begin with a short one, and what was dropped is computed again."""
+    if len(states) > number:
+        newest_first = reversed(list(states))
+        for beginning in sorted(newest_first, key=len)[number:]:
+            del states[beginning]
 
 
 # ---- answers along any route ----
@@ -450,16 +464,36 @@ def cached_answers(cache, about, make):
 
 
 def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None):
-    """answer(), asked only if the cache lacks it. A route without a key is always asked."""
-    make = functools.partial(answer, model, tokenizer, prompts, route, batch_size, progress)
-    key = route_key(route)
-    if key is None:
-        return make()
-    about = ["answer", key, *what_answers_depend_on(model), tokenizer_key(tokenizer),
-             *(prompt.key() for prompt in prompts)]
-    if progress and about in cache:
-        progress(len(prompts))
-    return cached_answers(cache, about, make)
+    """answer(), of which only batches are asked that the cache lacks. A route without a key is
+    always asked. Processes of torchrun share the batches, which are the same however many processes
+    there are; so every answer is the same to the bit."""
+    paths = route if isinstance(route, torch.Tensor) else None
+    key = None if paths is not None else route_key(route)
+    depends = [*what_answers_depend_on(model), tokenizer_key(tokenizer)]
+
+    def answer_batch(numbers):
+        batch = [prompts[n] for n in numbers]
+        batch_route = route if paths is None else paths[numbers]
+        batch_key = key if paths is None else route_key(batch_route)
+        make = functools.partial(answer, model, tokenizer, batch, batch_route, batch_size, progress)
+        if batch_key is None:
+            return make()
+        about = ["answer", batch_key, *depends, *(prompt.key() for prompt in batch)]
+        if progress and about in cache:
+            progress(len(batch))
+        return cached_answers(cache, about, make)
+
+    groups = list(batches(prompts, batch_size))
+    return in_order(shared_map(answer_batch, groups), sum(groups, []))
+
+
+def in_order(parts, numbers):
+    """The Answers of all prompts from those of parts, whose rows belong to prompts `numbers`."""
+    place = torch.tensor(numbers).argsort()
+    texts = sum((part.texts for part in parts), [])
+    fields = {name: torch.cat([getattr(part, name) for part in parts])[place]
+              for name in vars(parts[0]) if name != "texts"}
+    return Answers(**fields, texts=[texts[n] for n in place.tolist()])
 
 
 def cached_grade_paths(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,

@@ -27,6 +27,7 @@ from answers import batches, grade_paths
 from cli import progress_bar
 from drllm import mean_state
 from paths import DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal
+from storage.processes import shared_map
 
 # N questions   L layers   K candidate paths   S numbers that describe a question
 
@@ -160,27 +161,31 @@ def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
         if len(members) >= SMALLEST_GROUP:
             groups.append(members)
 
-    paths = [default_path(model.config.num_layers)]
-    for members in progress_bar(groups, "paths for groups of questions", unit="group"):
+    def propose(members):
         asked = [prompts[n] for n in members]
         searched = [records[n] for n in members]
-        paths += propose_paths(model, tokenizer, asked, searched, **how)
-    paths = list(dict.fromkeys(paths))
+        return propose_paths(model, tokenizer, asked, searched, **how)
+
+    with progress_bar(total=len(groups), desc="paths for groups of questions", unit="group") as bar:
+        proposed = shared_map(propose, groups, bar.update)
+    paths = list(dict.fromkeys(sum(proposed, [default_path(model.config.num_layers)])))
 
     with progress_bar(total=len(paths) * N, desc="candidate paths", unit="answer") as bar:
         how["progress"] = bar.update
-        confidence = confidence_if_correct(model, tokenizer, prompts, paths, **how)
+        confidence = confidence_if_correct(model, tokenizer, prompts, paths, each=shared_map, **how)
     return paths, confidence > 0
 
 
 def confidence_if_correct(model, tokenizer, prompts, paths, batch_size=256, progress=None,
-                          ask=grade_paths):
+                          ask=grade_paths, each=map):
     """(N, K) probability of the model's answer to question n along path k; 0 if it is incorrect.
-    ask: like judge, e.g. with a cache."""
-    asked = torch.zeros(len(prompts), len(paths))
+    ask: like grade_paths, e.g. with a cache. each: map, or what shares the batches among
+    processes."""
     # sorted, so that paths which share their first layers follow each other
     order = sorted(range(len(paths)), key=paths.__getitem__)
-    for rows in batches(prompts, batch_size):
+
+    def ask_batch(rows):
+        asked = torch.zeros(len(rows), len(paths))
         batch = [prompts[n] for n in rows]
         shared_states = [{} for _ in rows]  # per prompt, see answers.through_layers
         for k in order:
@@ -189,8 +194,14 @@ def confidence_if_correct(model, tokenizer, prompts, paths, batch_size=256, prog
             correct, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
                                     shared_states)
             # a correct answer stays above 0, however improbable it is
-            asked[rows, k] = correct * confidence.clamp(min=1e-9)
-    return asked
+            asked[:, k] = correct * confidence.clamp(min=1e-9)
+        return asked
+
+    groups = list(batches(prompts, batch_size))
+    result = torch.zeros(len(prompts), len(paths))
+    for rows, asked in zip(groups, each(ask_batch, groups)):
+        result[rows] = asked
+    return result
 
 
 def states_on_path(states, path):

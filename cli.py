@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from storage.files import InputError
+from storage.processes import is_first
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEMO = Path(__file__).resolve().parent / "demo"
@@ -28,6 +29,8 @@ def run(main):
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         if hasattr(getattr(sys, name), "reconfigure"):  # what the terminal lacks is shown as \xb1
             getattr(sys, name).reconfigure(errors="backslashreplace")
+    if not is_first():  # one process of several speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
         main()
         sys.stdout.flush()
@@ -158,6 +161,11 @@ def number(low, high, kind=float):
 count = number(1, 10 ** 9, int)
 
 
+def gigabytes(text):
+    """The type of a flag that takes GB: bytes."""
+    return int(1e9 * number(0, 1e6)(text))
+
+
 def file_or_folder(text):
     """The type of a flag that names one. Path("") would be the current folder, which an unset
     variable of a shell script does not mean."""
@@ -196,6 +204,13 @@ def add_model_flags(parser, model=DEMO_MODEL):
                         help="of the CPU; default: as many as torch takes")
 
 
+def add_memory_flag(parser):
+    """The flag of the commands that search."""
+    parser.add_argument("--memory", type=gigabytes, metavar="GB",
+                        help="for hidden states that the paths of a question share; default: half "
+                             "of the device's free memory")
+
+
 def add_data_flags(parser, data, batch_size):
     """The flags that name questions and how many are taken, the same in every command."""
     parser.add_argument("--data", nargs="+", action=Gather, default=data, metavar="FILE",
@@ -227,6 +242,24 @@ def asks_arithmetic(args):
     # files that are given are text and the defaults are Paths, so that they are never equal
     no_data = args.data in ([DEMO_LABEL], DEMO_TEST)
     return no_data and args.model.resolve() != DEMO_MODEL
+
+
+def free_memory(device):
+    """Bytes of memory that a device has free: of a GPU, or of the machine, in which processes of
+    torchrun have an equal part each."""
+    if torch.device(device).type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError, ValueError, TypeError):  # Linux knows it better
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+        free.append(int(found[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError, TypeError):  # a container may have less
+        most, used, kinds = (Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii")
+                             for name in ("max", "current", "stat"))
+        read_files = re.search(r"inactive_file (\d+)", kinds)[1]  # which give way to programs
+        free.append(max(0, int(most) - int(used) + int(read_files)))
+    return min(free) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def use_device(args):

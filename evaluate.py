@@ -10,6 +10,7 @@ pass; layers_executed: total blocks per answer, over all of its forward passes, 
 
     python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
     python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
+    torchrun --nproc-per-node 2 evaluate.py --routers runs/mine --model DIR --data arc=FILE
 """
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from paths import DECISIONS
 from questions.loading import left_out, load_all
 from storage.answer_cache import AnswerCache
 from storage.files import InputError, write_json
+from storage.processes import is_first
 from storage.run_folder import folder_of, make_folder, read_fixed_paths
 
 ROUTES = ("vanilla", "dr.llm", "fixed", "shuffled")
@@ -343,7 +345,8 @@ def report(table, main, out, first_seed=0, extra=None, checked=True,
     metrics["fixed"] = [{"layers": length, "accuracy": outcome.correct[table.counted].mean().item()}
                          for length, outcome in table.fixed_paths.items()]
     # first the file: a closed pipe (`| head`) ends the command while it prints
-    write_json(Path(out) / "metrics.json", metrics | (extra or {}))
+    if is_first():
+        write_json(Path(out) / "metrics.json", metrics | (extra or {}))
     titles = {key: outcome.name for key, outcome in table.outcomes.items()}
     domain = "In" if table.inside.any() else "Out of"
     known = ("none of them labelled or trained on" if checked
@@ -468,6 +471,7 @@ def evaluate_routes(args, inputs, others=()):
     report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
            checked=all(routers.metadata.get("questions") for routers in seeds),
            first_file=args.routers[0] if seeds else None)
+    cache.merge()
     print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
           sep="\n")
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import random
-import time
 from collections import deque
 from dataclasses import asdict
 from functools import partial
@@ -27,20 +26,23 @@ from paths import DECISIONS
 from questions.arithmetic import (ASKED_PER_KIND, BETWEEN, KINDS, arithmetic_questions,
                                   held_out_kinds, kinds_between, sample_of_every_kind,
                                   shares_of_kinds)
-from storage.answer_cache import digest
+from storage.answer_cache import AnswerCache, digest
 from storage.files import InputError, writing
-from storage.label_file import opened, process, read_rows  # noqa: F401 - for importers
+from storage.label_file import opened, read_rows  # noqa: F401 - for importers
+from storage.processes import is_first, process
 from storage.run_folder import read_kinds, write_kinds
 from cli import progress_bar
 from questions.loading import load_all
 from questions.prompts import without_blanks
 from questions.reward import extract_answer, with_beginning
-from answers import answer, grade_paths, prepare, prompts_that_fit
+from answers import (answer, drop_deepest, grade_paths, prepare, prompts_that_fit, tokenizer_key,
+                     what_answers_depend_on)
 
-SHARED_BYTES = 2 ** 31  # memory for hidden states that the paths of a question share
+SHARE_OF_MEMORY = 0.5  # of the device's free memory, for the hidden states that paths share
+PATHS_KEPT = 12  # whose states a search holds at least, of 51 paths: see search_bytes
 
+CHECKED = 32  # questions on which the form of answers, and whether paths matter, is checked first
 ASKED = 400  # training questions that are asked first, at most: 95% intervals of 5 points
-WARM_UP = 32  # questions whose time is not measured, since the first call makes kernels
 AT_ZERO = ("Does it answer in the form asked for (a letter, \\boxed{})? `python -m tools.explain` "
            "shows one answer")
 
@@ -102,16 +104,20 @@ def margin(share, number):
     return 1.96 * math.sqrt(share * (1 - share) / number)
 
 
-def plain_model(model, tokenizer, prompts, args, refuse=False):
-    """Prints how often the base model is correct on the first questions, beside chance; returns how
-    many seconds a question took. refuse: InputError if chance explains multiple choice."""
-    prompts = prompts[:ASKED]
-    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
-    check_routes_matter(model, tokenizer, prompts[:WARM_UP])
-    check_form(model, tokenizer, prompts[:WARM_UP])
-    began = time.time()
-    correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
-    seconds_each = (time.time() - began) / len(prompts)
+def plain_model(model, tokenizer, prompts, args, refuse=False, cache=None):
+    """Prints how often the base model is correct on the first questions, beside chance. refuse:
+    InputError if chance explains multiple choice. cache: an AnswerCache, which is asked first; the
+    function that is returned stores the answers there, once the run is refused no more."""
+    prompts, cache = prompts[:ASKED], cache or AnswerCache()
+    about = ["base model", *what_answers_depend_on(model), tokenizer_key(tokenizer),
+             *(prompt.key() for prompt in prompts)]
+    if about in cache:
+        correct = torch.tensor(cache.get(about, None))
+    else:
+        check_routes_matter(model, tokenizer, prompts[:CHECKED])
+        check_form(model, tokenizer, prompts[:CHECKED])
+        default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+        correct, _ = grade_paths(model, tokenizer, prompts, default, args.batch_size)
     num_options = torch.tensor([len(prompt.question.choices) for prompt in prompts])
     for group in (num_options > 0, num_options == 0):  # multiple choice, and open questions
         if not group.any():
@@ -124,7 +130,7 @@ def plain_model(model, tokenizer, prompts, args, refuse=False):
         if is_luck and refuse:
             raise InputError(f"{args.model}: {sentence}; --force continues all the same")
         print(sentence)
-    return seconds_each
+    return partial(cache.get, about, correct.tolist)
 
 
 def check_routes_matter(model, tokenizer, prompts):
@@ -183,10 +189,12 @@ class Search:
 
     path: what it asks about now. confidence: {path: the model's confidence} of the correct paths
     met so far, in order. shared_states: the hidden states that its paths share (answers.py).
+    memory: bytes that they may take.
     """
 
-    def __init__(self, prompt, num_layers, config, seed, search=search):
+    def __init__(self, prompt, num_layers, config, seed, search=search, memory=0):
         self.prompt, self.confidence, self.shared_states = prompt, {}, {}
+        self.memory = memory
         self.steps = search(num_layers, config, question_rng(prompt.question.id, seed))
         self.path = next(self.steps)
 
@@ -200,23 +208,29 @@ class Search:
 
 
 def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None, share=True,
-               search=search):
+               search=search, memory=None):
     """Yields (prompt, SearchResult, {decisions: confidence of correct paths}) as searches finish.
 
-    At most batch_size searches are under way, fewer if the states that they share need too much
-    memory. share=False computes every path from its first layer on.
+    At most batch_size searches are under way, fewer if the states that they share need more than
+    `memory` bytes, by default half of what is free. share=False computes every path from its first
+    layer on.
     """
     num_layers = model.config.num_layers
     by_length = sorted(prompts, key=lambda prompt: len(prompt.sequence), reverse=True)
     waiting, running = deque(by_length), []  # the longest first: a lack of memory shows at once
-    if share and waiting:
-        searches = SHARED_BYTES // shared_bytes(model, waiting[0], config)
-        batch_size = max(1, min(batch_size, searches))
+    if memory is None:
+        memory = shared_memory(model)
     # searches begin a few at a time, so that they also end so, and an interruption loses little
     most_new = math.ceil(batch_size / (config.simulations + 1))
     while waiting or running:
         for _ in range(min(most_new, len(waiting), batch_size - len(running))):
-            running.append(Search(waiting.popleft(), num_layers, config, seed, search))
+            # an equal part of the memory, if that is more than it needs: then nothing is dropped
+            needed = max(memory // batch_size, search_bytes(model, waiting[0], config))
+            taken = sum(state.memory for state in running)
+            if share and running and taken + needed > memory:
+                break
+            part = min(needed, memory)
+            running.append(Search(waiting.popleft(), num_layers, config, seed, search, part))
         # one path of every search under way, (len(running), L)
         paths = torch.tensor([state.path for state in running])
         shared_states = [state.shared_states for state in running] if share else None
@@ -227,6 +241,8 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
             progress(len(running))
         unfinished = []
         for state, reward, sure in zip(running, rewards.tolist(), confidence.tolist()):
+            paths_held = state.memory // path_bytes(model, state.prompt)  # the next one included
+            drop_deepest(state.shared_states, num_layers * max(0, paths_held - 1))
             if reward > 0:
                 state.confidence[state.path] = sure
             result = state.advance(reward)
@@ -237,12 +253,43 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
         running = unfinished
 
 
-def shared_bytes(model, prompt, config):
-    """Bytes of the hidden states that the search of a prompt may share: of its tokens, entering
-    every layer of every path, none of which may have a beginning in common."""
+def path_bytes(model, prompt):
+    """Bytes of the hidden states along one path: of the prompt's tokens, entering every layer."""
     weight = model.embed_tokens.weight
     state = len(prompt.sequence) * weight.shape[1] * weight.element_size()
-    return state * model.config.num_layers * (config.simulations + 1)
+    return state * model.config.num_layers
+
+
+def search_bytes(model, prompt, config):
+    """Bytes that a search needs for the states that its paths share: of those that are kept, and of
+    the path that was run last.
+
+    Llama-3.2-3B in bfloat16, 200 tokens: 28 layers * 200 * 3072 * 2 bytes = 34.4 MB a path, 447 MB
+    a search. Beside 6.4 GB of weights, half of what is free lets 82 searches be under way in 80 GB,
+    and 10 in 16 GB.
+
+    Beginnings in common are stored once, so the states of 51 paths have the size of 29 paths (demo)
+    or 37 (SmolLM2-135M). With the shortest beginnings alone, of the size of 12 paths, 2% (demo) and
+    3% more blocks are run. Which paths were correct says little: on SmolLM2-135M, 363 of 580 paths
+    went on from an incorrect one, 179 from the default path, and 38 from another correct one."""
+    return path_bytes(model, prompt) * (min(PATHS_KEPT, config.simulations) + 1)
+
+
+def shared_memory(model):
+    """Bytes for the states that searches share, if --memory does not say."""
+    return int(SHARE_OF_MEMORY * cli.free_memory(model.embed_tokens.weight.device))
+
+
+def searches_that_fit(model, prompts, config, batch_size, memory):
+    """How many searches of the longest prompt may be under way. InputError if not one of them can
+    store a path."""
+    longest = max(prompts, key=lambda prompt: len(prompt.sequence))
+    needed = path_bytes(model, longest)
+    if memory < needed:
+        raise InputError(f"--memory: {memory / 1e9:.3g} GB fit no search; the longest question, "
+                         f"{len(longest.sequence)} tokens, needs {needed / 1e9:.3g} at least and "
+                         f"{search_bytes(model, longest, config) / 1e9:.3g} to be fast")
+    return max(1, min(batch_size, len(prompts), memory // search_bytes(model, longest, config)))
 
 
 def question_rng(name, seed):
@@ -279,8 +326,11 @@ def header(model, config, seed):
             "search": asdict(config), "seed": seed}
 
 
-def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256):
+def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None,
+          before_search=None):
     """Rows of labels of the prepared prompts, made now or found in the file, in their order.
+    memory: bytes for hidden states that paths share, see search_all. before_search: called if
+    there is anything to search.
 
     Under torchrun each process searches the questions whose id falls to its rank.
     """
@@ -296,7 +346,17 @@ def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256):
             is_mine = int(digest(prompt.question.id), 16) % world == rank
             if is_mine and stored["content"] != content_hash(prompt):
                 missing.append(prompt)
-        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size)
+        if missing:
+            source = "--memory"
+            if memory is None:
+                memory, source = shared_memory(model), "half of what is free; see --memory"
+            at_once = searches_that_fit(model, missing, config, batch_size, memory)
+            if before_search and is_first():
+                before_search()
+            print(f"{at_once} searches at once, whose paths share hidden states in "
+                  f"{memory / 1e9:.3g} GB ({source})")
+        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,
+                           memory=memory)
         append_rows(mine, searches, rows, len(missing), config.simulations + 1)
     return [rows[name] for name in ids]
 
@@ -335,6 +395,7 @@ def main(argv=None):
     cli.add_own_model_flags(parser)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
+    cli.add_memory_flag(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/labels.jsonl"), help="labels file")
     args = parser.parse_args(argv)
     if args.out.is_dir():
@@ -345,18 +406,14 @@ def main(argv=None):
     config = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
     if cli.asks_arithmetic(args):
         questions, _, kinds = make_arithmetic(args, tokenizer, model, args.out.parent)
-        if process()[0] == 0:
+        if is_first():
             write_kinds(args.out.parent, model.fingerprint(), kinds)
     else:
         questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
-    questions = questions[:args.limit]
-    kind = "questions" if process()[0] == 0 else None  # one process of several speaks
-    prompts, _ = prompts_that_fit(questions, tokenizer, model, kind)
-    if process()[0] == 0:
-        plain_model(model, tokenizer, prompts, args)
-    rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size)
-    if process()[0] == 0:
-        print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
+    prompts, _ = prompts_that_fit(questions[:args.limit], tokenizer, model, "questions")
+    rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size,
+                 args.memory, partial(plain_model, model, tokenizer, prompts, args))
+    print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
 
 
 if __name__ == "__main__":

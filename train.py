@@ -11,7 +11,9 @@ training questions (--no-guard).
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --out runs/mine            arithmetic of the model's own level
     python train.py --model DIR --data questions.jsonl --out runs/mine
+    torchrun --nproc-per-node 2 train.py --model DIR --data questions.jsonl --out runs/mine
 """
+import contextlib
 import json
 import math
 import os
@@ -35,6 +37,7 @@ from model_llama import FixedRoute, load_model, load_tokenizer, pad, prefill
 from paths import DECISIONS, EXECUTE, blocks, default_path
 from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, locked, mapped_zeros, write_json
+from storage.processes import is_first, process, shared_map, wait
 from cli import progress_bar
 from questions.arithmetic import held_out_kinds
 from questions.loading import disjoint, load_all, split
@@ -229,7 +232,8 @@ class Evidence:
         paths, correct = candidate_paths(
             self.model, self.tokenizer, self.prompts, self.records, self.space, run.args.clusters,
             batch_size=run.args.batch_size, ask=partial(cached_grade_paths, run.cache))
-        write_candidate_paths(file, key, paths, correct.tolist(), frontier(paths, correct))
+        if is_first():
+            write_candidate_paths(file, key, paths, correct.tolist(), frontier(paths, correct))
         return paths, correct
 
     def routing_pays(self):
@@ -288,11 +292,12 @@ def cross_validate(evidence):
     # a fold whose routers have too little to learn from stays on the default path
     gains = torch.zeros(len(prompts))
     layers = torch.full((len(prompts),), float(evidence.num_layers))
-    for fold in progress_bar(range(FOLDS), "is routing expected to pay?", unit="fold"):
+
+    def answers_of_fold(fold):
         others = (fold_of != fold).nonzero()[:, 0]
         held_out = (fold_of == fold).nonzero()[:, 0]
         if correct[others].any(1).sum() < SMALLEST_GROUP:
-            continue
+            return None
         labels, _ = consensus_of_neighbours(space[others], correct[others], paths,
                                             evidence.cost_per_layer)
         # these answers are also those of routers trained here, with these settings
@@ -300,9 +305,15 @@ def cross_validate(evidence):
                  *what_answers_depend_on(run.model), tokenizer_key(run.tokenizer),
                  *(prompt.key() for prompt in prompts)]
         make = partial(answered_by_routers, others, held_out, labels)
-        made = cached_answers(run.cache, about, make)
-        gains[held_out] = made.correct - correct[held_out, 0].float()
-        layers[held_out] = blocks(made.decisions).float()
+        return cached_answers(run.cache, about, make)
+
+    with progress_bar(total=FOLDS, desc="is routing expected to pay?", unit="fold") as bar:
+        answered = shared_map(answers_of_fold, range(FOLDS), bar.update)
+    for fold, made in enumerate(answered):
+        if made is not None:
+            held_out = fold_of == fold
+            gains[held_out] = made.correct - correct[held_out, 0].float()
+            layers[held_out] = blocks(made.decisions).float()
     return gains, layers
 
 
@@ -338,10 +349,11 @@ def prepare_questions(run):
           f"into {run.out}")
     prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
     claim(run.out, run.settings, args.overwrite)
-    write_kinds(run.out, model.fingerprint(), run.kinds)
+    if is_first():
+        write_kinds(run.out, model.fingerprint(), run.kinds)
     print_warnings(args, len(tests))
-    plain_model(model, tokenizer, prompts, args, refuse=not args.force)
     run.cache = AnswerCache(run.out / "answers.jsonl")
+    run.store_base_answers = plain_model(model, tokenizer, prompts, args, not args.force, run.cache)
     return prompts, tests, too_long
 
 
@@ -360,7 +372,8 @@ def print_warnings(args, num_tests):
 def search_questions(run, prompts):
     """The search record of each training question. InputError if too few have a correct path."""
     args, file = run.args, run.out / "labels.jsonl"
-    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size)
+    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size,
+                 args.memory)
     print(f"labels: {len(rows)} questions; {summary(rows)}")
     answered = sum(bool(row["correct"]) for row in rows)
     if answered < SMALLEST_GROUP:
@@ -391,13 +404,20 @@ def load_or_train(run, choice, prompts, labels, seeds):
                 routers_of[seed] = stored
 
     missing = [seed for seed in seeds if seed not in routers_of]
-    if missing:
-        for routers in train_routers(run.model, prompts, labels, run.config, missing,
+    wait()  # all processes have seen the same files; now each trains some of the seeds
+    rank, world = process()
+    mine = missing[rank::world]
+    if mine:
+        for routers in train_routers(run.model, prompts, labels, run.config, mine,
                                      run.args.device, run.out):
             seed = routers.metadata["seed"]
             routers.metadata = notes | routers.metadata
             routers.save(file_of[seed])
             routers_of[seed] = routers
+    wait()
+    for seed in missing:
+        if seed not in mine:
+            routers_of[seed] = Routers.load(file_of[seed], run.model)
     return [routers_of[seed] for seed in seeds]
 
 
@@ -435,6 +455,7 @@ def parse_args(argv=None):
     cli.add_own_model_flags(parser)
     parser.add_argument("--simulations", type=cli.count, default=SearchConfig().simulations,
                         help="paths tried per question after the default")
+    cli.add_memory_flag(parser)
     parser.add_argument("--test", nargs="+", metavar="FILE",
                         help="test questions; without it a fifth of --data, by its words")
     parser.add_argument("--out", type=Path,
@@ -463,13 +484,18 @@ def main(argv=None):
     args = parse_args(argv)
     cli.use_device(args)
     began, run = time.time(), Run(args)
-    with locked(args.out):
+    with locked(args.out) if is_first() else contextlib.nullcontext():
+        wait()  # the first process holds the folder for all
         prompts, tests, too_long = prepare_questions(run)
         records, choices = None, [args.choose]
         if CHOICES[args.choose].needs_search:
             records = search_questions(run, prompts)
             choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the paper's row is beside ours
-        take(args.out, run.settings)  # only now: the refusals above cost another run nothing
+        wait()
+        if is_first():
+            take(args.out, run.settings)  # only now: the refusals above cost another run nothing
+        wait()
+        run.store_base_answers()
 
         evidence = Evidence(run, prompts, records)
         labels = {choice: labels_of(choice, evidence) for choice in choices}
@@ -479,8 +505,10 @@ def main(argv=None):
         seeds = range(args.seed, args.seed + args.seeds)
         routers = {choice: load_or_train(run, choice, prompts, labels[choice], seeds)
                    for choice in choices}
-        save_chosen(run, prompts, labels[args.choose], routers[args.choose])
+        if is_first():
+            save_chosen(run, prompts, labels[args.choose], routers[args.choose])
         compare_on_tests(run, tests, routers, fixed_paths, too_long)
+        run.cache.merge()
     files = ["config.json", "labels.jsonl", "routers.safetensors", "metrics.json"]
     made = " ".join(file for file in files if (args.out / file).exists())
     print(f"\n{args.out}: {made} ({time.time() - began:.0f} s)")

@@ -4,6 +4,8 @@ Prompts go through the chat template if the folder has one; otherwise a base pro
 which the answer has already begun. Multiple choice is answered by a letter; anything else inside
 \\boxed{}.
 """
+from functools import lru_cache
+
 from questions.loading import OPENED
 from questions.schemas import LETTERS
 from storage.files import InputError
@@ -39,7 +41,14 @@ def prompt_ids(question, tokenizer):
             raise InputError(f"{tokenizer.folder}: no chat template that --begin could continue")
         return tokenizer.encode(question_text(question, BASE_LETTER, BASE_BOXED, "({}) {}"))
     content = question_text(question, CHAT_LETTER, CHAT_BOXED, "{}. {}")
-    return tokenizer.chat([{"role": "user", "content": content}], question.begin)
+    return chat_ids(content, question.begin, tokenizer)
+
+
+@lru_cache(maxsize=1024)
+def chat_ids(content, begin, tokenizer):
+    """The ids of a user's message in the chat template, a program that is slow to run. begin: the
+    beginning of the answer, or None."""
+    return tuple(tokenizer.chat([{"role": "user", "content": content}], begin))
 
 
 def question_text(question, letter_form, boxed_form, option_form):

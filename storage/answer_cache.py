@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from storage.files import InputError, parse_json, whole_lines, writing
+from storage.processes import is_first, own_part, part_files, wait
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,15 +35,26 @@ def source_hash(*patterns):
 
 
 class AnswerCache:
-    """values: {key: value} of what was made so far, also by earlier runs if there is a file."""
+    """values: {key: value} of what was made so far, also by earlier runs if there is a file. Each
+    process of torchrun appends to a part of its own (processes.py)."""
 
     def __init__(self, file=None):
-        self.file, self.values = file, {}
-        # a last line that a crash left unfinished is cut off
-        lines = whole_lines(file, cut_unfinished=True) if file else []
-        for number, line in enumerate(lines, 1):
-            key, value = checked_line(line, f"{file}:{number}")
-            self.values[key] = value
+        self.whole, self.values = file, {}
+        self.file = own_part(file) if file else None
+        for written in [file, *part_files(file)] if file else []:
+            # a last line that a crash left unfinished is cut off, if no other process writes it
+            lines = whole_lines(written, cut_unfinished=written == self.file)
+            for number, line in enumerate(lines, 1):
+                key, value = checked_line(line, f"{written}:{number}")
+                self.values[key] = value
+
+    def merge(self):
+        """Moves the lines of all parts to the one file, when no process writes any more."""
+        wait()
+        for part in part_files(self.whole) if is_first() else []:
+            with writing(self.whole), open(self.whole, "ab") as stream:
+                stream.writelines(line + b"\n" for line in whole_lines(part))
+            part.unlink()
 
     def __contains__(self, about):
         return digest(about) in self.values

@@ -6,15 +6,11 @@ labels.part-N.jsonl; the first process puts the rows of all parts into the one f
     read_rows(Path("runs/demo/labels.jsonl"), num_layers=12)
 """
 import contextlib
-import glob
 import json
-import os
-from datetime import timedelta
-
-import torch
 
 from storage.files import (PASSES, InputError, checked_path, locked, parse_json, read_json,
                            whole_lines, write_json, write_whole)
+from storage.processes import own_part, part_files, process, wait
 
 ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": bool, "length": int,
        "simulations": int, "correct": list, "wrong": list, "decisions": list}
@@ -95,12 +91,6 @@ def checked(row, num_layers):
     return row
 
 
-def part_files(file, form="{}"):
-    """What several processes wrote of a labels file, one part each; ".{}.lock": their locks."""
-    names = f"{glob.escape(file.stem)}.part-*{glob.escape(file.suffix)}"
-    return sorted(file.parent.glob(form.format(names)))
-
-
 def read_all(file, num_layers, mine):
     """{id: row} of a labels file and its parts. Only the file that this process writes has its
     unfinished last line cut off: another process may still be writing its file."""
@@ -127,18 +117,13 @@ def merge(file, rows, ids):
             pass
 
 
-def process():
-    """(number of this process, how many there are) under torchrun; (0, 1) alone."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 @contextlib.contextmanager
 def opened(file, header, num_layers, ids, defaults):
     """(file this process alone may append rows to, {id: row} so far), to which the caller adds the
     rows that it makes. At the end the rows of all processes are in both, in the order of the ids.
     InputError if the file was made under another header."""
     rank, world = process()
-    mine = file if world == 1 else file.with_name(f"{file.stem}.part-{rank}{file.suffix}")
+    mine = own_part(file)
     # the first process also keeps others from the file that all parts will be merged into
     with locked(mine if rank else file):
         if world == 1:
@@ -151,12 +136,10 @@ def opened(file, header, num_layers, ids, defaults):
         if world == 1:
             merge(file, rows, ids)
             return
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-        torch.distributed.barrier()  # every part is complete, however far apart they finish
+        wait()  # every part is complete
         if rank == 0:
             rows |= read_all(file, num_layers, mine)
             merge(file, rows, ids)
-        torch.distributed.barrier()  # the file is complete
+        wait()  # the file is complete
         if rank:
             rows |= read_rows(file, num_layers)
-        torch.distributed.destroy_process_group()

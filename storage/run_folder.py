@@ -14,7 +14,7 @@ import shutil
 
 from storage.files import PASSES, InputError, checked_path, read_file, read_json, write_json
 
-NO_MATTER = {"out", "threads", "batch_size", "device", "torch", "force", "overwrite"}
+NO_MATTER = {"out", "threads", "batch_size", "memory", "device", "torch", "force", "overwrite"}
 OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
 CARD = "library_name: dr-llm-from-scratch"  # is in a README.md that tools/card.py wrote
 

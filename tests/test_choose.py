@@ -392,3 +392,11 @@ def test_along_each_says_which_path_answers_which_question(tiny_questions):
     correct = confidence_if_correct(model, tokenizer, prompts, paths)
     assert correct.shape == (len(prompts), 2)
     assert correct[:, 0].any() and not torch.equal(correct[:, 0], correct[:, 1])
+
+
+def test_groups_are_found_without_the_distances_of_all_pairs(monkeypatch):
+    """Catches a matrix of N x N, which at 100,000 questions would need 40 GB."""
+    sizes, cdist = [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: sizes.append(len(a) * len(b)) or cdist(a, b))
+    cluster(torch.randn(600, 4), 16)
+    assert max(sizes) == 600 * 16

@@ -21,14 +21,14 @@ import label as labelling
 import answers
 from label import label, margin, plain_score, read_rows, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
-from model_llama import FixedRoute, generate, load_model, load_tokenizer
+from model_llama import FixedRoute, Llama, generate, load_model, load_tokenizer
 from paths import DECISIONS
 from storage import label_file
 from storage.files import PASSES, InputError, read_json, write_json, write_whole
 from answers import Prompt, answer, batches, grade_paths, prepare
 from questions.loading import Question, load_all
 from questions.reward import extract_answer, grade
-from tiny import WORDS, save_tiny, tiny_model
+from tiny import WORDS, save_tiny, tiny_config, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = [form.format(letter) for letter in "ABCD" for form in ("{}", "({})", "{}.", "{})")]
@@ -182,30 +182,101 @@ def test_questions_of_one_file_search_different_trees(world):
     assert len(orders) > 3
 
 
-@pytest.mark.parametrize("searches", [0, 1, 3, 100])
-def test_shared_states_keep_to_their_memory_and_change_nothing(world, monkeypatch, searches):
-    """Catches states of finished searches that stay, and a limit that counts the wrong bytes.
-    searches: how many fit; 0: nothing is shared."""
-    longest = max(len(p.ids) + len(p.gold) for p in world.prompts)
-    each = longest * 16 * 8 * 3 * (CONFIG.simulations + 1)  # float64 states entering 3 layers
-    kept, asked = [0], []
+def watched(world, monkeypatch, **how):
+    """(searches as searched() gives them, prompts per call, bytes of shared states after each call,
+    blocks run) of a search of all questions."""
+    rows, stored, counted = [], [], []
 
     def weighing(model, tokenizer, prompts, *rest, shared_states):
-        found = grade_paths(model, tokenizer, prompts, *rest, shared_states=shared_states)
-        asked.append(len(prompts))
-        kept.append(sum(state.nbytes for one in shared_states or () for state in one.values()))
-        return found
-    monkeypatch.setattr(labelling, "grade_paths", weighing)
+        made = grade_paths(model, tokenizer, prompts, *rest, shared_states=shared_states)
+        rows.append(len(prompts))
+        stored.append(sum(state.nbytes for states in shared_states or ()
+                          for state in states.values()))
+        return made
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
+             for block in world.model.layers]
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling, "grade_paths", weighing)
+        found = {prompt.question.id: (result, list(result.rewards), sure) for prompt, result, sure
+                 in search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0, **how)}
+    for hook in hooks:
+        hook.remove()
+    return found, rows, stored, sum(counted)
+
+
+@pytest.fixture(scope="module")
+def one_path(world):
+    """Bytes of the states of one path of the longest prompt: float64, entering 3 layers."""
+    return max(len(p.ids) + len(p.gold) for p in world.prompts) * 16 * 8 * 3
+
+
+@pytest.mark.parametrize("searches", [1, 3, 100])
+def test_as_many_searches_run_as_fit_into_the_memory(world, monkeypatch, one_path, searches):
+    """Catches states of finished searches that stay, and a limit that counts the wrong bytes."""
+    memory = searches * one_path * (CONFIG.simulations + 1)
+    found, rows, stored, _ = watched(world, monkeypatch, batch_size=100, memory=memory)
+    assert_same_searches(found, searched(world, world.prompts, 100))
+    # shorter questions need less, so one more may fit
+    assert min(searches, COUNT) <= max(rows) <= min(2 * searches, COUNT)
+    assert 0 < max(stored) <= memory
+
+
+@given(budget=st.integers(0, 8_000_000), batch_size=st.sampled_from([1, 2, 5, 100]))
+@settings(max_examples=20)
+def test_no_search_depends_on_the_memory(world, one_path, budget, batch_size):
+    """Catches a state that was dropped and is taken for another, and more states than may be."""
+    memory = one_path + budget % (60 * one_path)
+    with pytest.MonkeyPatch.context() as patch:
+        found, _, stored, _ = watched(world, patch, batch_size=batch_size, memory=memory)
     plain = searched(world, world.prompts, 100)
-    kept.clear()
-    asked.clear()
-    monkeypatch.setattr(labelling, "SHARED_BYTES", searches * each + each // 2)
-    found = search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0, 100,
-                       share=searches > 0)
-    assert_same_searches({prompt.question.id: (result, list(result.rewards), sure)
-                          for prompt, result, sure in found}, plain)
-    assert max(asked) == min(searches or COUNT, COUNT)
-    assert max(kept) <= searches * each and (max(kept) > 0) == (searches > 0)
+    for prompt in world.prompts:
+        name = prompt.question.id
+        made, wanted = (row_of(prompt, one[name][0], one[name][2]) for one in (found, plain))
+        assert json.dumps(made) == json.dumps(wanted)
+    assert max(stored) <= memory
+
+
+def test_what_was_dropped_is_computed_again_and_plenty_drops_nothing(world, monkeypatch, one_path):
+    """Catches a cache that is smaller than its memory: blocks run, from none kept to all kept."""
+    def blocks_run(memory, **how):
+        return watched(world, monkeypatch, batch_size=COUNT, memory=memory, **how)[-1]
+    one, two, all_ = (blocks_run(number * one_path) for number in (1, 2, CONFIG.simulations + 1))
+    assert blocks_run(10 ** 12) == all_ < two < one < blocks_run(10 ** 12, share=False)
+
+
+def test_the_shortest_beginnings_are_kept_and_of_equals_the_newest():
+    states = {(1,): "a", (1, 1): "b", (2,): "c", (1, 2): "d", (1, 1, 2): "e"}
+    for number, left in (5, "abcde"), (4, "abcd"), (3, "acd"), (1, "c"), (0, ""):
+        kept = dict(states)
+        answers.drop_deepest(kept, number)
+        assert "".join(kept.values()) == left
+
+
+@pytest.mark.parametrize("gigabytes, least", [(80, 64), (16, 8)])
+def test_the_papers_model_has_many_searches_under_way(gigabytes, least, monkeypatch):
+    """Llama-3.2-3B's shape in bfloat16 beside its weights, 200 tokens: the docstring's figures."""
+    config = tiny_config(vocab_size=128256, hidden_size=3072, intermediate_size=8192, num_layers=28,
+                         num_heads=24, num_kv_heads=8, head_dim=128, tie_embeddings=True)
+    with torch.device("meta"):
+        model = Llama(config).to(torch.bfloat16)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    monkeypatch.setattr(cli, "free_memory", lambda device: gigabytes * 10 ** 9 - weights)
+    prompt, config = SimpleNamespace(sequence=range(200)), SearchConfig()
+    fit = labelling.searches_that_fit(model, [prompt] * 999, config, 256,
+                                      labelling.shared_memory(model))
+    told = labelling.search_bytes.__doc__
+    assert fit >= least and f"{fit} " in told and f"{weights / 1e9:.1f} GB of weights" in told
+    each = f"{labelling.search_bytes(model, prompt, config) / 1e6:.0f} MB"
+    page = (ROOT / "docs" / "your_model.md").read_text(encoding="utf-8")
+    table = dict(zip((16, 80), re.search(f"of {each} each \\| (\\d+) \\| (\\d+)", page).groups()))
+    assert each in " ".join(told.split()) and int(table[gigabytes]) == fit
+    assert f" {labelling.shared_memory(model) / 1e9:.1f} GB |" in page
+
+
+def test_memory_is_what_is_free_and_processes_share_it(monkeypatch):
+    alone = cli.free_memory("cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert 2 ** 20 < alone < 2 ** 50 and cli.free_memory("cpu") < alone / 100
 
 
 def test_progress_counts_every_path_asked(world):
@@ -672,12 +743,12 @@ def test_torchrun_writes_the_file_of_one_process(world, tmp_path, capsys, proces
 HELD = """
 import os, sys, time
 import cli, label
-grade_paths, left = label.grade_paths, 8  # two of them for what the base model answers
+grade_paths, left = label.grade_paths, 9  # three of them for what the base model answers
 def held(*arguments, **options):
     global left
     left -= 1
     if not left:
-        print("held", flush=True)
+        print("held", file=sys.__stdout__, flush=True)
     while left <= 0 and not os.path.exists(sys.argv[1]):
         time.sleep(0.02)
     return grade_paths(*arguments, **options)
@@ -797,6 +868,23 @@ def test_main_writes_the_file_and_says_what_it_found(world, tmp_path, capsys):
     chance, *_, said = capsys.readouterr().out.splitlines()
     assert "of 2 multiple-choice questions, chance 25.0%" in chance
     assert said.startswith(f"{out}: 4 questions; saved ")
+
+
+def test_memory_that_fits_no_search_is_one_line(world, tmp_path, monkeypatch):
+    """Catches a search that begins all the same, and no memory taken for no limit."""
+    for memory in "1e-9", "0":
+        with pytest.raises(InputError, match=r"--memory: .* GB fit no search; .* at least"):
+            labelling.main(command(world, tmp_path / "out.jsonl", "--memory", memory))
+    monkeypatch.setattr(cli, "free_memory", lambda device: 1000)
+    with pytest.raises(InputError, match="fit no search"):
+        labelling.main(command(world, tmp_path / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_memory_is_said_with_the_searches_that_fit(world, tmp_path, capsys):
+    labelling.main(command(world, tmp_path / "out.jsonl", "--memory", "2"))
+    assert ("1 searches at once, whose paths share hidden states in 2 GB (--memory)"
+            in capsys.readouterr().out)
 
 
 def test_main_skips_bad_rows_only_when_told(world, tmp_path):
@@ -1004,7 +1092,7 @@ def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
     assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
 
 
-def test_advice_is_not_what_was_done_already(tmp_path):
+def test_advice_is_not_what_was_done_already(world):
     """Catches "use --score likelihood" under --score likelihood, and a sentence said twice."""
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
@@ -1013,5 +1101,5 @@ def test_advice_is_not_what_was_done_already(tmp_path):
             patch.setattr(labelling, "check_form", lambda *_: None)
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
-                labelling.plain_model(model, None, prompts, args, refuse=True)
+                labelling.plain_model(model, world.tokenizer, prompts, args, refuse=True)
         assert ("--score likelihood" in str(error.value)) == (score == "letter")

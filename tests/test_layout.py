@@ -12,10 +12,11 @@ from conftest import ROOT
 
 # Rooms that the core stands on, then the core in the order of reading: a file uses only files
 # before it.
-BELOW = ["storage.files", "storage.answer_cache", "storage.run_folder", "storage.router_file",
-         "storage.label_file", "cli", "checkpoint.chat_template", "checkpoint.config",
-         "checkpoint.weights", "checkpoint.tokenizer", "questions.grading", "questions.schemas",
-         "questions.loading", "questions.arithmetic", "questions.prompts", "questions.reward"]
+BELOW = ["storage.files", "storage.processes", "storage.answer_cache", "storage.run_folder",
+         "storage.router_file", "storage.label_file", "cli", "checkpoint.chat_template",
+         "checkpoint.config", "checkpoint.weights", "checkpoint.tokenizer", "questions.grading",
+         "questions.schemas", "questions.loading", "questions.arithmetic", "questions.prompts",
+         "questions.reward"]
 CORE = ["paths", "model_llama", "mcts", "drllm", "answers", "label", "choose", "evaluate", "train"]
 ORDER = [*BELOW, *CORE]
 ROOMS_BELOW, ROOMS_ABOVE = ("storage", "questions", "checkpoint"), ("experiments", "tools")

@@ -1,0 +1,195 @@
+"""Claims about work that several processes share, and about work that is done once."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import answers
+import choose
+import evaluate
+import label
+import train
+from answers import cached_answer, prepare
+from checkpoint.tokenizer import Tokenizer
+from conftest import ROOT, own_answers
+from model_llama import Llama, load_model, load_tokenizer
+from questions.loading import Question
+from questions.prompts import chat_ids
+from storage.answer_cache import AnswerCache
+from storage.files import InputError
+from storage.processes import shared_map
+from tiny import save_tiny, tiny_model
+
+
+class World:
+    """Processes of torchrun, one after the other, in this one: what a process hands to the others
+    is kept, and the last one gets all of it."""
+
+    def __init__(self, monkeypatch, size):
+        self.patch, self.size, self.parts = monkeypatch, size, {}
+        distributed = torch.distributed
+        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(distributed, "barrier", lambda: None)
+        monkeypatch.setattr(distributed, "all_gather_object", self.gather)
+
+    def gather(self, parts, mine):
+        self.parts[int(os.environ["RANK"])] = mine
+        if len(self.parts) < self.size:
+            raise RuntimeError("Connection closed by peer")
+        parts[:] = [self.parts[rank] for rank in range(self.size)]
+
+    def run(self, rank, what):
+        with self.patch.context() as patch:
+            patch.setenv("RANK", str(rank))
+            patch.setenv("WORLD_SIZE", str(self.size))
+            return what()
+
+
+@pytest.mark.parametrize("items, size", [(0, 2), (1, 3), (5, 2), (6, 3), (2, 5)])
+def test_every_item_is_made_once_and_all_come_in_their_order(items, size, monkeypatch):
+    """Catches an item of no process, and results put together rank by rank."""
+    world, made = World(monkeypatch, size), []
+    run = lambda: shared_map(lambda n: made.append(n) or 10 * n, range(items))
+    for rank in range(1, size):
+        with pytest.raises(InputError, match="another process ended"):  # it would have waited
+            world.run(rank, run)
+    assert world.run(0, run) == [10 * n for n in range(items)]
+    assert sorted(made) == [*range(items)] and shared_map(str, range(2)) == ["0", "1"]
+
+
+def test_answers_of_several_processes_are_those_of_one_to_the_bit(
+        tiny_questions, tmp_path, monkeypatch):
+    """In float32. Catches batches that another number of processes would put together otherwise, a
+    killed process whose answers are lost, and parts that stay."""
+    model, tokenizer, prompts = tiny_questions
+    paths = torch.tensor([[1, n % 3, 1] for n in range(len(prompts))])
+    file, asked, answer = tmp_path / "answers.jsonl", [], answers.answer
+
+    def counting(model, tokenizer, batch, *rest):
+        asked.extend(prompt.question.id for prompt in batch)
+        return answer(model, tokenizer, batch, *rest)
+    monkeypatch.setattr(answers, "answer", counting)
+    run = lambda: cached_answer(AnswerCache(file), model, tokenizer, prompts, paths, 3)
+    one = cached_answer(AnswerCache(), model, tokenizer, prompts, paths, 3)
+    whole = answer(model, tokenizer, prompts, paths, 3)
+    asked.clear()
+    world = World(monkeypatch, 2)
+    with pytest.raises(InputError):
+        world.run(1, run)  # its answers are in its part when the other process dies
+    assert 0 < len(asked) < len(prompts)
+    two = world.run(0, run)
+    assert sorted(asked) == sorted(prompt.question.id for prompt in prompts)
+    again = run()  # one process knows the answers of two
+    assert len(asked) == len(prompts)
+    for field in vars(one):
+        for made in (whole, two, again):
+            first, second = getattr(one, field), getattr(made, field)
+            assert first == second if field == "texts" else torch.equal(first, second), field
+    AnswerCache(file).merge()
+    assert [path.name for path in tmp_path.glob("*answers*")] == ["answers.jsonl"]
+    run()
+    assert len(asked) == len(prompts)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """The flags of a small run of train.py."""
+    at = tmp_path_factory.mktemp("processes")
+    folder = save_tiny(at / "model", tiny_model(5, dtype=torch.float32))
+    rows = own_answers(folder, 60)
+    (at / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return ["--model", str(folder), "--data", str(at / "q.jsonl")]
+
+
+TRAIN = ["--simulations", "6", "--seeds", "2", "--clusters", "2", "--force", "--batch-size", "1"]
+
+
+def torchrun(size, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(size), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, encoding="utf-8", timeout=300)
+
+
+def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path, capsys):
+    """Catches anything that only real processes show: a file that two of them write, one that waits
+    for ever, a line that all of them print."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train.main([*flags, *TRAIN, "--out", str(one)])
+    made = torchrun(2, "train.py", *flags, *TRAIN, "--out", two)
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert made.stdout.count("Accuracy % (layers)") == 1
+    names = {path.relative_to(one) for path in one.rglob("*")}
+    assert {path.relative_to(two) for path in two.rglob("*")} == names
+    for name in ("labels.jsonl", "paths.json", "chosen.json", "routers.safetensors"):
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+    figures = [json.loads((out / "metrics.json").read_text("utf-8")) for out in (one, two)]
+    assert all(figures[0][key] == figures[1][key] for key in ("routes", "tasks", "seeds", "fixed"))
+    again = ["--routers", str(one), "--batch-size", "2"]
+    evaluate.main([*flags, *again, "--out", str(tmp_path / "1")])
+    made = torchrun(3, "evaluate.py", *flags, *again, "--out", tmp_path / "3")
+    assert made.returncode == 0, made.stderr[-3000:]
+    metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "13"]
+    assert metrics[0] == metrics[1] and made.stdout.count("metrics.json") == 1
+    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["answers.jsonl",
+                                                                        "metrics.json"]
+
+
+# ---- nothing twice ----
+
+def test_a_run_reads_each_prompt_once_and_a_finished_one_asks_nothing(
+        flags, tmp_path, monkeypatch):
+    """Catches prompts that are encoded again, a fingerprint that is computed at every call, and a
+    base model that is asked again by a run that has all answers."""
+    encoded, sampled = [], []
+    encode, named_weights = Tokenizer.encode, Llama.named_weights
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, *rest, **how:
+                        encoded.append(text) or encode(self, text, *rest, **how))
+    monkeypatch.setattr(Llama, "named_weights",
+                        lambda self: sampled.append(0) or named_weights(self))
+    command = [*flags, *TRAIN, "--choose", "safe", "--out", str(tmp_path / "run")]
+    train.main(command)
+    prompts = [text for text in encoded if len(text.split()) > 2]  # the others are gold answers
+    assert len(prompts) == len(set(prompts)) == 60 and len(sampled) == 1
+
+    def refuse(*args, **how):
+        raise AssertionError("asked again")
+    for module in (answers, label, choose, train):
+        for name in ("grade_paths", "answer"):
+            monkeypatch.setattr(module, name, refuse, raising=False)
+    metrics = (tmp_path / "run" / "metrics.json").read_bytes()
+    train.main(command)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == metrics and len(sampled) == 2
+
+
+def test_a_finished_labels_file_asks_no_base_model(flags, tmp_path, monkeypatch, capsys):
+    command = [*flags, "--simulations", "3", "--out", str(tmp_path / "labels.jsonl")]
+    label.main(command)
+    assert "open questions" in capsys.readouterr().out
+    monkeypatch.setattr(label, "grade_paths", lambda *args: pytest.fail("asked again"))
+    label.main(command)
+    assert "60 questions; saved" in capsys.readouterr().out
+
+
+def test_a_fingerprint_is_of_the_weights_as_they_are(flags):
+    """Catches a fingerprint that is kept when a weight is replaced or changed in place."""
+    model = load_model(flags[1])
+    first = model.fingerprint()
+    model.norm.weight.mul_(2)
+    assert model.fingerprint() != first
+    model.norm.weight.data = model.norm.weight / 2
+    assert model.fingerprint() == first == load_model(flags[1]).fingerprint()
+
+
+def test_a_chat_template_is_rendered_once_per_message(flags, monkeypatch):
+    tokenizer, rendered = load_tokenizer(flags[1]), []
+    tokenizer.has_template = True
+    monkeypatch.setattr(tokenizer, "chat", lambda messages: rendered.append(messages) or [2, 3],
+                        raising=False)
+    questions = [Question(str(n), "t", 0, f"what {n % 2}", "1", (), None, 1) for n in range(6)]
+    prompts, _ = prepare(questions, tokenizer, tiny_model())
+    assert len(rendered) == 2 and [prompt.ids for prompt in prompts] == [(2, 3)] * 6
+    assert chat_ids.cache_info().maxsize == 1024

@@ -43,6 +43,11 @@ class SearchResult:
     default_reward: float
     rewards: dict
 
+    @property
+    def best(self):
+        """paper_label, by the name that callers from outside know."""
+        return self.paper_label
+
 
 class Node:
     """A path in the tree, its reward, and the visits and rewards of itself and all nodes below."""

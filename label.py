@@ -336,6 +336,10 @@ def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memor
     """
     file, num_layers = Path(file), model.config.num_layers
     rank, world = process()
+    source = "--memory"
+    if memory is None:
+        memory, source = shared_memory(model), "half of what is free; see --memory"
+    searches_that_fit(model, prompts, config, batch_size, memory)  # refused before a file is made
     ids = [prompt.question.id for prompt in prompts]
     # settings of the search that a file does not name had these values when it was made
     defaults = {"search": asdict(SearchConfig())}
@@ -347,12 +351,9 @@ def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memor
             if is_mine and stored["content"] != content_hash(prompt):
                 missing.append(prompt)
         if missing:
-            source = "--memory"
-            if memory is None:
-                memory, source = shared_memory(model), "half of what is free; see --memory"
-            at_once = searches_that_fit(model, missing, config, batch_size, memory)
             if before_search and is_first():
                 before_search()
+            at_once = searches_that_fit(model, missing, config, batch_size, memory)
             print(f"{at_once} searches at once, whose paths share hidden states in "
                   f"{memory / 1e9:.3g} GB ({source})")
         searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,

@@ -878,7 +878,7 @@ def test_memory_that_fits_no_search_is_one_line(world, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "free_memory", lambda device: 1000)
     with pytest.raises(InputError, match="fit no search"):
         labelling.main(command(world, tmp_path / "out.jsonl"))
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_is_said_with_the_searches_that_fit(world, tmp_path, capsys):
@@ -1082,8 +1082,7 @@ def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_ha
 
 def of_task(task, options, number):
     choices = tuple("abcd"[:options])
-    return [SimpleNamespace(question=Question(f"{task}{n}", task, 0, "q", "a", choices))
-            for n in range(number)]
+    return [Prompt(Question(f"{task}{n}", task, 0, "q", "a", choices), ()) for n in range(number)]
 
 
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():

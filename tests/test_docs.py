@@ -274,7 +274,7 @@ def misunderstood(command):
     module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
     if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
         return f"no program {module}"
-    if module == "docs.make_results":  # takes no arguments and has no parser
+    if module in ("docs.make_results", "docs.make_tutorial"):  # no arguments and no parser
         return "".join(words[2:])
     arguments = words[3:] if words[1] == "-m" else words[2:]
     if module == "tools.lm_eval_drllm":

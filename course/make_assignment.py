@@ -15,12 +15,16 @@ import ast
 import random
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from try_mutants import COURSE, ROOT, read_mutants, tomllib
 
 import cli  # noqa: E402 - try_mutants found it
+sys.path.append(str(ROOT / "docs"))
+from code_blocks import with_code  # noqa: E402
+from make_notebook import notebook  # noqa: E402
 from storage.files import InputError  # noqa: E402
 
 SECRET = {"course/make_assignment.py", "course/grade.py", "course/prove.py", "course/runs.py",
@@ -198,7 +202,11 @@ def write_tree(out, keep=(), seed=None):
     secret = SECRET - kept | {f"course/mutants/{mutant.name}.toml" for mutant in read_mutants(texts)
                                  if mutant not in samples}
     shutil.copytree(ROOT, out, ignore=left_behind(secret), dirs_exist_ok=True)
-    for file, text in (texts | blanked_files(texts, left)).items():
+    texts |= blanked_files(texts, left)
+    # the tutorial shows functions of the course: as they are in this tree, without our solutions
+    texts["docs/tutorial.md"] = with_code(texts["docs/tutorial.md"], texts.__getitem__)
+    texts["docs/tutorial.ipynb"] = notebook(texts["docs/tutorial.md"])
+    for file, text in texts.items():
         if (out / file).exists():
             (out / file).write_text(text, encoding="utf-8")
     return left

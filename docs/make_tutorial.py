@@ -6,7 +6,6 @@ docs/tutorial.md is written by hand, but for what is between <!-- code: FILE.FUN
 <!-- /code -->, which is the source of these functions, and between <!-- table --> and
 <!-- /table -->. Nothing there is edited by hand.
 """
-import ast
 import re
 import sys
 from pathlib import Path
@@ -17,33 +16,26 @@ sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import draw_tutorial  # noqa: E402
 import make_notebook  # noqa: E402
+from code_blocks import function_source, with_code  # noqa: E402
 from make_results import first_table  # noqa: E402
 
-from storage.files import InputError, write_whole  # noqa: E402
+from storage.files import write_whole  # noqa: E402
 
-CODE = re.compile(r"<!-- code: (.*?) -->\n.*?<!-- /code -->", re.DOTALL)
 TABLE = re.compile(r"<!-- table -->\n.*?<!-- /table -->", re.DOTALL)
 
 
 def source_of(name):
-    """The lines of a function, FILE.FUNCTION, with its docstring and comments."""
-    file, _, function = name.partition(".")
-    text = (ROOT / f"{file}.py").read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return "\n".join(text.splitlines()[node.lineno - 1:node.end_lineno])
-    raise InputError(f"docs/tutorial.md: {file}.py has no function {function}")
+    """The lines of a function, FILE.FUNCTION."""
+    return function_source(name, read)
 
 
-def code_block(match):
-    names = match[1].split(", ")
-    code = "\n\n\n".join(source_of(name) for name in names)
-    return f"<!-- code: {match[1]} -->\n```py\n{code}\n```\n<!-- /code -->"
+def read(file):
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
 def tutorial(text):
     """The page with its code blocks and its table made anew."""
-    text = CODE.sub(code_block, text)
+    text = with_code(text, read)
     return TABLE.sub(lambda _: f"<!-- table -->\n{first_table()}\n<!-- /table -->", text)
 
 

@@ -28,6 +28,7 @@ from conftest import ROOT
 
 sys.path.append(str(ROOT / "docs"))
 
+import code_blocks  # noqa: E402
 import draw_tutorial  # noqa: E402
 import make_notebook  # noqa: E402
 import make_results  # noqa: E402
@@ -273,7 +274,7 @@ def misunderstood(command):
     module = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
     if not (ROOT / f"{module.replace('.', '/')}.py").is_file():
         return f"no program {module}"
-    if module == "docs.make_results":  # takes no arguments and has no parser
+    if module in ("docs.make_results", "docs.make_tutorial"):  # no arguments and no parser
         return "".join(words[2:])
     arguments = words[3:] if words[1] == "-m" else words[2:]
     if module == "tools.lm_eval_drllm":
@@ -459,6 +460,7 @@ def test_the_minutes_of_the_sections_add_up():
     assert f"{sum(map(int, minutes))} in all" in TUTORIAL
 
 
+@pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
 def test_code_on_the_page_is_the_source():
     """Catches a function that was changed, and a copy that was edited by hand."""
     assert TUTORIAL == make_tutorial.tutorial(TUTORIAL), "run docs/make_tutorial.py"
@@ -470,7 +472,23 @@ def test_code_on_the_page_is_the_source():
         stale = TUTORIAL.replace(lines, lines + " + 1")
         assert make_tutorial.tutorial(stale) == TUTORIAL
     assert len([fence for fence in fences(TUTORIAL) if fence.kind == "py"]) == len(
-        make_tutorial.CODE.findall(TUTORIAL))
+        code_blocks.CODE.findall(TUTORIAL))
+
+
+@pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
+def test_a_students_tutorial_shows_no_solution(tmp_path):
+    """Catches a page that has the bodies which the course takes out of the source."""
+    sys.path.append(str(ROOT / "course"))
+    make_assignment = importlib.import_module("make_assignment")
+    tasks = make_assignment.write_tree(tmp_path / "student")
+    wanted = {f"{file}.{name}" for task in tasks.values() for file, name in task.functions}
+    for page in ("tutorial.md", "tutorial.ipynb"):
+        text = (tmp_path / "student" / "docs" / page).read_text(encoding="utf-8")
+        for names in code_blocks.CODE.finditer(TUTORIAL):
+            for name in {*names[1].split(", ")} & wanted:
+                last = make_tutorial.source_of(name).splitlines()[-1].strip()
+                assert last not in text, name
+        assert "NotImplementedError" in text
 
 
 def test_figures_of_the_tutorial_are_drawn_from_what_they_show():

@@ -432,7 +432,7 @@ def test_tutorial_tells_to_read_every_file_of_the_core_after_those_it_imports():
     """Catches an order of reading that is not the README's, or that needs a later file."""
     sentence = TUTORIAL.split("follow the order of the imports")[1].split("Plan ")[0]
     files = re.findall(r"`(\w+)\.py`", sentence)
-    assert files == [name for name in ("paths", *make_results.READER) if name != "cli"]
+    assert files == list(make_results.IN_THE_PAPER)
     for place, name in enumerate(files):
         assert imported(name) - {"cli"} <= set(files[:place]), name
 

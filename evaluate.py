@@ -103,7 +103,7 @@ def add_fixed_paths(table, main, fixed_paths):
     depth of the route `main` become routes of the table; table.fixed_paths has them all."""
     for length, path in fixed_paths:
         decisions = torch.tensor([path] * len(table.prompts))  # (N, L)
-        table.fixed_paths[length] = table.ask(f"static, {length} layers", [decisions])
+        table.fixed_paths[length] = table.ask(f"fixed path, {length} layers", [decisions])
     lengths = list(table.fixed_paths)
     depth = table.outcomes[main].layers[table.counted].mean().item()
     below = max((length for length in lengths if length <= depth), default=min(lengths))
@@ -374,7 +374,7 @@ def add_flags(parser, names=ROUTES):
                         help="result folder")
     parser.add_argument("--routes", type=cli.names, default=",".join(ROUTES),
                         help=f"of {', '.join(names)}. vanilla, the base model, is always asked, "
-                             "since gains are against it; static needs the paths.json that "
+                             "since gains are against it; fixed needs the paths.json that "
                              "training leaves beside the routers")
     parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
                         help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "

@@ -408,7 +408,7 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "labels of another model": ("label", other_model, LABELS, ["model"]),
     "labels of another model, to train": ("train", other_model, LABELS, ["model"]),
     "labels of another search": ("label", flags("--simulations", "4"), LABELS, ["3", "4"]),
-    "labels of unknown origin": ("label", gone(META), META, ["No such file"]),
+    "labels of unknown origin": ("label", gone(META), LABELS, ["labels.meta.json"]),
     "labels' header cut": ("label", changed(META, lambda data: data[:20]), META, ["JSON"]),
     "a labels row cut": ("label", changed(LABELS, lambda data: data.replace(b"\n", b"x\n", 1)),
                          LABELS + ":1", []),

@@ -18,8 +18,6 @@ from model_llama import FixedRoute, load_model, load_tokenizer
 from questions import Question, grade
 from questions.loading import load_all
 from storage.files import InputError
-from storage.label_file import read_rows
-from tools import explain
 from tiny import edit_json, save_tiny, tiny_model
 
 CHARACTERS = ["<unk>", "<eos>", *"0123456789+-*/%= \n"]
@@ -96,14 +94,6 @@ def test_the_same_command_and_evaluate_take_the_recorded_kinds(
     again = read(tmp_path / "again" / "metrics.json")
     assert again["routes"]["dr.llm"] == before["routes"]["dr.llm"]
     assert "Held out of training: mul31" in capsys.readouterr().out
-
-
-def test_a_page_of_such_a_run_shows_its_problems(zero, finished):
-    """Catches searches without a question, since no file holds the problems."""
-    tokenizer, model = load_tokenizer(zero), load_model(zero)
-    stored = list(read_rows(finished / "labels.jsonl", model.config.num_layers).values())
-    shown = explain.searches_for_page(finished, stored, tokenizer, model)
-    assert shown and all("=" in made["question"] for made in shown)
 
 
 def test_another_seed_asks_again_and_makes_other_problems(zero, finished, tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def compare(model, tokenizer, prompts, known_tasks, routed, fixed_paths, routes=
     the first of `routed`.
     """
     table = Comparison(model, tokenizer, prompts, known_tasks, batch_size, cache)
-    table.add("vanilla", [None])
+    table.add("vanilla", [None], "base model")
     if set(routes) == {"vanilla"}:
         return table
     for name, (title, seeds) in routed.items():
@@ -207,10 +207,11 @@ MOST_COLUMNS = 6  # routes beside each other in the table by task: what fits on 
 
 def total_row(name, figures):
     """A line of the table over all questions in domain."""
-    return {"route": name, "right %": percent(figures["accuracy"]),
+    return {"route": name, "accuracy %": percent(figures["accuracy"]),
             "gain": percent(figures["gain"], sign=True),
             "95% interval": bounds(figures["interval"]),
-            "layers": f"{figures['layers']:.2f}", "summed": f"{figures['layers_executed']:.1f}"}
+            "layers": f"{figures['layers']:.2f}",
+            "blocks per answer": f"{figures['layers_executed']:.1f}"}
 
 
 def task_row(label, routes, titles):

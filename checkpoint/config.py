@@ -29,7 +29,7 @@ class Family:
     ignored: frozenset = frozenset()    # keys that change nothing, whatever they say
     qkv_bias: bool = False              # True: always; False: as attention_bias says
     qk_norm: bool = False
-    window_switch: str | None = None    # sliding_window counts only if this key is true
+    window_switch: str | None = None    # sliding_window counts if this key is true; None: always
     gguf: str | None = None             # architecture in a GGUF file; None: such files are refused
     gguf_interleaved: bool = False      # there, RoPE turns neighbouring channels
 
@@ -189,9 +189,14 @@ def _resolve(family, raw):
 
 def _check_window(family, raw):
     """InputError if a layer sees only the last `sliding_window` tokens."""
-    if raw.get("layer_types") is not None:
-        windowed = any(kind != "full_attention" for kind in raw["layer_types"])
-    elif family.window_switch is not None and not _flag(raw, family.window_switch):
+    layer_types = _first_given(raw.get("layer_types"), [])
+    if any(kind != "full_attention" for kind in layer_types):
+        windowed = True
+    elif family.window_switch is None:  # then the window alone decides, for all layers
+        windowed = raw.get("sliding_window") is not None
+    elif layer_types:
+        windowed = False
+    elif not _flag(raw, family.window_switch):
         windowed = False
     else:
         # the layers from max_window_layers on have it; 0 is a window, too

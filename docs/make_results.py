@@ -50,7 +50,7 @@ CELLS = {  # {column: its text, from a row of figures}
     "sd": lambda row: "" if row["sd"] is None else percent(row["sd"]),
     "gain": lambda row: with_interval(row["gain"], row["interval"]),
     "layers": lambda row: f"{row['layers']:.2f}",
-    "total blocks": lambda row: f"{row['layers_executed']:.1f}",
+    "blocks per answer": lambda row: f"{row['layers_executed']:.1f}",
     "s/e/r %": lambda row: "/".join(f"{100 * row[k]:.0f}" for k in ("skip", "execute", "repeat")),
     "over fixed paths": lambda row: with_interval(row["over_static"], row["over interval"]),
     "base model %": lambda row: percent(row["vanilla"]),
@@ -88,7 +88,7 @@ def demo_tables(demo):
         for key, row in routes.items()} for task, routes in by_level.items()]
     fixed_paths = [point | {"name": f"fixed path, {point['layers']} layers"}
                    for point in metrics["fixed"]]
-    return {"routes": table(["name", "accuracy %", "sd", "gain", "layers", "total blocks",
+    return {"routes": table(["name", "accuracy %", "sd", "gain", "layers", "blocks per answer",
                              "s/e/r %"], rows),
             "tasks": table(list(tasks[0]), tasks),
             "fixed_paths": table(["name", "accuracy %"], fixed_paths),

@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from storage.files import InputError, open_tensors, write_whole
+from storage.files import PASSES, InputError, open_tensors, write_whole
 
 SIZES = ("num_layers", "hidden_size", "width", "windows")
 GUARD = ("guard_projection", "guard_points", "guard_limits")
@@ -50,7 +50,8 @@ def read(file, fingerprint, num_layers, hidden_size):
 def check_shapes(file, tensors, metadata):
     """InputError unless the tensors have the shapes that the sizes in the metadata ask for."""
     L, D, width, _ = (metadata[name] for name in SIZES)
-    wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, 3), "b2": (L, 1, 3)}
+    C = len(PASSES)  # classes: a decision each
+    wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, C), "b2": (L, 1, C)}
     if "guard_points" in tensors:
         wanted |= guard_shapes(file, tensors["guard_points"], L, D)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

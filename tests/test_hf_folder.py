@@ -416,10 +416,11 @@ def test_a_window_of_each_family_is_refused(model_type, folder):
     wanted = {"sliding_window": 8, "max_window_layers": 2, **switch}
     refused(lambda: config_with(folder, **wanted), "sliding_window")
     refused(lambda: config_with(folder, sliding_window=0), "sliding_window")
-    assert config_with(folder, max_window_layers=3)  # no layer is left that has one
+    if record.window_switch:  # then other keys say which layers have it
+        assert config_with(folder, max_window_layers=3)
+        assert config_with(folder, layer_types=["full_attention"] * 3, max_window_layers=0)
     refused(lambda: config_with(folder, layer_types=["full_attention", "sliding_attention"]),
             "sliding_window")
-    assert config_with(folder, layer_types=["full_attention"] * 3, max_window_layers=0)
     edit_json(folder / "config.json", layer_types=ABSENT, sliding_window=ABSENT)
     if "sliding_window" in record.defaults:  # 4096 is meant if none is named
         refused(lambda: config_with(folder), "sliding_window")
@@ -441,6 +442,10 @@ def test_a_new_family_is_what_its_record_says_and_nothing_of_the_others(folder, 
     for window in (ABSENT, 8):
         refused(lambda: config_with(folder, sliding_window=window, use_sliding_window=False),
                 "sliding_window")
+    # the window alone decides in that library, whatever other families say of layers
+    for key, value in (("max_window_layers", 3), ("layer_types", ["full_attention"] * 3)):
+        refused(lambda: config_with(folder, sliding_window=8, **{key: value}), "sliding_window")
+        edit_json(folder / "config.json", **{key: ABSENT})
     config = config_with(folder, sliding_window=None, attention_bias=True, mlp_bias=True,
                          num_attention_heads=16, hidden_size=64, head_dim=ABSENT,
                          num_key_value_heads=ABSENT, max_position_embeddings=ABSENT)

@@ -279,13 +279,14 @@ def serve():
     sys.path.pop(0)  # the folder of this file
     gc.freeze()  # children share these pages
     for line in sys.stdin:
-        reply = ended_children()
         if line.strip():
             order = json.loads(line)
             reply = os.fork()
             if not reply:
                 sys.argv[1:] = order.pop("arguments")
                 run_pytest(order)
+        else:  # only now: an end that is not told would be waited for until the deadline
+            reply = ended_children()
         print(json.dumps(reply), flush=True)
 
 

@@ -60,7 +60,7 @@ def make_arithmetic(args, tokenizer, model, folder=None, any_seed=False):
     if not kinds or not (any_seed or kinds["seed"] == args.seed):
         kinds = {"seed": args.seed, "shares": ask_every_kind(args, tokenizer, model)}
     names = list(kinds["shares"])
-    if process()[0] == 0:
+    if is_first():
         held_out = ", ".join(held_out_kinds(names)) or "nothing, since there are few kinds"
         print("no --data, so arithmetic is made for this model, of kinds that it answers "
               f"{SOMETIMES} of ({ASKED_PER_KIND} problems each): {as_text(kinds['shares'])}. "

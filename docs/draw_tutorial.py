@@ -217,8 +217,7 @@ def label():
 
 def fixed_points(metrics):
     """[(layers, accuracy)] of the best fixed paths in metrics.json."""
-    points = metrics.get("fixed") or metrics["static"]  # the name before the fixed paths had theirs
-    return [(point["layers"], point["accuracy"]) for point in points]
+    return [(point["layers"], point["accuracy"]) for point in metrics["fixed"]]
 
 
 def depth(metrics):

@@ -476,6 +476,24 @@ def test_finished_file_is_read_and_nothing_is_asked(world, tmp_path, monkeypatch
     assert file.read_bytes() == world.bytes
 
 
+def test_labels_of_several_machines_are_joined_by_cat(world, tmp_path):
+    """Catches labels that depend on which questions a machine was given (docs/your_model.md,
+    Several machines), and label files that cannot be joined."""
+    joined = b""
+    for machine in range(3):  # every third question, in a folder of its own
+        part = tmp_path / f"part-{machine}" / "labels.jsonl"
+        part.parent.mkdir()
+        run_label(world, part, world.questions[machine::3])
+        joined += part.read_bytes()
+    file = tmp_path / "labels.jsonl"
+    file.write_bytes(joined)
+    header = part.with_name("labels.meta.json").read_bytes()
+    file.with_name("labels.meta.json").write_bytes(header)
+
+    assert run_label(world, file) == world.rows
+    assert file.read_bytes() == world.bytes
+
+
 def test_changed_limit_reuses_rows(world, tmp_path):
     """Catches rows thrown away because they are not asked for now, and rows returned unasked."""
     file = tmp_path / "labels.jsonl"

@@ -30,8 +30,9 @@ NAMES = {"vanilla": "base model", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 IN_THE_PAPER = {  # the reader's files, in the order of reading, and what of the paper is in them
     "paths": "§3.1", "model_llama": "§3.1", "mcts": "§3.2, Algorithm 1, Eq. 2",
-    "drllm": "§3.1, §3.3", "answers": "Appendix A", "label": "§3.2, Table 2",
-    "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4", "train": "§3.3"}
+    "drllm": "§3.1, §3.3", "answers": "Appendix A", "base_check": "ours",
+    "label": "§3.2, Table 2", "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4",
+    "train": "§3.3"}
 FILES = ("cli", *IN_THE_PAPER)  # of the top level
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 

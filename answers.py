@@ -342,8 +342,10 @@ def option_ids(question, tokenizer):
         text = question.prompt or form.format(question=question.question)
         space = "" if text[-1].isspace() else " "
         pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
-    contexts = [tokenizer.encode(text) for text, _ in pairs]
-    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
+    texts = {text for text, _ in pairs}  # mostly one
+    encoded = {text: tokenizer.encode(text) for text in texts}
+    contexts = [encoded[text] for text, _ in pairs]
+    added = [tokenizer.encode(whole)[len(encoded[text]):] for text, whole in pairs]
     shared = len(os.path.commonprefix(contexts))  # which compares any sequences
     scored = tuple(map(len, added))
     if not shared or min(scored) < 1:

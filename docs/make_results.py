@@ -104,9 +104,12 @@ def paper_tables(paper):
         for row in (row for key in OF_ALL for row in found[key]):
             bases.setdefault(row["name"], {"name": row["name"]})[base] = " @ ".join(
                 CELLS[key](row) for key in ("over fixed paths", "layers"))
-    both = lambda *keys: table(["name", *paper], [
-        bases[row["name"]] for key in keys for row in own[key]
-        if not row["name"].startswith("fixed")])
+
+    def of_all(*keys):
+        names = [row["name"] for key in keys for row in own[key]]
+        rows = [bases[name] for name in names if not name.startswith("fixed")]
+        return table(["name", *paper], rows)
+
     return {"methods": table(["name", "accuracy %", "layers", "gain", "over fixed paths"],
                              own["table5"]),
             "losses": table(["name", "accuracy %", "sd", "layers", "over fixed paths"],
@@ -115,7 +118,7 @@ def paper_tables(paper):
                              [row for row in own["ood"] if "in" in row]),
             "families": table(["name", "without guard", "guard", "guard, interval"],
                               [row for row in own["ood"] if "bare" in row]),
-            "shapes": both("figure5", "table6"), "frontier": both("frontier")}
+            "shapes": of_all("figure5", "table6"), "frontier": of_all("frontier")}
 
 
 def measured_table(stored):

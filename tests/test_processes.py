@@ -222,3 +222,13 @@ def test_a_chat_template_is_rendered_once_per_message(flags, monkeypatch):
                  for n in range(3000)]
     prompts, _ = prepare(questions, tokenizer, tiny_model())
     assert len(rendered) == 1500 and [prompt.ids for prompt in prompts] == [(2, 3)] * 3000
+
+
+def test_the_text_before_the_options_is_encoded_once(flags, monkeypatch):
+    tokenizer, encoded = load_tokenizer(flags[1]), []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    question = Question("q", "t", 0, "1 2", "B", ("3", "4", "5"), metric="likelihood")
+    prepare([question], tokenizer, tiny_model())
+    text = "Question: 1 2\nAnswer:"
+    assert sorted(encoded) == [text, *(f"{text} {option}" for option in "345")]

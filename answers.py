@@ -86,9 +86,9 @@ def prepare(questions, tokenizer, model):
 
 def prompts_that_fit(questions, tokenizer, model, kind="test questions"):
     """(prompts, number of the questions that exceed the model's context). That number is printed,
-    with the first of their ids, unless kind is None."""
+    with the first of their ids."""
     prompts, too_long = prepare(questions, tokenizer, model)
-    if too_long and kind is not None:
+    if too_long:
         ids = ", ".join(question.id for question in too_long[:5])
         print(f"{len(too_long)} of {len(questions)} {kind} exceed the context "
               f"({model.config.max_positions} tokens) and are left out: {ids}")
@@ -279,7 +279,8 @@ def greedy_along_gold(model, prompts, hidden):
     """[(ids, log-probabilities)]: per prompt, the likeliest token after the prompt and after each
     gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
     states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
-    logprobs, ids = model.head(torch.cat(states)).float().log_softmax(-1).max(-1)
+    logits = model.head(torch.cat(states)).float()  # (tokens of all prompts, V)
+    logprobs, ids = logits.log_softmax(-1).max(-1)
     sizes = [len(rows) for rows in states]
     return list(zip(ids.split(sizes), logprobs.split(sizes)))
 
@@ -341,8 +342,10 @@ def option_ids(question, tokenizer):
         text = question.prompt or form.format(question=question.question)
         space = "" if text[-1].isspace() else " "
         pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
-    contexts = [tokenizer.encode(text) for text, _ in pairs]
-    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
+    texts = {text for text, _ in pairs}  # mostly one
+    encoded = {text: tokenizer.encode(text) for text in texts}
+    contexts = [encoded[text] for text, _ in pairs]
+    added = [tokenizer.encode(whole)[len(encoded[text]):] for text, whole in pairs]
     shared = len(os.path.commonprefix(contexts))  # which compares any sequences
     scored = tuple(map(len, added))
     if not shared or min(scored) < 1:
@@ -391,7 +394,8 @@ def option_positions(model, prompts):
     seen = member[:, None]  # (B, 1, T)
     visible = (seen == 0) | (seen == member[..., None])  # (B, T, T)
     cos, sin = model.empty_cache([1], int(position.max()) + 1).angles
-    return Positions(0, cos[position][:, None], sin[position][:, None], visible.tril()[:, None])
+    cos, sin = cos[position][:, None], sin[position][:, None]  # (B, 1, T, E)
+    return Positions(0, cos, sin, visible.tril()[:, None])
 
 
 def score_options(model, hidden, prompt):
@@ -400,8 +404,8 @@ def score_options(model, hidden, prompt):
     start, scores = len(prompt.ids), []
     for option, scored in zip(prompt.options, prompt.scored):
         # a token's probability is in the state before it: for the first one, the prompt's last
-        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)][-scored:]
-        logprobs = model.head(hidden[before]).float().log_softmax(-1)  # (scored, V)
+        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)]
+        logprobs = model.head(hidden[before[-scored:]]).float().log_softmax(-1)  # (scored, V)
         wanted = torch.tensor(option[-scored:], device=hidden.device)
         total = logprobs.gather(1, wanted[:, None]).sum().item()
         scores.append((total, logprobs.argmax(-1).equal(wanted)))
@@ -428,12 +432,15 @@ ANSWER_SOURCES = ("paths.py", "model_llama.py", "drllm.py", "answers.py", "quest
                   "checkpoint/*.py", "storage/router_file.py")
 
 
-def what_answers_depend_on(model):
-    """What, beside prompts and route, decides the answers, as plain values."""
+def what_answers_depend_on(model, tokenizer=None, prompts=()):
+    """What, beside the route, decides the answers to these prompts, as plain values."""
     weight = model.embed_tokens.weight
     # the fingerprint is of the weights alone; rotary angles, for example, are in the config
-    return [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
-            repr(model.config), str(weight.dtype), weight.device.type]
+    depends = [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
+               repr(model.config), str(weight.dtype), weight.device.type]
+    if tokenizer is not None:
+        depends.append(tokenizer_key(tokenizer))
+    return [*depends, *(prompt.key() for prompt in prompts)]
 
 
 @functools.lru_cache
@@ -452,7 +459,7 @@ def route_key(route):
     return route.key() if hasattr(route, "key") else None
 
 
-def cached_answers(cache, about, make):
+def get_answers(cache, about, make):
     """The Answers that make() returns, or returned before about these plain values."""
     def plain_answers():
         fields = vars(make())
@@ -463,13 +470,13 @@ def cached_answers(cache, about, make):
                       for name, value in fields.items()})
 
 
-def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None):
+def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None,
+                  each=shared_map):
     """answer(), of which only batches are asked that the cache lacks. A route without a key is
-    always asked. Processes of torchrun share the batches, which are the same however many processes
-    there are; so every answer is the same to the bit."""
+    always asked. each: map, or what shares the batches among the processes of torchrun. The batches
+    are the same however many processes there are; so every answer is the same to the bit."""
     paths = route if isinstance(route, torch.Tensor) else None
     key = None if paths is not None else route_key(route)
-    depends = [*what_answers_depend_on(model), tokenizer_key(tokenizer)]
 
     def answer_batch(numbers):
         batch = [prompts[n] for n in numbers]
@@ -478,13 +485,13 @@ def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progr
         make = functools.partial(answer, model, tokenizer, batch, batch_route, batch_size, progress)
         if batch_key is None:
             return make()
-        about = ["answer", batch_key, *depends, *(prompt.key() for prompt in batch)]
+        about = ["answer", batch_key, *what_answers_depend_on(model, tokenizer, batch)]
         if progress and about in cache:
             progress(len(batch))
-        return cached_answers(cache, about, make)
+        return get_answers(cache, about, make)
 
     groups = list(batches(prompts, batch_size))
-    return in_order(shared_map(answer_batch, groups), sum(groups, []))
+    return in_order(list(each(answer_batch, groups)), sum(groups, []))
 
 
 def in_order(parts, numbers):
@@ -497,13 +504,12 @@ def in_order(parts, numbers):
 
 
 def cached_grade_paths(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
-                 shared_states=None):
+                       shared_states=None):
     """grade_paths(), asked only if the cache lacks it."""
     def plain_grades():
         grades = grade_paths(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return [values.tolist() for values in grades]
-    about = ["grades", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
-             *(prompt.key() for prompt in prompts)]
+    about = ["grades", paths.tolist(), *what_answers_depend_on(model, tokenizer, prompts)]
     if progress and about in cache:
         progress(len(prompts))
     correct, confidence = cache.get(about, plain_grades)

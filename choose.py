@@ -26,7 +26,8 @@ import torch
 from answers import batches, grade_paths
 from cli import progress_bar
 from drllm import mean_state
-from paths import DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal
+from paths import (DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal,
+                   with_decision)
 from storage.processes import shared_map
 
 # N questions   L layers   K candidate paths   S numbers that describe a question
@@ -67,11 +68,20 @@ def confident(records, cost_per_layer=CONFIDENT_COST):
 def similarity_space(pooled, num_windows):
     """A vector per question, (N, 3D): its mean hidden state at three depths of the default path,
     standardised. pooled (N, L, W, D): see train.features."""
+    return standardised(states_at_depths(pooled, num_windows))
+
+
+def states_at_depths(pooled, num_windows):
+    """(N, 3D): each question's mean hidden states at three depths."""
     L = pooled.shape[1]
     depths = [0, L // 3, 2 * L // 3]
-    space = mean_state(pooled[:, depths], num_windows[:, None]).flatten(1)
-    spread = space.std(0, correction=0) + 1e-3  # some numbers may be the same for all questions
-    return (space - space.mean(0)) / spread
+    return mean_state(pooled[:, depths], num_windows[:, None]).flatten(1)
+
+
+def standardised(states):
+    """States (N, S), each column less its mean and over its spread."""
+    spread = states.std(0, correction=0) + 1e-3  # some numbers may be the same for all questions
+    return (states - states.mean(0)) / spread
 
 
 def cluster(space, number, seed=0, rounds=20):
@@ -123,7 +133,7 @@ def combine_edits(effects, cost_per_layer):
             gains.append((effects[layer, code].item() - cost_per_layer * blocks_added, layer, code))
     path, paths = default_path(L), []
     for gain, layer, code in sorted(gains, reverse=True):
-        edited = path[:layer] + (code,) + path[layer + 1:]
+        edited = with_decision(path, layer, code)
         if gain > 0 and path[layer] == EXECUTE and is_legal(edited):
             path = edited
             paths.append(path)
@@ -134,7 +144,7 @@ def propose_paths(model, tokenizer, prompts, records, **how):
     """The paths that the searches of a group suggest and that do best at their depth.
 
     Edits are combined at several costs per layer, so that short and deep paths are proposed. The
-    first prompts of the group are asked along each. how: see along_each.
+    first prompts of the group are asked along each. how: see confidence_if_correct.
     """
     L = model.config.num_layers
     effects = edit_effects(records)
@@ -187,12 +197,12 @@ def confidence_if_correct(model, tokenizer, prompts, paths, batch_size=256, prog
     def ask_batch(rows):
         asked = torch.zeros(len(rows), len(paths))
         batch = [prompts[n] for n in rows]
-        shared_states = [{} for _ in rows]  # per prompt, see answers.through_layers
+        shared_states = [{} for _ in rows]  # per prompt, see answers.final_states
         for k in order:
             shared_states = [states_on_path(states, paths[k]) for states in shared_states]
             decisions = torch.tensor(paths[k]).expand(len(batch), -1)
             correct, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
-                                    shared_states)
+                                      shared_states)
             # a correct answer stays above 0, however improbable it is
             asked[:, k] = correct * confidence.clamp(min=1e-9)
         return asked
@@ -298,8 +308,8 @@ def frontier(paths, values):
 def upper_hull(points):
     """The points (length, value, ...) that no mix of two others beats, shortest first; of points
     with the same length and value the first."""
-    def slope(left, correct):
-        return (correct[1] - left[1]) / (correct[0] - left[0])
+    def slope(left, right):
+        return (right[1] - left[1]) / (right[0] - left[0])
 
     hull = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -337,9 +347,8 @@ def label_by_confidence(evidence):
 
 
 def label_by_consensus(evidence):
-    paths, correct = evidence.candidates
-    cost_per_layer = evidence.cost_per_layer
-    labels, cost_per_layer = consensus_of_neighbours(evidence.space, correct, paths, cost_per_layer)
+    paths, _ = evidence.candidates
+    labels, cost_per_layer = evidence.consensus()
     print(f"{len(paths)} candidate paths asked of every question; cost per layer: {cost_per_layer}")
     return labels
 

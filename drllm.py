@@ -69,7 +69,8 @@ def focal_loss(logits, labels, weights=None, gamma=2.0):
 
     gamma 0 is (weighted) cross-entropy; at gamma 2, a label of p = 0.9 counts 100 times less.
     """
-    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]  # (...)
+    log_probabilities = logits.log_softmax(-1)  # (..., C)
+    log_p = log_probabilities.gather(-1, labels[..., None])[..., 0]  # (...), of the labels
     miss = -torch.expm1(log_p)  # 1 - p, exact even if p is close to 1
     # the minimum keeps the gradient finite: at 0, a power below 1 has an infinite slope
     loss = -(miss.clamp(min=1e-12) ** gamma) * log_p
@@ -116,7 +117,8 @@ def fit_guard(pooled, num_windows, seed=0, points=512, dimensions=32, quantile=0
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
     # distances are measured in a few random directions: the stored points stay small
-    projection = torch.linalg.qr(torch.randn(D, min(D, dimensions), generator=rng))[0]
+    directions = torch.randn(D, min(D, dimensions), generator=rng)
+    projection, _ = torch.linalg.qr(directions)
     states = mean_state(pooled, num_windows[:, None]) @ projection  # (N, L, G)
     order = torch.randperm(N, generator=rng)
     number = min(points, N // 2)  # M
@@ -147,8 +149,10 @@ class Routers(nn.Module):
 
     def set_guard(self, projection, points, limits):
         """From now on, layers execute for prompts out of distribution. Arguments: see fit_guard."""
-        guard = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
-        self.guard_projection, self.guard_points, self.guard_limits = guard
+        device = self.w1.device
+        self.guard_projection = projection.to(device)
+        self.guard_points = points.to(device)
+        self.guard_limits = limits.to(device)
 
     def is_ood(self, layer, pooled, num_windows):
         """(N,) bool: which prompts, given their pooled windows (N, W, D), are out of distribution
@@ -162,8 +166,9 @@ class Routers(nn.Module):
         """Logits (N, l, C) of pooled windows (N, l, W, D), num_windows (N,) of which are in use."""
         N, l, W, D = pooled.shape
         windows = pooled.transpose(0, 1).reshape(l, N * W, D)
-        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))  # (l, N * W, R)
-        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, CLASSES)
+        inner = torch.baddbmm(self.b1[layers], windows, self.w1[layers])  # (l, N * W, R)
+        logits = torch.baddbmm(self.b2[layers], F.gelu(inner), self.w2[layers])  # (l, N * W, C)
+        logits = logits.view(l, N, W, CLASSES)
         # a window that is not in use is zero, but its logits are not: the biases remain
         in_use = torch.arange(W, device=num_windows.device) < num_windows[:, None]  # (N, W)
         total = (logits * in_use[..., None]).sum(2)  # (l, N, C)
@@ -180,7 +185,8 @@ class Routers(nn.Module):
             return None
         weights = hashlib.sha256()
         for name, tensor in self.state_dict().items():  # the guard's too, if there is one
-            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            description = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            weights.update(description.encode())
             weights.update(tensor.float().cpu().numpy().tobytes())
         return [self.windows, self.width, weights.hexdigest()]
 
@@ -195,7 +201,8 @@ class Routers(nn.Module):
         they are another model's."""
         tensors, metadata = router_file.read(file, model.fingerprint(), model.config.num_layers,
                                              model.config.hidden_size)
-        routers = cls(*(metadata[name] for name in SIZES))
+        sizes = [metadata[name] for name in SIZES]
+        routers = cls(*sizes)
         routers.metadata = metadata
         for name, tensor in tensors.items():
             setattr(routers, name, tensor if name in GUARD else nn.Parameter(tensor))
@@ -231,7 +238,8 @@ class RouterRoute:
 
     def logits(self, layer, pooled, num_windows):
         """(B, C) of one layer's router, with the depth bias."""
-        logits = self.routers(pooled[:, None], num_windows, slice(layer, layer + 1))[:, 0]
+        one_layer = slice(layer, layer + 1)
+        logits = self.routers(pooled[:, None], num_windows, one_layer)[:, 0]  # (B, C)
         return logits + self.depth_bias * PASSES.to(logits.device)
 
     def __call__(self, layer, hidden, lengths):

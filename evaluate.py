@@ -21,11 +21,11 @@ import torch
 
 import cli
 from answers import answer, cached_answer, prompts_that_fit
+from base_check import chance_of, make_arithmetic
 from cli import aligned, bounds, percent, progress_bar, with_interval
 from drllm import RouterRoute, Routers
-from label import chance_of, make_arithmetic
 from model_llama import Llama, load
-from paths import DECISIONS
+from paths import DECISIONS, blocks
 from questions.loading import left_out, load_all
 from storage.answer_cache import AnswerCache
 from storage.files import InputError, write_json
@@ -54,7 +54,7 @@ class Outcome:
         self.decisions = torch.stack([answers.decisions for answers in self.seeds])  # (seeds, N, L)
         passes = torch.stack([answers.passes for answers in self.seeds]).float()  # (seeds, N)
         if self.depth is None:
-            layers = self.decisions.sum(2).float()  # (seeds, N)
+            layers = blocks(self.decisions).float()  # (seeds, N)
         else:
             layers = self.depth[None]
         self.layers = layers.mean(0)  # (N,) blocks per forward pass
@@ -300,22 +300,29 @@ def first_seed_sentence(table, main, first_file):
             "these routers.")
 
 
+def numbers_by_task(prompts):
+    """{task: the numbers of its prompts}."""
+    numbers_of = {}
+    for n, prompt in enumerate(prompts):
+        numbers_of.setdefault(prompt.question.task, []).append(n)
+    return numbers_of
+
+
 def chance_sentences(table):
     """Names the multiple-choice tasks, of FEW questions or more, on which the base model is no
     better than chance."""
+    num_options = torch.tensor([len(prompt.question.choices) for prompt in table.prompts])
     correct = table.outcomes["vanilla"].correct
-    numbers_of = {}  # {task: numbers of its multiple-choice questions}
-    for n, prompt in enumerate(table.prompts):
-        if prompt.question.choices:
-            numbers_of.setdefault(prompt.question.task, []).append(n)
     guessed = []
-    for task, numbers in numbers_of.items():
-        options = torch.tensor([len(table.prompts[n].question.choices) for n in numbers])
-        chance, half_width = chance_of(options)
+    for task, numbers in numbers_by_task(table.prompts).items():
+        numbers = [n for n in numbers if num_options[n] > 0]
+        if len(numbers) < FEW:
+            continue
+        chance, half_width = chance_of(num_options[numbers])
         accuracy = correct[numbers].mean().item()
-        if len(numbers) >= FEW and accuracy <= chance + half_width:
-            guessed.append(f"{task} ({100 * accuracy:.1f}%, chance {100 * chance:.1f} ± "
-                           f"{100 * half_width:.1f})")
+        if accuracy <= chance + half_width:
+            guessed.append(f"{task} ({percent(accuracy)}%, chance {percent(chance)} ± "
+                           f"{percent(half_width)})")
     if not guessed:
         return []
     return [f"The base model is no better than chance on {', '.join(guessed)}. Gains and losses "
@@ -342,7 +349,7 @@ def report(table, main, out, first_seed=0, extra=None, checked=True,
         for seed, answers in enumerate(table.outcomes[main].seeds, first_seed):
             metrics["seeds"].append({
                 "seed": seed, "accuracy": answers.correct[table.counted].mean().item(),
-                "layers": answers.decisions[table.counted].sum(1).float().mean().item()})
+                "layers": blocks(answers.decisions[table.counted]).float().mean().item()})
     metrics["fixed"] = [{"layers": length, "accuracy": outcome.correct[table.counted].mean().item()}
                          for length, outcome in table.fixed_paths.items()]
     # first the file: a closed pipe (`| head`) ends the command while it prints
@@ -459,7 +466,7 @@ def evaluate_routes(args, inputs, others=()):
     model, seeds = inputs.model, inputs.seeds
     folder = folder_of(args.routers) or args.out
     fixed_paths = read_fixed_paths(folder / "paths.json", model.config.num_layers,
-                           "fixed" in args.routes)
+                                   wanted="fixed" in args.routes)
     if seeds:
         known_tasks = seeds[0].metadata["tasks"]
     else:

@@ -11,6 +11,7 @@ attends to second-pass keys; a path per row; lengths that no skipped layer can s
 
     model = load_model("demo/model"); model(torch.tensor([[1, 2, 3]])).shape
 """
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -284,13 +285,19 @@ class Llama(nn.Module):
 
     def fingerprint(self):
         """16 hex digits that name these weights: a hash over a sample of every tensor, in bfloat16,
-        so that a model has the same fingerprint whatever dtype it is loaded in."""
+        so that a model has the same fingerprint whatever dtype it is loaded in. It is computed once
+        and never again, since the weights are frozen."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self):
         digest = hashlib.sha256()
         for name, weight in sorted(self.named_weights().items()):
             flat = weight.reshape(-1)
             stride = max(1, len(flat) // 1000)
             sample = flat[::stride].to("cpu", torch.bfloat16).float()
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+            digest.update(f"{name} {tuple(weight.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def empty_cache(self, lengths, T, capacity=0):
@@ -370,7 +377,7 @@ def decode(model, tokens, cache):
     return hidden
 
 
-class FixedRoute:  # noqa: N801 - used like a function
+class FixedRoute:
     """The Route that always gives these decisions: (L,) for every row, or (B, L)."""
 
     def __init__(self, decisions):

@@ -61,6 +61,11 @@ def decisions_of(path, num_layers):
     return tuple(code_of[number] for number in passes)
 
 
+def with_decision(decisions, layer, code):
+    """The same decisions but for one layer."""
+    return decisions[:layer] + (code,) + decisions[layer + 1:]
+
+
 def is_legal(decisions):
     """True if every value is a decision and no three layers in a row are skipped (paper §3.2)."""
     if not {*decisions} <= {*range(len(DECISIONS))}:

@@ -124,7 +124,7 @@ SHOWN = {"table5": ["accuracy %", "gain", "layers", "over fixed paths"],
          "figure6": ["accuracy %", "gain", "layers", "s/e/r %"],
          "figure4": ["layers", "per layer"],
          "figure1": ["accuracy %", "layers", "over fixed paths"]}
-IN_THE_PICTURE = ("fixed", "cost per layer", "interpolation")  # of figure1: too many rows
+IN_THE_PICTURE = ("fixed", "interpolation")  # of figure1: too many rows
 PAPERS = ("--model runs/real/SmolLM2-135M --dtype bfloat16 --run runs/real/arithmetic-consensus "
           "--seeds 5")
 

@@ -30,8 +30,9 @@ NAMES = {"vanilla": "base model", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 IN_THE_PAPER = {  # the reader's files, in the order of reading, and what of the paper is in them
     "paths": "§3.1", "model_llama": "§3.1", "mcts": "§3.2, Algorithm 1, Eq. 2",
-    "drllm": "§3.1, §3.3", "answers": "Appendix A", "label": "§3.2, Table 2",
-    "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4", "train": "§3.3"}
+    "drllm": "§3.1, §3.3", "answers": "Appendix A", "base_check": "ours",
+    "label": "§3.2, Table 2", "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4",
+    "train": "§3.3"}
 FILES = ("cli", *IN_THE_PAPER)  # of the top level
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 
@@ -103,9 +104,12 @@ def paper_tables(paper):
         for row in (row for key in OF_ALL for row in found[key]):
             bases.setdefault(row["name"], {"name": row["name"]})[base] = " @ ".join(
                 CELLS[key](row) for key in ("over fixed paths", "layers"))
-    both = lambda *keys: table(["name", *paper], [
-        bases[row["name"]] for key in keys for row in own[key]
-        if not row["name"].startswith("fixed")])
+
+    def of_all(*keys):
+        names = [row["name"] for key in keys for row in own[key]]
+        rows = [bases[name] for name in names if not name.startswith("fixed")]
+        return table(["name", *paper], rows)
+
     return {"methods": table(["name", "accuracy %", "layers", "gain", "over fixed paths"],
                              own["table5"]),
             "losses": table(["name", "accuracy %", "sd", "layers", "over fixed paths"],
@@ -114,7 +118,7 @@ def paper_tables(paper):
                              [row for row in own["ood"] if "in" in row]),
             "families": table(["name", "without guard", "guard", "guard, interval"],
                               [row for row in own["ood"] if "bare" in row]),
-            "shapes": both("figure5", "table6"), "frontier": both("frontier")}
+            "shapes": of_all("figure5", "table6"), "frontier": of_all("frontier")}
 
 
 def measured_table(stored):

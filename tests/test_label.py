@@ -16,15 +16,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import answers
+import base_check
 import cli
 import label as labelling
-import answers
-from label import label, margin, plain_score, read_rows, row_of, search_all
+from base_check import describe_base_score, margin
+from label import label, row_of, search_all
 from mcts import SearchConfig, SearchResult, is_legal
 from model_llama import FixedRoute, Llama, generate, load_model, load_tokenizer
 from paths import DECISIONS
 from storage import label_file
+from storage.answer_cache import AnswerCache
 from storage.files import PASSES, InputError, read_json, write_json, write_whole
+from storage.label_file import read_rows
 from answers import Prompt, answer, batches, grade_paths, prepare
 from questions.loading import Question, load_all
 from questions.reward import extract_answer, grade
@@ -290,12 +294,12 @@ def test_progress_counts_every_path_asked(world):
 
 def test_a_search_advances_by_its_rewards_to_its_result(world):
     """Catches a path that is asked twice, and a result that is lost at the end of the search."""
-    search = labelling.Search(world.prompts[0], 3, CONFIG, seed=0)
+    search = labelling.Search(world.prompts[0], world.model, CONFIG, seed=0)
     assert search.path == DEFAULT
     paths, result = [], None
     while result is None:
         paths.append(search.path)
-        result = search.advance(0.0)
+        result = search.advance(0.0, 0.5)
     assert list(result.rewards) == paths and len({*paths}) == len(paths) == 7
 
 
@@ -1083,7 +1087,7 @@ def test_no_prompts_give_no_answers(world):
 
 def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
     correct = torch.tensor([1.0] * 30 + [0.0] * 70)
-    said, lucky = plain_score(correct, torch.full((100,), 4), 51)
+    said, lucky = describe_base_score(correct, torch.full((100,), 4), 51)
     assert said == ("the base model answers 30.0% of 100 multiple-choice questions, chance 25.0% "
                     "± 8.5; of 51 paths per question luck alone makes 13 correct")
     assert lucky and margin(0.25, 100) == pytest.approx(0.0849, abs=1e-4)
@@ -1095,7 +1099,7 @@ def test_chance_is_said_with_its_interval_and_what_luck_makes_right():
 def test_a_model_is_at_chance_within_the_error_of_chance_and_an_open_question_has_none(
         share, options, lucky):
     correct = (torch.arange(100) < 100 * share).float()
-    assert plain_score(correct, torch.full((100,), options), 51)[1] == lucky
+    assert describe_base_score(correct, torch.full((100,), options), 51)[1] == lucky
 
 
 def of_task(task, options, number):
@@ -1104,9 +1108,9 @@ def of_task(task, options, number):
 
 
 def test_no_open_question_right_is_said_to_be_perhaps_a_matter_of_form():
-    said, lucky = plain_score(torch.zeros(7), torch.zeros(7), 51)
+    said, lucky = describe_base_score(torch.zeros(7), torch.zeros(7), 51)
     assert said.startswith("the base model answers 0.0% of 7 open questions. Does it answer in")
-    assert not lucky and "form" not in plain_score(torch.ones(7), torch.zeros(7), 51)[0]
+    assert not lucky and "form" not in describe_base_score(torch.ones(7), torch.zeros(7), 51)[0]
 
 
 def test_advice_is_not_what_was_done_already(world):
@@ -1114,9 +1118,11 @@ def test_advice_is_not_what_was_done_already(world):
     model, prompts = tiny_model(2), of_task("x", 4, 40)
     for score in "letter", "likelihood":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(labelling, "grade_paths", lambda *_: (torch.zeros(40), torch.rand(40)))
-            patch.setattr(labelling, "check_form", lambda *_: None)
+            patch.setattr(base_check, "cached_grade_paths",
+                          lambda *_: (torch.zeros(40), torch.rand(40)))
+            patch.setattr(base_check, "check_form", lambda *_: None)
             args = SimpleNamespace(model="m", batch_size=1, simulations=50, score=score)
             with pytest.raises(InputError, match="m: .*luck then.*; --force") as error:
-                labelling.plain_model(model, world.tokenizer, prompts, args, refuse=True)
+                base_check.check_base_model(model, world.tokenizer, prompts, args, AnswerCache(),
+                                            refuse=True)
         assert ("--score likelihood" in str(error.value)) == (score == "letter")

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import answers
+import base_check
 import cli
 import evaluate
 import label
@@ -83,7 +84,7 @@ def test_the_kinds_that_the_model_answers_sometimes_are_taken_and_recorded(finis
 def test_the_same_command_and_evaluate_take_the_recorded_kinds(
         zero, finished, tmp_path, monkeypatch, capsys):
     """Catches kinds that are measured anew, and so may differ from those that were trained on."""
-    monkeypatch.setattr(label, "ask_every_kind", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda *_: pytest.fail("asked again"))
     before = read(finished / "metrics.json")
     train_on(zero, finished)
     after = read(finished / "metrics.json")
@@ -99,7 +100,7 @@ def test_the_same_command_and_evaluate_take_the_recorded_kinds(
 def test_another_seed_asks_again_and_makes_other_problems(zero, finished, tmp_path, monkeypatch):
     """Catches the problems of one seed under the name of another."""
     asked = []
-    monkeypatch.setattr(label, "ask_every_kind", lambda args, *_: asked.append(args.seed) or {
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda args, *_: asked.append(args.seed) or {
         "mod": 0.25})
     for seed in ("0", "5"):
         label.main(["--model", str(zero), "--out", str(finished / f"{seed}.jsonl"), "--problems",
@@ -143,7 +144,7 @@ def test_a_record_of_other_kinds_is_removed_with_its_run(zero, finished, tmp_pat
 # ---- what is refused ----
 
 def test_a_model_that_no_kind_fits_is_told_of_data(zero, tmp_path, monkeypatch):
-    monkeypatch.setattr(label, "grade_paths", lambda m, t, prompts, *_: (
+    monkeypatch.setattr(base_check, "grade_paths", lambda m, t, prompts, *_: (
         torch.zeros(len(prompts)), torch.zeros(len(prompts))))
     for command in (train, label, evaluate):
         with pytest.raises(InputError, match=r"10% to 90% of no kind .*add1 0%.* --data FILE"):
@@ -191,7 +192,7 @@ def test_paths_that_are_not_applied_end_the_run_before_its_search(
     """Catches hours of search in a model that ignores its route."""
     monkeypatch.setattr(FixedRoute, "__call__", lambda route, layer, hidden, lengths: torch.ones(
         len(hidden), dtype=torch.long))
-    monkeypatch.setattr(label, "ask_every_kind", lambda *_: {"mod": 0.25})
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda *_: {"mod": 0.25})
     with pytest.raises(InputError, match="same probability along the default path .* change noth"):
         command.main(["--model", str(zero), "--out", str(tmp_path / "o" / "x"), "--problems", "5"])
 

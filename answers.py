@@ -32,6 +32,7 @@ from storage.processes import shared_map
 # L layers    V vocabulary
 
 BATCH_TOKENS = 16384  # tokens per batch, padding included: bounds the memory of long prompts
+LOGITS_AT_ONCE = 2 ** 26  # numbers, 256 MB: as many as 440 tokens have with a vocabulary of 152,000
 
 
 # ---- a question as token ids ----
@@ -279,10 +280,14 @@ def greedy_along_gold(model, prompts, hidden):
     """[(ids, log-probabilities)]: per prompt, the likeliest token after the prompt and after each
     gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
     states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
-    logits = model.head(torch.cat(states)).float()  # (tokens of all prompts, V)
-    logprobs, ids = logits.log_softmax(-1).max(-1)
+    tokens_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    ids, logprobs = [], []
+    for tokens in torch.cat(states).split(tokens_at_once):  # (tokens, D)
+        likeliest = model.head(tokens).float().log_softmax(-1).max(-1)
+        ids.append(likeliest.indices)
+        logprobs.append(likeliest.values)
     sizes = [len(rows) for rows in states]
-    return list(zip(ids.split(sizes), logprobs.split(sizes)))
+    return list(zip(torch.cat(ids).split(sizes), torch.cat(logprobs).split(sizes)))
 
 
 def answer_beginning(ids, prompt):

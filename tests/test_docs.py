@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import pytest
+import torch
 
 from conftest import ROOT
 
@@ -35,6 +36,7 @@ import make_results  # noqa: E402
 import make_tutorial  # noqa: E402
 from draw import draw  # noqa: E402
 
+from experiments.statistics import fixed_paths_at  # noqa: E402
 from storage.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
@@ -410,13 +412,25 @@ def test_readme_shows_what_it_is_and_whether_it_works_on_the_first_screen():
     assert README[:README.index("## The idea")].count("\n") <= 55
 
 
-def test_the_part_that_is_routing_is_computed_as_it_was_measured():
-    """The README's figure without an interval: accuracy over the mix of two fixed paths."""
+def test_the_demos_gain_over_fixed_paths_is_that_of_its_stored_run():
+    """Catches a figure that was copied by hand from another run."""
     metrics = read_json(make_results.ASSETS / "demo.json")["metrics"]
-    measured = make_results.row_named(read_json(make_results.ASSETS / "measured.json"), "choices",
-                                      "consensus")["over fixed paths of the same depth"]
-    computed = make_results.over_fixed_paths(metrics, "dr.llm")
-    assert make_results.signed(computed) == measured.split()[0] == "+4.2"
+    figures = metrics["routes"]["dr.llm"]
+    fixed = [(point["layers"], torch.tensor(point["accuracy"])) for point in metrics["fixed"]]
+    computed = figures["accuracy"] - fixed_paths_at(figures["layers"], fixed).item()
+    _, _, over_fixed, _ = make_results.demo_line()
+    assert make_results.signed(computed) == over_fixed.split()[0] == "+4.2"
+
+
+def test_the_summarys_figures_on_real_models_are_those_of_their_tables():
+    """Catches a summary that was not copied again after a new measurement."""
+    tables = read_json(make_results.ASSETS / "real.json")
+    rows = [row for name, stored in tables.items() if name not in ("summary", "luck")
+            for row in stored["rows"]]
+    for _, *cells in make_results.real_lines():
+        for cell in cells:
+            parts = set(cell.split(" @ "))
+            assert any(parts <= set(row) for row in rows), cell
 
 
 def imported(name):

@@ -452,10 +452,9 @@ def test_tutorial_tells_to_read_every_file_of_the_core_after_those_it_imports():
 
 
 def chapters():
-    """{heading: text} of the tutorial's numbered sections and the one on fake gains."""
+    """{heading: text} of the tutorial's numbered sections."""
     parts = re.split(r"^## ", TUTORIAL, flags=re.MULTILINE)[1:]
-    return {part.split("\n")[0]: part for part in parts
-            if part[0].isdigit() or part.startswith("How to know")}
+    return {part.split("\n")[0]: part for part in parts if part[0].isdigit()}
 
 
 def test_every_section_but_the_last_has_exercises_and_their_answers():
@@ -471,7 +470,7 @@ def test_every_section_but_the_last_has_exercises_and_their_answers():
 def test_the_minutes_of_the_sections_add_up():
     minutes = re.findall(r"^\| \[\d\]\(#.*\| (\d+) \|$", TUTORIAL, re.MULTILINE)
     assert len(minutes) == len(chapters())
-    assert f"{sum(map(int, minutes))} in all" in TUTORIAL
+    assert f"{sum(map(int, minutes))} minutes in all" in TUTORIAL
 
 
 @pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
@@ -598,9 +597,9 @@ def test_claims_about_the_demo_hold_for_the_measured_run():
         "The paper's recipe does not work here": routes["dr.llm shortest"]["interval"][1] < 0,
         "Part of the gain is not routing": own["over interval"][0] > 0
         and own["over_static"] < own["gain"] and depths == sorted(depths),
-        "Out of domain nothing breaks": sum(outside) / len(outside) > -0.005,
-        "One or the other, not yet both": not any(g >= 0.06 and s >= 0.07 for g, s in
-                                                  gains.values())
+        "Nothing is lost out of domain, on average": sum(outside) / len(outside) > -0.005,
+        "We did not reach our aim of 6 points more with 7% fewer layers":
+        not any(gain >= 0.06 and saved >= 0.07 for gain, saved in gains.values())
         and 0.03 < fewer[0] < 0.06 and fewer[1] > 0.05}
     section = RESULTS.split("\n## The demo\n")[1].split("\n## ")[0]
     assert re.findall(r"^- \*\*(.*?)\.\*\*", section, re.MULTILINE) == list(holds)
@@ -670,7 +669,7 @@ def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
     ("docs/tutorial.md", "`mcts.propose_child_path`", "`mcst.propose_child_path`", wrong_names),
     ("README.md", "(assets/paths.svg)", "(assets/path.svg)",
      lambda text: wrong_links("README.md", text)),
-    ("docs/your_model.md", "#how-to-know-that-a-routing-gain-is-fake", "#how-to-know",
+    ("docs/your_model.md", "#7-how-to-know-that-a-routing-gain-is-fake", "#7-how-to-know",
      lambda text: wrong_links("docs/your_model.md", text)),
     ("docs/tutorial.md", "0.504 to 0.696", "0.504 to 0.697",
      lambda text: [n for section in sections(text) for n in unpinned(section)]),

@@ -1,4 +1,4 @@
-"""Imports finished runs on a really pretrained model into assets/real.json, from where
+"""Imports finished runs on an independently pretrained model into assets/real.json, from where
 make_results.py writes docs/real_model.md. A table of real.json stays as it was if the folder has
 nothing for it. The folder holds runs of train.py: arithmetic-safe and arithmetic-consensus (with
 --choose safe and --choose consensus), and optionally choices-safe and choices-consensus, their

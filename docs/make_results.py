@@ -3,9 +3,9 @@
     .venv/bin/python docs/make_results.py
 
 The results are in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
-real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from
-what a command printed, each with that command. The words of a page are in its template, where
-$name is one of the tables.
+real.json, which import_real.py writes except for its table `summary`, and measured.json, whose
+tables were copied by hand from what a command printed, each with that command. The words of a page
+are in its template, where $name is one of the tables.
 """
 import ast
 import string
@@ -153,68 +153,41 @@ def real_model():
     return words.substitute(made, tried=tried)
 
 
-NOT_MEASURED = "not measured"
-SUMMARY = ("model", "labels", "gain over the base model", "layers", "the part that is routing")
+SUMMARY = ("model", "gain, our labels", "gain over fixed paths", "gain, the paper's labels")
 
 
-def over_fixed_paths(metrics, route):
-    """Points of accuracy over the best fixed paths, mixed so that they have the route's depth."""
-    figures, points = metrics["routes"][route], metrics["fixed"]
-    for shorter, longer in zip(points, points[1:]):
-        share = (figures["layers"] - shorter["layers"]) / (longer["layers"] - shorter["layers"])
-        if 0 <= share <= 1:
-            mixed = (1 - share) * shorter["accuracy"] + share * longer["accuracy"]
-            return figures["accuracy"] - mixed
-    raise InputError(f"route {route}: no fixed paths around {figures['layers']:.2f} layers")
-
-
-def row_named(tables, key, name):
-    """{column: text} of the first row with such a name, of a table as in measured.json."""
-    stored = tables[key]
+def row_named(stored, name):
+    """{column: text} of the first row of this name, of a table as in measured.json."""
     for row in stored["rows"]:
-        if row[0].startswith(name):
+        if row[0] == name:
             return dict(zip(stored["head"], row))
-    raise InputError(f"table {key}: no row {name}")
+    raise InputError(f"no row {name}")
 
 
-def demo_lines():
-    """The README's lines on the demo: model, labels, gain, layers, the part that is routing."""
-    metrics = read_json(ASSETS / "demo.json")["metrics"]
-    ours = row_named(read_json(ASSETS / "measured.json"), "choices", "consensus")
-    papers_routing = signed(over_fixed_paths(metrics, "dr.llm shortest"))
-    for route, labels, routing in (
-            ("dr.llm", "ours", f"**{ours['over fixed paths of the same depth']}**"),
-            ("dr.llm shortest", "the paper's", papers_routing)):
-        figures = metrics["routes"][route]
-        yield ("the demo, 12 layers", labels, CELLS["gain"](figures), CELLS["layers"](figures),
-               routing)
+def demo_line():
+    """The README's cells on the demo."""
+    routes = read_json(ASSETS / "demo.json")["metrics"]["routes"]
+    choices = read_json(ASSETS / "measured.json")["choices"]
+
+    def gain_at_layers(route):
+        return f"{CELLS['gain'](routes[route])} @ {CELLS['layers'](routes[route])}"
+
+    ours, papers = gain_at_layers("dr.llm"), gain_at_layers("dr.llm shortest")
+    over_fixed = row_named(choices, "consensus")["over fixed paths of the same depth"]
+    return "the demo, 12 layers", ours, over_fixed, papers
 
 
 def real_lines():
-    """The README's lines on the really pretrained models."""
-    real, measured = read_json(ASSETS / "real.json"), read_json(ASSETS / "measured.json")
-    smol = "SmolLM2-135M, 30 layers"
-    over = {"Dr.LLM, consensus": row_named(real, "table5", "Dr.LLM")["over fixed paths"],
-            "Dr.LLM, safe": row_named(real, "table5", "base model")["over fixed paths"]}
-    for route, labels in (("Dr.LLM, safe", "ours, the default (*safe*)"),
-                          ("Dr.LLM, consensus", "ours, without its check"),
-                          ("Dr.LLM, the paper's", "the paper's")):
-        row = row_named(real, "arithmetic_routes", route)
-        yield smol, labels, row["gain"], row["layers of 30"], over.get(route, NOT_MEASURED)
-    row = row_named(real, "rules_learned", "Dr.LLM")
-    yield smol, "a log-probability rule, no search", row["gain"], row["layers"], NOT_MEASURED
-    row = row_named(measured, "real_qwen", "skips and repeats; log-probability; 2; nearest")
-    gain, layers = row["400 test problems"].split(" @ ")
-    yield "Qwen2.5-Coder-0.5B, 24 layers", "the same rule †", gain, layers, NOT_MEASURED
+    """The README's cells on independently pretrained models, a line per model: the rows of
+    `summary` in real.json, copied from that file's other tables; a test compares them."""
+    stored = read_json(ASSETS / "real.json")["summary"]
+    return [[dict(zip(stored["head"], row))[column] for column in SUMMARY]
+            for row in stored["rows"]]
 
 
 def summary_table():
     """Does it work? Every model that was measured, in one table."""
-    rows, above = [], None
-    for model, *cells in (*demo_lines(), *real_lines()):
-        rows.append(dict(zip(SUMMARY, ("" if model == above else model, *cells))))
-        above = model
-    return table(SUMMARY, rows)
+    return table(SUMMARY, [dict(zip(SUMMARY, line)) for line in (demo_line(), *real_lines())])
 
 
 def first_table():

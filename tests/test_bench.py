@@ -1,12 +1,11 @@
 """tools/bench.py runs, measures what it says and needs no transformers; no figure is asserted."""
-import json
-
 import pytest
 import torch
 
 from answers import answer
 from conftest import own_answers
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import save_tiny, tiny_model, write_lines
 from tools import bench
 
 SMALL = "--prompt 6 --new-tokens 3 --questions 4 --repeats 1".split()
@@ -19,11 +18,10 @@ def test_every_section_writes_rows(section, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SLOW_PATHS", 3)
     folder = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
     questions, out = tmp_path / "q.jsonl", tmp_path / "bench.json"
-    lines = [json.dumps(row) + "\n" for row in own_answers(folder, 4)]
-    questions.write_text("".join(lines), encoding="utf-8")
+    write_lines(questions, own_answers(folder, 4))
     bench.main([section, "--model", str(folder), "--data", str(questions), "--out", str(out),
                 *SMALL])
-    result = json.loads(out.read_text(encoding="utf-8"))
+    result = read_json(out)
     assert list(result["sections"]) == [section] and result["sections"][section]
     assert result["command"].startswith(f"python -m tools.bench {section}")
     assert section in capsys.readouterr().out

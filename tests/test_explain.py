@@ -24,6 +24,7 @@ from tools.explain import (bar_widths, explained, page, percents, printable, rec
 from storage.files import InputError
 from questions.loading import Question
 from answers import answer, prepare
+from tiny import write_lines
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
            "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
@@ -302,8 +303,7 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (tmp_path / "q.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     return str(tmp_path / "q.jsonl")
 
 

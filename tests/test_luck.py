@@ -1,6 +1,5 @@
 """The controls that tell luck from routing, each against a count by hand: what a path answers is
 said by a rule instead of a model. And the whole command on a tiny run."""
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from experiments import luck
 from mcts import is_legal
 from answers import Prompt
 from questions.loading import Question
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import save_tiny, tiny_model, write_lines
 
 DEFAULT = (1, 1, 1, 1)
 
@@ -298,8 +298,7 @@ def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("luck")
     rows = own_answers(save_tiny(base / "model", tiny_model(2, dtype=torch.float32)), 24)
     for name, some in (("label", rows[:16]), ("test", rows[16:])):
-        (base / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in some),
-                                            encoding="utf-8")
+        write_lines(base / f"{name}.jsonl", some)
     train.main([*flags(base)[2:], "--out", str(base / "run"), "--simulations", "6", "--seeds", "1",
                 "--clusters", "1", "--choose", "shortest"])
     return base
@@ -313,12 +312,12 @@ def flags(base):
 def test_command_prints_every_table_with_its_meaning_and_keeps_them(run, capsys):
     luck.main([*flags(run), "--limit", "12"])
     printed = capsys.readouterr().out
-    stored = json.loads((run / "run" / "luck.json").read_text(encoding="utf-8"))
+    stored = read_json(run / "run" / "luck.json")
     assert list(stored["controls"]) == [control.__name__ for control in luck.CONTROLS]
     assert re.findall(r"^(\d)\. ", printed, re.MULTILINE) == list("123456")
     for control in stored["controls"].values():
         assert control["title"] in printed and control["meaning"] in " ".join(printed.split())
-    assert "NaN" not in json.dumps(stored) and stored["limit"] == 12
+    assert "nan" not in re.findall(r"\w+", str(stored)) and stored["limit"] == 12
     tested = stored["controls"]["single_edits"]["rows"]
     assert len(tested) == 6 and {r["questions"] for r in tested} == {8}
 

@@ -80,6 +80,16 @@ def save_tokenizer(folder):
                                                   encoding="utf-8")
 
 
+def write_lines(file, rows):
+    """Writes rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_lines(file):
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key
 
 

@@ -18,7 +18,7 @@ from exact import check_task  # noqa: E402 - it lies beside this file
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
 settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
-settings.register_profile("default", max_examples=60, deadline=None)
+settings.register_profile("default", max_examples=40, deadline=None)
 settings.register_profile("grade", max_examples=200, **PASS_OR_FAIL)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -123,6 +123,15 @@ def own_folder(tmp_path_factory):
     for seed, name in enumerate(("q.jsonl", "others.jsonl")):
         write_lines(folder / name, own_answers(folder / "model", 60, seed))
     return folder
+
+
+def leaves(call, capsys):
+    """(exit code, standard error) of a command that ends with an error."""
+    import cli
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(call)
+    return end.value.code, capsys.readouterr().err
 
 
 def torchrun(size, *arguments):

@@ -29,9 +29,9 @@ def halves():
 def start(files, arguments, stdout):
     """A pytest of these files. It has one thread, since the other half has the other core."""
     color = "yes" if sys.stdout.isatty() else "no"
-    command = [sys.executable, "-m", "pytest", "-q", f"--color={color}", *arguments, *map(str, files)]
-    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, cwd=TESTS.parent,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "pytest", "-q", f"--color={color}", *arguments]
+    return subprocess.Popen([*command, *map(str, files)], cwd=TESTS.parent, stdout=stdout,
+                            stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def show(process):

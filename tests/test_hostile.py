@@ -25,11 +25,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import cli
 import evaluate
 import label
 import train
-from conftest import ROOT
+from conftest import ROOT, leaves
 from drllm import Routers
 from model_llama import load_model
 from questions.loading import read_row, split
@@ -80,14 +79,6 @@ def arguments(command, at):
         "evaluate": (evaluate.main, ["--out", at / "evaluated", "--routers",
                                      at / "run/routers.safetensors"])}[command]
     return main, [str(part) for part in argv + more]
-
-
-def leaves(main, argv, capsys):
-    """(exit code, standard output, standard error) of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.run(lambda: main(argv))
-    return end.value.code, *capsys.readouterr()
 
 
 def contents(at):
@@ -302,7 +293,7 @@ def test_a_wrong_input_is_one_line_and_touches_no_file(name, whole, tmp_path, ca
             del argv[place:place + 2]
         argv += more
     before = contents(at)
-    code, said, line = leaves(main, argv, capsys)
+    code, line = leaves(lambda: main(argv), capsys)
     assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
     assert not file or str(at / file) in line
     line = line.replace(str(at), "")  # the folder's name has numbers of its own
@@ -325,7 +316,7 @@ def cut_short(at, command, capsys, limit):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        code, _, said = leaves(main, argv, capsys)
+        code, said = leaves(lambda: main(argv), capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     return code, said.splitlines()[-1]
@@ -374,7 +365,7 @@ def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
         (tmp_path / "q.jsonl").write_text(rows[:9000], encoding="utf-8")
         argv[argv.index("--data") + 1] = str(tmp_path / "q.jsonl")
         argv.append("--skip-bad-rows")
-        code, _, said = leaves(main, argv, capsys)
+        code, said = leaves(lambda: main(argv), capsys)
         assert code == 2
         assert said.splitlines()[-1] == f"error: {out}: No space left on device"
         torn, found = out.read_bytes(), whole_lines(out)
@@ -451,7 +442,7 @@ def test_a_file_that_may_not_be_read_is_named(command, file, whole, capsys):
         mode = (at / file).stat().st_mode
         (at / file).chmod(0)
         with nobody():
-            code, _, line = leaves(main, argv, capsys)
+            code, line = leaves(lambda: main(argv), capsys)
         (at / file).chmod(mode)
         assert code == 2 and line.startswith("error: ") and line.count("\n") == 1
         assert str(at / file) in line and "ermission denied" in line

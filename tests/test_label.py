@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 import answers
 import cli
 import label as labelling
-from conftest import torchrun
+from conftest import leaves, torchrun
 from label import label, margin, plain_score, read_rows, row_of, search_all
-from mcts import SearchConfig, SearchResult, is_legal
+from mcts import SearchConfig, is_legal
 from model_llama import FixedRoute, Llama, generate, load_model, load_tokenizer
 from paths import DECISIONS
 from storage import label_file
-from storage.files import PASSES, InputError, read_json, write_json, write_whole
+from storage.files import PASSES, InputError, read_json, write_json
 from answers import Prompt, answer, batches, grade_paths, prepare
 from questions.loading import Question, load_all
 from questions.reward import extract_answer, grade
@@ -336,29 +336,6 @@ def test_paths_missing_from_a_row_were_not_asked_or_are_wrong(world):
         row = row_of(prompt, result, sure)
         correct = [path for path in result.rewards if alone(world, prompt, path).correct.item()]
         assert [tuple(path) for path, _ in row["correct"]] == correct
-
-
-@pytest.mark.parametrize("correct, decisions", [
-    ([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1)], [0, 1, 1]),  # shortest, the earliest of equals
-    ([DEFAULT, (2, 1, 1)], [1, 1, 1]),
-    ([DEFAULT], [1, 1, 1]),
-    ([(2, 1, 1), (0, 1, 1)], [2, 1, 1]),                      # the first, although longer
-    ([(1, 1, 0)], [1, 1, 0]),
-    ([], [1, 1, 1])])
-def test_row_of_a_search_by_hand(correct, decisions):
-    """Catches a label other than the search's best path, and a missing fallback."""
-    asked = dict.fromkeys([DEFAULT, (2, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)], 0.0)
-    rewards = asked | dict.fromkeys(correct, 1.0)
-    best = tuple(decisions) if correct else None  # the search says which; see test_mcts.py
-    result = SearchResult(best, rewards[DEFAULT], rewards)
-    prompt = Prompt(Question("a", "t", 1, "q", "5"), (1,))
-    row = row_of(prompt, result, dict.fromkeys(correct, 0.25))
-    assert row == {"id": "a", "task": "t", "level": 1, "content": row["content"],
-                   "default_correct": DEFAULT in correct, "decisions": row["decisions"],
-                   "length": sum(decisions),
-                   "correct": [(path, 0.25) for path in correct],
-                   "wrong": [path for path in asked if path not in correct], "simulations": 4}
-    assert list(row["decisions"]) == decisions
 
 
 def test_label_is_the_papers_choice_among_right_paths(world):
@@ -910,84 +887,6 @@ def test_main_skips_bad_rows_only_when_told(world, tmp_path):
         labelling.main(command(world_, tmp_path / "labels.jsonl"))
     labelling.main(command(world_, tmp_path / "labels.jsonl", "--skip-bad-rows"))
     assert ids_of(tmp_path / "labels.jsonl") == ["n0"]
-
-
-def leaves(call, capsys):
-    """(exit code, standard error) of a command."""
-    with pytest.raises(SystemExit) as end:
-        cli.run(call)
-    return end.value.code, capsys.readouterr().err
-
-
-def raising(error):
-    def main():
-        raise error
-    return main
-
-
-def test_refusal_is_one_line_even_where_its_text_has_several(capsys):
-    """Catches a file name or a reason with a newline in it."""
-    code, said = leaves(raising(InputError("a.jsonl:1: bad\n  and   worse")), capsys)
-    assert (code, said) == (2, "error: a.jsonl:1: bad and worse\n")
-
-
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
-def test_a_full_memory_is_one_line_that_says_what_helps(error, capsys):
-    """Catches a traceback of the allocator's."""
-    code, said = leaves(raising(error), capsys)
-    assert code == 2 and "--batch-size" in said and said.count("\n") == 1
-
-
-def test_ctrl_c_is_130_and_says_how_to_go_on(capsys):
-    """Catches a traceback on Ctrl-C."""
-    code, said = leaves(raising(KeyboardInterrupt()), capsys)
-    assert code == 130 and "continues" in said and "Traceback" not in said
-
-
-def test_file_the_system_refuses_is_exit_2_with_its_name(world, tmp_path, capsys):
-    """Catches a traceback on a missing file, a full disk, or a folder that is a file."""
-    code, said = leaves(lambda: open(tmp_path / "none", encoding="utf-8"), capsys)
-    assert (code, said) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
-    assert leaves(raising(OSError(28, "No space left")), capsys) == (
-        2, "error: output: No space left\n")
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    arguments = command(world, tmp_path / "file" / "x.jsonl")
-    code, said = leaves(lambda: labelling.main(arguments), capsys)
-    assert code == 2 and str(tmp_path / "file") in said and said.count("\n") == 1
-
-
-def test_other_errors_are_not_hidden():
-    """Catches a run() that takes our own mistakes for the user's."""
-    with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()))
-    assert cli.run(lambda: None) is None
-
-
-# ---- whole files ----
-
-def test_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    """Catches a half-written result under the real name."""
-    file = tmp_path / "result.json"
-    write_json(file, {"old": 1})
-
-    def half(path):
-        path.write_text("half", encoding="utf-8")
-        raise OSError(28, "No space left")
-    with pytest.raises(OSError):
-        write_whole(file, half)
-    assert read_json(file) == {"old": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_file_is_not_there_until_it_is_complete(tmp_path):
-    """Catches a writer that is given the real name."""
-    file = tmp_path / "deep" / "er" / "result.txt"
-
-    def write(path):
-        assert not file.exists() and path.parent == file.parent
-        path.write_text("whole", encoding="utf-8")
-    write_whole(file, write)
-    assert file.read_text(encoding="utf-8") == "whole" and len(list(file.parent.iterdir())) == 1
 
 
 # ---- batches ----

@@ -1,8 +1,6 @@
 """The controls that tell luck from routing, each against a count by hand: what a path answers is
 said by a rule instead of a model. And the whole command on a tiny run."""
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +8,12 @@ import torch
 
 import train
 from choose import edit_effects
-from conftest import ROOT, own_answers
+from conftest import own_answers
 from experiments import luck
 from mcts import is_legal
 from answers import Prompt
 from questions.loading import Question
-from storage.files import read_json
+from storage.files import InputError, read_json
 from tiny import save_tiny, tiny_model, write_lines
 
 DEFAULT = (1, 1, 1, 1)
@@ -334,9 +332,7 @@ def test_a_path_that_never_was_right_is_found_when_it_is_asked_again(run, tmp_pa
     assert flipped() == [1, 1, 1, 1]
 
 
-def test_a_folder_that_is_no_run_is_refused_in_one_line(run, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "experiments.luck", *flags(run)[2:], "--run",
-                           str(tmp_path / "none")], cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "config.json: no such file; --run is the folder of a finished run" in done.stderr
+def test_a_folder_that_is_no_run_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match="config.json: no such file; --run is the folder of a fin"):
+        luck.main([*flags(run)[2:], "--run", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()

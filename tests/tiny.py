@@ -1,5 +1,6 @@
 """Tiny random models and folders for tests: seconds on a CPU, every branch of the decoder.
 And the tools to damage such a folder."""
+import csv
 import json
 
 import torch
@@ -83,6 +84,22 @@ def save_tokenizer(folder):
 def write_lines(file, rows):
     """Writes rows as JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_questions(folder, rows, name="q.jsonl"):
+    """A file of question rows: JSON lines, or CSV if the name says so. Text and bytes are written
+    as they are."""
+    file = folder / name
+    if isinstance(rows, str | bytes):
+        file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    elif name.endswith(".csv"):
+        with open(file, "w", newline="", encoding="utf-8") as out:
+            table = csv.DictWriter(out, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        write_lines(file, rows)
+    return file
 
 
 def read_lines(file):

@@ -1,11 +1,10 @@
 """tools/bench.py runs and measures what it says; no figure is asserted."""
-import json
-
 import torch
 
 from answers import answer
 from conftest import own_answers
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import save_tiny, tiny_model, write_lines
 from tools import bench
 
 
@@ -13,11 +12,10 @@ def test_every_side_has_a_row(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SLOW_PATHS", 3)
     folder = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
     questions, out = tmp_path / "q.jsonl", tmp_path / "bench.json"
-    lines = [json.dumps(row) + "\n" for row in own_answers(folder, 4)]
-    questions.write_text("".join(lines), encoding="utf-8")
+    write_lines(questions, own_answers(folder, 4))
     bench.main(["--model", str(folder), "--data", str(questions), "--out", str(out),
                 "--questions", "4", "--repeats", "1", "--together", "1", "4", "9"])
-    result = json.loads(out.read_text(encoding="utf-8"))
+    result = read_json(out)
     sides = [bench.SLOW, *(f"{size} together, {how} shared" for size in (1, 4)
                            for how in ("nothing", "states"))]
     assert [row["searches"] for row in result["rows"]] == sides

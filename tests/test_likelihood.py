@@ -1,5 +1,4 @@
 """Multiple choice by likelihood: one packed pass against a pass per option."""
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,8 +15,8 @@ from answers import Prompt, answer, answers_by_likelihood, final_states, grade_p
 from model_llama import FixedRoute, load_tokenizer
 from paths import blocks
 from questions.loading import Question, load_all
-from storage.files import InputError
-from tiny import WORDS, save_tiny, tiny_model
+from storage.files import InputError, read_json
+from tiny import WORDS, save_tiny, tiny_model, write_lines
 
 MODEL = tiny_model(num_layers=4)
 IDS = st.lists(st.integers(2, len(WORDS) - 1), min_size=1, max_size=5).map(tuple)
@@ -134,7 +133,7 @@ def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
 
 def questions_file(folder, rows):
     file = folder / "q.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(file, rows)
     return file
 
 
@@ -185,6 +184,6 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
                 "--force", "--out", str(run)])
     evaluate.main([*common, "--routers", str(run / "routers.safetensors"), "--out",
                    str(tmp_path / "again")])
-    metrics = [json.loads((one / "metrics.json").read_text(encoding="utf-8"))
+    metrics = [read_json(one / "metrics.json")
                for one in (run, tmp_path / "again")]
     assert all(m["routes"]["vanilla"]["layers_executed"] == 4 for m in metrics)

@@ -1,8 +1,5 @@
 """Claims about work that several processes share, and about work that is done once."""
-import json
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,13 +13,13 @@ import model_llama
 import train
 from answers import cached_answer, prepare
 from checkpoint.tokenizer import Tokenizer
-from conftest import ROOT, own_answers
+from conftest import torchrun
 from model_llama import load_model, load_tokenizer
 from questions.loading import Question
 from storage.answer_cache import AnswerCache
-from storage.files import InputError
+from storage.files import InputError, read_json
 from storage.processes import shared_map
-from tiny import save_tiny, tiny_model
+from tiny import tiny_model
 
 
 class World:
@@ -95,27 +92,16 @@ def test_answers_of_several_processes_are_those_of_one_to_the_bit(
     assert len(asked) == len(prompts)
 
 
-@pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    """The flags of a small run of train.py."""
-    at = tmp_path_factory.mktemp("processes")
-    folder = save_tiny(at / "model", tiny_model(5, dtype=torch.float32))
-    rows = own_answers(folder, 60)
-    (at / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return ["--model", str(folder), "--data", str(at / "q.jsonl")]
+@pytest.fixture
+def flags(own_folder):
+    """The flags that name a model and its questions."""
+    return ["--model", str(own_folder / "model"), "--data", str(own_folder / "q.jsonl")]
 
 
 TRAIN = ["--simulations", "6", "--seeds", "2", "--clusters", "2", "--force", "--batch-size", "1"]
 
 
-def torchrun(size, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(size), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, encoding="utf-8", timeout=300)
-
-
-def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path, capsys):
+def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path):
     """Catches anything that only real processes show: a file that two of them write, one that waits
     for ever, a line that all of them print."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -127,16 +113,16 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path, caps
     assert {path.relative_to(two) for path in two.rglob("*")} == names
     for name in ("labels.jsonl", "paths.json", "chosen.json", "routers.safetensors"):
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
-    figures = [json.loads((out / "metrics.json").read_text("utf-8")) for out in (one, two)]
+    figures = [read_json(out / "metrics.json") for out in (one, two)]
     assert all(figures[0][key] == figures[1][key] for key in ("routes", "tasks", "seeds", "fixed"))
     again = ["--routers", str(one), "--batch-size", "2"]
     evaluate.main([*flags, *again, "--out", str(tmp_path / "1")])
-    made = torchrun(3, "evaluate.py", *flags, *again, "--out", tmp_path / "3")
+    made = torchrun(2, "evaluate.py", *flags, *again, "--out", tmp_path / "2")
     assert made.returncode == 0, made.stderr[-3000:]
-    metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "13"]
+    metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "12"]
     assert metrics[0] == metrics[1] and made.stdout.count("metrics.json") == 1
-    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["answers.jsonl",
-                                                                        "metrics.json"]
+    names = {path.name for path in (tmp_path / "2").iterdir()}
+    assert names == {"answers.jsonl", "metrics.json"}
 
 
 # ---- nothing twice ----

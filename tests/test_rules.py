@@ -1,6 +1,4 @@
 """Labels without a search: every edit is asked truly, and a label needs more than luck."""
-import json
-
 import pytest
 import torch
 
@@ -8,7 +6,8 @@ from answers import grade_paths
 from conftest import own_answers
 from experiments import rules
 from experiments.rules import ask_batch, labels_of_nearest, lower_bounds, single_edit_paths
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import read_lines, save_tiny, tiny_model, write_lines
 
 
 def test_edits_are_asked_as_paths_are_whatever_they_share(tiny_questions):
@@ -61,8 +60,7 @@ def test_the_command_labels_trains_and_evaluates_and_goes_on(tmp_path, capsys, m
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+        write_lines(tmp_path / name, rows)
     command = ["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
                str(tmp_path / "test"), "--out", str(tmp_path / "out"), "--seeds", "2"]
     asked, real = [], rules.ask_batch
@@ -70,11 +68,9 @@ def test_the_command_labels_trains_and_evaluates_and_goes_on(tmp_path, capsys, m
         asked.extend(p.question.id for p in prompts), real(model, prompts, paths))[1])
     rules.main(command)
     printed = capsys.readouterr().out
-    assert sorted(asked) == sorted(f"label{row}" for row in [
-        json.loads(line)["id"].removeprefix("label")
-        for line in (tmp_path / "label").read_text(encoding="utf-8").splitlines()])
+    assert sorted(asked) == sorted(row["id"] for row in read_lines(tmp_path / "label"))
     assert "40 training questions, " in printed
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "out/metrics.json")
     assert metrics["routes"]["dr.llm"]["n"] == 40 and len(metrics["seeds"]) == 2
     assert {"vanilla", "dr.llm", "fixed below", "shuffled"} <= metrics["routes"].keys()
     monkeypatch.setattr(rules, "ask_batch", None)  # all of it is kept

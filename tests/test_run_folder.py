@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from storage.files import InputError, write_json
-from storage.run_folder import (CARD, claim, folder_of, make_folder, read_chosen, read_config,
-                                read_metrics, read_result, take)
+from storage.run_folder import (CARD, claim, folder_of, make_folder, read_candidate_paths,
+                                read_chosen, read_config, read_fixed_paths, read_metrics,
+                                read_result, take, write_candidate_paths)
+from tiny import ABSENT, edit_json
 
 
 @pytest.fixture
@@ -152,3 +154,41 @@ def test_a_result_is_that_of_its_key_or_none(tmp_path):
         write_json(file, damaged)
         with pytest.raises(InputError, match=r"result\.json: "):
             read_result(file, {"a": 1}, "row")
+
+
+PATHS = [(1, 1, 1), (1, 0, 2)]
+CORRECT = [[True, False], [False, True], [True, True]]
+DAMAGED_PATHS = [  # changes to the object of a paths.json of two paths and three questions
+    {"key": ABSENT}, {"paths": ABSENT}, {"correct": ABSENT}, {"correct": None},
+    {"correct": ["10", "01"]}, {"correct": ["1", "0", "1"]},
+    {"correct": [1, 1, 1]}, {"correct": ["10", "02", "11"]},
+    {"correct": "101"}, {"paths": []}, {"paths": [[1, 1], [1, 0, 2]]},
+    {"paths": [[1, 1, 3], [1, 0, 2]]}, {"paths": 3}]
+
+
+def test_candidate_paths_come_back_as_they_were_written_and_under_their_key_alone(tmp_path):
+    file = tmp_path / "paths.json"
+    assert read_candidate_paths(file, "k", 3, 3) is None
+    write_candidate_paths(file, "k", PATHS, CORRECT, [(3, PATHS[0])])
+    assert read_candidate_paths(file, "k", 3, 3) == (PATHS, CORRECT)
+    assert read_candidate_paths(file, "of other labels", 3, 3) is None
+    assert read_fixed_paths(file, 3) == [(3, PATHS[0])] and read_fixed_paths(file, 3, False) == []
+
+
+@pytest.mark.parametrize("changes", DAMAGED_PATHS, ids=str)
+def test_damaged_candidate_paths_are_refused_by_name(tmp_path, changes):
+    """Catches a figure that is computed from half a table."""
+    file = tmp_path / "paths.json"
+    write_candidate_paths(file, "k", PATHS, CORRECT, [])
+    edit_json(file, **changes)
+    with pytest.raises(InputError, match=r"paths\.json: not what a run wrote.* Remove the file"):
+        read_candidate_paths(file, "k", 3, 3)
+
+
+@pytest.mark.parametrize("fixed_paths", [
+    ABSENT, 3, [3], [[3]], [[99, [1, 1, 1]]], [[2, [1, 1]]], [[4, [1, 3, 0]]]], ids=str)
+def test_damaged_fixed_paths_are_refused_by_name(tmp_path, fixed_paths):
+    """Catches a control of another depth than the table says."""
+    edit_json(tmp_path / "paths.json", frontier=fixed_paths)
+    with pytest.raises(InputError, match=r"paths\.json: .* no frontier of fixed paths"):
+        read_fixed_paths(tmp_path / "paths.json", 3)

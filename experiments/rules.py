@@ -35,18 +35,21 @@ def labels_of_nearest(space, logprobs, paths):
     return [paths[k] for k in best_for_nearest(space, space, effects_of(logprobs)).tolist()]
 
 
-def cross_validated(space, correct, logprobs):
-    """(N,) gain over the default path of the rule on each question, whose nearest questions are
-    looked for in the other folds only."""
+def cross_validated(space, correct, logprobs, scored, reference):
+    """(N,) gain of the rule over a reference path, on each question by its answers `scored`
+    (N, K). The rule learns from the other folds' `correct` and `logprobs`, (N, K) each; so does
+    reference(correct), which gives the number of a path."""
     gains = torch.zeros(len(space))
     fold_of = torch.arange(len(space)) % FOLDS
     for fold in range(min(FOLDS, len(space))):
         held_out = fold_of == fold
-        effects = effects_of(logprobs[~held_out])
-        if len(effects):
-            chosen = best_for_nearest(space[held_out], space[~held_out], effects)
-            answers = correct[held_out]
-            gains[held_out] = answers.gather(1, chosen[:, None])[:, 0] - answers[:, 0]
+        others = ~held_out
+        if others.any():
+            path = reference(correct[others])
+            effects = effects_of(logprobs[others], path)
+            chosen = best_for_nearest(space[held_out], space[others], effects)
+            answers = scored[held_out]
+            gains[held_out] = answers.gather(1, chosen[:, None])[:, 0] - answers[:, path]
     return gains
 
 
@@ -96,7 +99,8 @@ def main(argv=None):
     labels = labels_of_nearest(space, logprobs, paths)
     edited = sum(label != paths[0] for label in labels)
     print(f"{len(prompts)} training questions, {edited} of them labelled with an edit")
-    expected = cross_validated(space, correct, logprobs)
+    default_number = 0
+    expected = cross_validated(space, correct, logprobs, correct, lambda _: default_number)
     gain, bounds = expected.mean().item(), interval(expected)
     print(f"the rule without routers, cross-validated: {with_interval(gain, bounds)} points")
 

@@ -50,6 +50,33 @@ def wilcoxon(difference):
     return float(assignments[as_far].sum() / assignments.sum())
 
 
+def bootstrap(statistic, number, resamples=500, seed=0):
+    """[low, high]: 95% interval of statistic(rows), where rows are drawn from 0..number-1."""
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(number, size=number)) for _ in range(resamples)]
+    return np.percentile(values, (2.5, 97.5)).tolist()
+
+
+def rank_correlation(a, b):
+    """Spearman's: 1 if b grows with a, -1 if it falls; 0 if one of them is constant."""
+    ranks_a, ranks_b = midranks(a), midranks(b)
+    if np.ptp(ranks_a) == 0 or np.ptp(ranks_b) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
+
+
+def auroc(scores, correct):
+    """The chance that a correct answer has a higher score than an incorrect one, ties by half; 0.5
+    if there are not both."""
+    correct = np.asarray(correct) > 0
+    number = int(correct.sum())
+    others = len(correct) - number
+    if not number or not others:
+        return 0.5
+    rank_sum = midranks(np.asarray(scores))[correct].sum()
+    return float((rank_sum - number * (number + 1) / 2) / (number * others))
+
+
 # ---- fixed paths at the same depth ----
 
 def fixed_paths_at(layers, fixed_paths):

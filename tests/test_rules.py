@@ -72,11 +72,14 @@ def test_cross_validation_credits_an_edit_that_helps_others_and_no_luck():
     space = torch.zeros(80, 2)
     correct, logprobs = torch.zeros(80, 7), torch.zeros(80, 7)
     correct[:, 1] = logprobs[:, 1] = 1
-    assert cross_validated(space, correct, logprobs).eq(1).all()
+    default = lambda _: 0
+    assert cross_validated(space, correct, logprobs, correct, default).eq(1).all()
+    of_no_use = lambda _: 1  # the edit is already the reference
+    assert cross_validated(space, correct, logprobs, correct, of_no_use).eq(0).all()
     alone = torch.arange(80) == 7
     correct[:, 1] = alone.float()
     logprobs[:, 1] = torch.where(alone, 4.0, -0.01)
-    assert cross_validated(space, correct, logprobs).eq(0).all()
+    assert cross_validated(space, correct, logprobs, correct, default).eq(0).all()
 
 
 def test_standard_errors_count_against_edits_and_never_against_doing_nothing():

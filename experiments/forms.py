@@ -8,13 +8,17 @@ that happens to be correct. Another form of the same question has other luck. Fo
 
 A question that has neither is in one form only.
 
-    first, second = in_forms(args, tokenizer, model, 2)    # prompts of the same questions
+    first, second = in_forms(args, tokenizer, model, 2, least=8)    # prompts
 """
 import random
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 import cli
 from answers import FORM, prompts_that_fit
+from experiments.edits import ask_edits, single_edit_paths
 from label import make_arithmetic
 from questions.arithmetic import EXAMPLES, arithmetic_questions
 from questions.loading import load_all
@@ -23,9 +27,18 @@ from storage.files import InputError
 from storage.run_folder import write_kinds
 
 
-def in_forms(args, tokenizer, model, number):
+def add_flags(parser, out):
+    """The flags of a study that asks questions in several forms. out: its default folder."""
+    cli.add_model_flags(parser)
+    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=128)
+    cli.add_own_model_flags(parser)
+    parser.set_defaults(limit=300)
+    parser.add_argument("--out", type=Path, default=Path(out), help="result folder")
+
+
+def in_forms(args, tokenizer, model, number, least):
     """A list of prompts per form, --limit of them at most; all lists have the same questions in the
-    same order. InputError if no question of --data has so many forms."""
+    same order. InputError if fewer than `least` questions have so many forms."""
     if cli.asks_arithmetic(args):
         forms = arithmetic_in_forms(args, tokenizer, model, number)
     else:
@@ -42,8 +55,9 @@ def in_forms(args, tokenizer, model, number):
     forms = [prompts_that_fit(questions[:args.limit], tokenizer, model, None)[0]
              for questions in forms]
     fits = set.intersection(*({prompt.question.id for prompt in prompts} for prompts in forms))
-    if not fits:
-        raise InputError(f"{args.model}: no question fits into its context in all forms")
+    if len(fits) < least:
+        raise InputError(f"{args.model}: {len(fits)} questions in {number} forms; this study needs "
+                         f"{least}")
     return [[prompt for prompt in prompts if prompt.question.id in fits] for prompts in forms]
 
 
@@ -111,3 +125,20 @@ def reordered(question, form):
 def listed(choices):
     """How the demo's prompts list options: (A) 8 (B) 3."""
     return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices))
+
+
+# ---- what paths do in every form ----
+
+def ask_forms(model, forms, further, cache, batch_size=128):
+    """(correct, log-probability of the correct answer), each (forms, N, K), see edits.py: of the
+    default path, all single edits, and further paths. forms: a list of prompts each."""
+    singles = single_edit_paths(model.config.num_layers)
+    others = [path for path in further if path not in singles]
+    of_forms = []
+    for prompts in forms:
+        asked = ask_edits(model, prompts, singles, cache, batch_size)
+        if others:  # asked apart, so that they discard no edit that was asked without them
+            more = ask_edits(model, prompts, [singles[0], *others], cache, batch_size)
+            asked = torch.cat([asked, more[:, :, 1:]], dim=2)
+        of_forms.append(asked)
+    return torch.stack(of_forms, dim=1)

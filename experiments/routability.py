@@ -1,53 +1,49 @@
-"""How much could any router gain? Known before anything is searched or trained.
+"""How much could any router gain that chooses among some fixed paths? Known before any training.
 
-A router sees a question and chooses a path. It can gain only if paths help some questions and harm
-others, and if that is a property of the question, not of the form in which it happens to be asked.
-So some fixed paths (the default path, all single edits, the best fixed paths of --run) are asked of
-all questions twice, in two forms that should not matter (forms.py). The change of the correct
-answer's log-probability against the default path is split as in an analysis of variance:
+A router can gain only if paths help some questions and harm others, and if that is a property of
+the question, not of the form in which it happens to be asked. So the default path, all single edits
+and the best fixed paths of --run are asked of all questions in two forms that should not matter
+(forms.py). The change of the correct answer's log-probability against the default path is split as
+in an analysis of variance:
 
     change = path + question + path x question + the rest
 
 Each share but the last is a covariance between the two forms, so that luck of one form is in the
 rest. The *reliability* of the interaction is the correlation of its two measurements.
 
-*Selector of the other form*: choose each question's path by one form (a correct path; of several
-the one with the most probable answer), score it on the other form. It knows the correct answers,
-which no router does; but it also suffers from the luck of the form that it was chosen by. If
-measurements are normal, the choice is worth sqrt(reliability) of that by the true interaction. The
-*bound* is its gain over the best fixed path (chosen by the same form), divided by
-sqrt(reliability). LEAST bounds the divisor, and the gain on the very form that chose is the most
-that the bound may be.
+A selector that knows the correct answers chooses each question's path by one form: a correct path,
+of several the one that is most sure of the answer. It is scored on the other form. It knows more
+than any router, but it also follows the luck of the form it chose by. If measurements are normal,
+that leaves it sqrt(reliability) of what the true interaction is worth. So the *bound* is its gain
+over the best fixed path of that form, divided by sqrt(reliability); at most what it gains on the
+very form it chose by. *nearest* is what the rule of rules.py gains, which knows no answer: it
+learns in one form and is scored in the other, cross-validated.
 
-*Nearest*: what the rule of edits.py gains over the best fixed path, cross-validated: it learns from
-the other folds in one form and is scored on this fold in the other form.
-
-What must be so if the bound is to be believed (fixed before anything was measured):
+The bound is believed if all of this holds (fixed before anything was measured):
 1. for the demo and its sister models, where routing pays, the bound's interval is above 0;
 2. if the paths of each question are shuffled, the intervals of reliability and bound contain 0;
 3. over six or more pairs of model and task, the rank correlation of the bounds with what trained
    routers gained is positive, and its interval is above 0.
 
-    python -m experiments.routability --run runs/demo --out runs/routability
-    python -m experiments.routability --model DIR --problems 50 --out runs/mine-routability
+    python -m experiments.routability --model DIR --run runs/mine --out runs/mine-routability
 """
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import cli
 from choose import SMALLEST_GROUP, similarity_space
 from cli import aligned, bounds, percent, with_interval
 from evaluate import interval
-from experiments.edits import ask_edits, effects_of, single_edit_paths
-from experiments.forms import in_forms
-from experiments.lab import FinishedRun
+from experiments.edits import effects_of
+from experiments.forms import add_flags, ask_forms, in_forms
 from experiments.rules import cross_validated
 from experiments.statistics import bootstrap
 from model_llama import load
 from storage.answer_cache import AnswerCache
-from storage.files import InputError, write_json
-from storage.run_folder import read_fixed_paths
+from storage.files import write_json
+from storage.run_folder import read_fixed_paths, read_metrics
 from train import features
 
 # N questions   K paths, the default path first   correct, logprobs (2, N, K): of both forms
@@ -55,32 +51,29 @@ from train import features
 FORMS = ((0, 1), (1, 0))  # (the form that chooses, the form that is scored)
 LEAST = 0.1               # reliability at least, as a divisor: below it the bound would be noise
 SURE = 1e3                # nats: a correct path is chosen before any that is not
+SHUFFLES = 100            # of the control
 
 
 # ---- shares of the variance ----
 
-def parts_of(logprobs):
-    """{part: (2, N, K-1) or what broadcasts to it} of the changes against the default path."""
+def shares_and_reliability(logprobs):
+    """{part: share of the variance of the changes against the default path; "reliability": the
+    correlation of the path x question interaction between the two forms}."""
     changes = torch.stack([effects_of(form)[:, 1:] for form in logprobs]).double()
     changes = changes - changes.mean((1, 2), keepdim=True)
     path, question = changes.mean(1, keepdim=True), changes.mean(2, keepdim=True)
-    return {"all": changes, "path": path, "question": question,
-            "interaction": changes - path - question}
-
-
-def shares(logprobs):
-    """{part: share of the variance}; they sum to 1 with the rest, on which the forms disagree."""
-    parts = parts_of(logprobs)
-    total = parts.pop("all").square().mean()
-    result = {part: ((a * b).mean() / total).item() for part, (a, b) in parts.items()}
-    return result | {"rest": 1 - sum(result.values())}
+    interaction = changes - path - question
+    total = changes.square().mean().clamp(min=1e-12)
+    found = {}
+    for name, part in ("path", path), ("question", question), ("interaction", interaction):
+        found[name] = ((part[0] * part[1]).mean() / total).item()
+    found["rest"] = 1 - sum(found.values())  # on which the forms disagree
+    spread = interaction.square().mean((1, 2)).prod().sqrt().clamp(min=1e-12)
+    return found | {"reliability": ((interaction[0] * interaction[1]).mean() / spread).item()}
 
 
 def reliability(logprobs):
-    """The correlation of the path x question interaction between the two forms."""
-    a, b = parts_of(logprobs)["interaction"]
-    spread = (a.square().mean() * b.square().mean()).sqrt()
-    return ((a * b).mean() / spread).item() if spread > 0 else 0.0
+    return shares_and_reliability(logprobs)["reliability"]
 
 
 # ---- what a selector of paths gains over the best fixed path ----
@@ -90,126 +83,96 @@ def best_fixed(correct):
     return int(correct.mean(0).argmax())
 
 
-def picked(correct, chosen):
-    """(N,) whether the chosen path of each question is correct."""
-    return correct.gather(1, chosen[:, None])[:, 0]
-
-
 def oracle_gain(correct, logprobs, forms):
     """The gain of paths chosen by one form and scored on another (see FORMS), over the best fixed
     path of the form that chooses."""
     gains = []
     for learned, scored in forms:
         chosen = (logprobs[learned] + SURE * correct[learned]).argmax(1)
-        fixed = correct[scored][:, best_fixed(correct[learned])]
-        gains.append((picked(correct[scored], chosen) - fixed).mean().item())
+        answers = correct[scored]
+        gain = answers.gather(1, chosen[:, None])[:, 0] - answers[:, best_fixed(correct[learned])]
+        gains.append(gain.mean().item())
     return sum(gains) / len(gains)
 
 
 def bound(correct, logprobs):
-    """What a selector that knows the true interaction gains over the best fixed path."""
+    """What a selector that knows the true interaction gains over the best fixed path, see above."""
     across = oracle_gain(correct, logprobs, FORMS)
     within = oracle_gain(correct, logprobs, ((0, 0), (1, 1)))
     return min(across / max(LEAST, reliability(logprobs)) ** 0.5, within)
 
 
-def gains_of_nearest(correct, logprobs, space):
-    """(N,) gain of the rule of the nearest questions over the best fixed path, cross-validated
-    within the questions and across the forms."""
-    gains = [cross_validated(space, correct[learned], logprobs[learned], correct[scored],
-                             best_fixed)
-             for learned, scored in FORMS]
-    return sum(gains) / len(gains)
-
-
 # ---- the figures of a task ----
 
-def over_questions(statistic, *matrices):
-    """[low, high]: 95% interval of a statistic of matrices (2, N, K), over their questions."""
-    resampled = lambda rows: statistic(*(matrix[:, rows] for matrix in matrices))
-    return bootstrap(resampled, matrices[0].shape[1])
-
-
-def shuffled_paths(correct, logprobs, seed=0):
-    """The control: in each form, the paths of each question change places."""
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.rand(correct.shape, generator=rng).argsort(2)
-    return correct.gather(2, order), logprobs.gather(2, order)
+def control_figures(correct, logprobs):
+    """{figure: [low, high]} in 95% of the shuffles of each question's paths, in each form apart."""
+    values = {"reliability": [], "bound": []}
+    for seed in range(SHUFFLES):
+        rng = torch.Generator().manual_seed(seed)
+        order = torch.rand(correct.shape, generator=rng).argsort(2)
+        shuffled = logprobs.gather(2, order)
+        values["reliability"].append(reliability(shuffled))
+        values["bound"].append(bound(correct.gather(2, order), shuffled))
+    return {name: np.percentile(found, (2.5, 97.5)).tolist() for name, found in values.items()}
 
 
 def figures(correct, logprobs, space):
     """All figures of some questions. space (N, S): see choose.similarity_space."""
-    nearest = gains_of_nearest(correct, logprobs, space)
-    return {"n": correct.shape[1], "base": correct[:, :, 0].mean().item(), **shares(logprobs),
-            "reliability": reliability(logprobs),
-            "reliability interval": over_questions(reliability, logprobs),
-            "bound": bound(correct, logprobs),
-            "bound interval": over_questions(bound, correct, logprobs),
-            "nearest": nearest.mean().item(), "nearest interval": list(interval(nearest))}
+    number, gains = correct.shape[1], {"nearest": 0, "best fixed": 0}  # (N,) each
+    for learned, scored in FORMS:
+        answers, fixed = correct[scored], best_fixed(correct[learned])
+        gains["nearest"] += cross_validated(space, correct[learned], logprobs[learned], answers,
+                                            best_fixed) / len(FORMS)
+        gains["best fixed"] += (answers[:, fixed] - answers[:, 0]) / len(FORMS)
+    row = {"n": number, "base": correct[:, :, 0].mean().item(), "bound": bound(correct, logprobs)}
+    row |= shares_and_reliability(logprobs)
+    row["reliability interval"] = bootstrap(lambda rows: reliability(logprobs[:, rows]), number)
+    row["bound interval"] = bootstrap(
+        lambda rows: bound(correct[:, rows], logprobs[:, rows]), number)
+    for name, gain in gains.items():
+        row |= {name: gain.mean().item(), f"{name} interval": list(interval(gain))}
+    return row
 
 
 def as_row(name, row):
     """A line of the table."""
+    line = {"": name, "questions": str(row["n"]), "base model %": percent(row["base"])}
+    for part in ("path", "question", "interaction", "rest"):
+        line[f"{part} %"] = percent(row[part])
     low, high = row["reliability interval"]
-    gained = with_interval(row["routers"], row["routers interval"]) if "routers" in row else ""
-    return {"": name, "questions": str(row["n"]), "base model %": percent(row["base"]),
-            **{f"{part} %": percent(row[part])
-               for part in ("path", "question", "interaction", "rest")},
-            "reliability": f"{row['reliability']:.2f} [{low:.2f}, {high:.2f}]",
-            "bound": f"{percent(row['bound'], sign=True)} {bounds(row['bound interval'])}",
-            "nearest": with_interval(row["nearest"], row["nearest interval"]), "routers": gained}
+    line["reliability"] = f"{row['reliability']:.2f} [{low:.2f}, {high:.2f}]"
+    for figure in ("bound", "nearest", "best fixed", "routers"):
+        if figure in row:
+            line[figure] = with_interval(row[figure], row[f"{figure} interval"])
+    return line
 
 
 # ---- the command ----
 
-def parse_args(argv=None):
-    parser = cli.Parser(__doc__, prog="python -m experiments.routability")
-    cli.add_model_flags(parser)
-    cli.add_data_flags(parser, [cli.DEMO_LABEL], batch_size=128)
-    cli.add_own_model_flags(parser)
-    parser.set_defaults(limit=300)
-    parser.add_argument("--run", type=Path, metavar="DIR",
-                        help="finished run of train.py on this model: its best fixed paths are "
-                             "asked, too, and what its routers gained is in the table")
-    parser.add_argument("--out", type=Path, default=Path("runs/routability"), help="result folder")
-    return parser.parse_args(argv)
-
-
-def ask_forms(args, model, forms, cache):
-    """(correct, logprobs), each (2, N, K): of all single edits and the run's best fixed paths."""
-    singles, fixed = single_edit_paths(model.config.num_layers), []
-    if args.run:
-        fixed = read_fixed_paths(args.run / "paths.json", model.config.num_layers)
-    further = [path for _, path in fixed if path not in singles]
-    of_forms = []
-    for prompts in forms:
-        asked = ask_edits(model, prompts, singles, cache, args.batch_size)
-        if further:
-            more = ask_edits(model, prompts, [singles[0], *further], cache, args.batch_size)
-            asked = torch.cat([asked, more[:, :, 1:]], dim=2)
-        of_forms.append(asked)
-    return torch.stack(of_forms, dim=1)
-
-
 def add_routers(rows, metrics):
     """Adds to each task's figures what the routers of a run gained on it."""
-    of_task = {task: found["routes"] for task, found in metrics["tasks"].items()}
-    of_task["all"] = metrics["routes"]
+    of_task = metrics["tasks"] | {"all": metrics}
     for task in rows.keys() & of_task.keys():
-        routers = of_task[task]["dr.llm"]
+        routers = of_task[task]["routes"]["dr.llm"]
         rows[task] |= {"routers": routers["gain"], "routers interval": routers["interval"]}
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    parser = cli.Parser(__doc__, prog="python -m experiments.routability")
+    add_flags(parser, "runs/routability")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="finished run of train.py on this "
+                        "model: its best fixed paths are asked, too, and the table has the gain of "
+                        "its routers")
+    args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, model = load(args)
-    forms = in_forms(args, tokenizer, model, 2)
-    if len(forms[0]) < SMALLEST_GROUP:
-        raise InputError(f"{len(forms[0])} questions; routability needs {SMALLEST_GROUP}")
+    forms = in_forms(args, tokenizer, model, 2, SMALLEST_GROUP)
+    num_layers = model.config.num_layers
+    fixed = read_fixed_paths(args.run / "paths.json", num_layers) if args.run else []
     cache = AnswerCache(args.out / "answers.jsonl")
-    correct, logprobs = ask_forms(args, model, forms, cache)
-    default = torch.ones(len(forms[0]), model.config.num_layers, dtype=torch.long)
+    correct, logprobs = ask_forms(model, forms, [path for _, path in fixed], cache,
+                                  args.batch_size)
+    default = torch.ones(len(forms[0]), num_layers, dtype=torch.long)
     space = similarity_space(*features(model, forms[0], default, folder=args.out))
 
     tasks = [prompt.question.task for prompt in forms[0]]
@@ -219,12 +182,15 @@ def main(argv=None):
         if SMALLEST_GROUP <= chosen.sum() < len(tasks):
             rows[task] = figures(correct[:, chosen], logprobs[:, chosen], space[chosen])
     if args.run:
-        add_routers(rows, FinishedRun(args.run).metrics)
-    rows["shuffled"] = figures(*shuffled_paths(correct, logprobs), space)
-    write_json(args.out / "routability.json", {"paths": correct.shape[2], "rows": rows})
+        add_routers(rows, read_metrics(args.run))
+    control = control_figures(correct, logprobs)
+    write_json(args.out / "routability.json",
+               {"paths": correct.shape[2], "rows": rows, "shuffled": control})
     print(aligned([as_row(name, row) for name, row in rows.items()]))
-    print("bound and nearest: points over the best fixed path; routers: those of --run, points "
-          "over the base model")
+    low, high = control["reliability"]
+    print("bound, nearest: points over the best fixed path; best fixed, routers of --run: over the "
+          f"base model\nwith shuffled paths: reliability [{low:.2f}, {high:.2f}], bound "
+          f"{bounds(control['bound'])}")
 
 
 if __name__ == "__main__":

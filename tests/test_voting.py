@@ -69,7 +69,7 @@ def test_the_command_votes_on_the_demo(tmp_path, capsys, monkeypatch):
     assert len(set(asked)) == 16 and not set(asked) & set(voted)
     made = json.loads((tmp_path / "voting.json").read_text(encoding="utf-8"))
     assert made["questions"] == 16 and len(made["paths"]) == 8
-    monkeypatch.setattr("answers.answer", None)
+    monkeypatch.setattr("answers.generate", None)
     voting.main(command)
     assert capsys.readouterr().out == printed
 

@@ -149,9 +149,12 @@ def as_row(name, row):
 
 # ---- the command ----
 
-def add_routers(rows, metrics):
-    """Adds to each task's figures what the routers of a run gained on it."""
-    of_task = metrics["tasks"] | {"all": metrics}
+def add_routers(rows, tasks, metrics):
+    """Adds to each task's figures what the routers of a run gained on it, and to those of all
+    `tasks` together if the run was in domain on just these."""
+    of_task = dict(metrics["tasks"])
+    if set(tasks) == {task for task, found in of_task.items() if found["domain"] == "in"}:
+        of_task["all"] = metrics
     for task in rows.keys() & of_task.keys():
         routers = of_task[task]["routes"]["dr.llm"]
         rows[task] |= {"routers": routers["gain"], "routers interval": routers["interval"]}
@@ -160,9 +163,8 @@ def add_routers(rows, metrics):
 def main(argv=None):
     parser = cli.Parser(__doc__, prog="python -m experiments.routability")
     add_flags(parser, "runs/routability")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="finished run of train.py on this "
-                        "model: its best fixed paths are asked, too, and the table has the gain of "
-                        "its routers")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="finished run of train.py: its "
+                        "best fixed paths are asked, too, and its routers' gain is shown")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, model = load(args)
@@ -182,7 +184,7 @@ def main(argv=None):
         if SMALLEST_GROUP <= chosen.sum() < len(tasks):
             rows[task] = figures(correct[:, chosen], logprobs[:, chosen], space[chosen])
     if args.run:
-        add_routers(rows, read_metrics(args.run))
+        add_routers(rows, tasks, read_metrics(args.run))
     control = control_figures(correct, logprobs)
     write_json(args.out / "routability.json",
                {"paths": correct.shape[2], "rows": rows, "shuffled": control})

@@ -166,6 +166,7 @@ def test_the_command_measures_the_demo_and_goes_on(tmp_path, capsys, monkeypatch
     assert made["paths"] == 26 and set(made["rows"]) == {"all", "easy", "challenge"}
     assert made["rows"]["all"]["n"] == 24 and made["rows"]["easy"]["routers"] == 0.07
     assert "routers" not in made["rows"]["challenge"]
+    assert "routers" not in made["rows"]["all"]  # the run's total is over another set of tasks
     monkeypatch.setattr("experiments.edits.ask_batch", None)  # all of it is kept
     routability.main(command)
     assert capsys.readouterr().out == printed

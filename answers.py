@@ -418,14 +418,21 @@ def score_options(model, hidden, prompt):
     return scores
 
 
-def likeliest_option(question, scores):
-    """(number of the likeliest option, its probability: a softmax over the options' values)."""
+def option_values(question, scores):
+    """(options,) by which a question's options are compared: log-probabilities, or those per byte
+    of the option's text."""
     values = torch.tensor([logprob for logprob, _ in scores])
     if question.metric == "likelihood-per-byte":
         texts = question.choices
         if question.continuation:
             texts = [question.continuation] * len(question.choices)
         values = values / torch.tensor([len(text.encode()) for text in texts])
+    return values
+
+
+def likeliest_option(question, scores):
+    """(number of the likeliest option, its probability: a softmax over the options' values)."""
+    values = option_values(question, scores)
     return int(values.argmax()), values.softmax(0).max().item()
 
 

@@ -181,8 +181,8 @@ class Routers(nn.Module):
         return RouterRoute(self)
 
     def key(self):
-        """What tells these routers from all others, as plain values: under it, answers are cached
-        (answers.py). None for a subclass, which may compute otherwise."""
+        """What tells these routers from all others, as plain values: answers are cached under it.
+        None for a subclass, which may compute otherwise."""
         if type(self) is not Routers:
             return None
         weights = hashlib.sha256()

@@ -15,7 +15,7 @@ twice, and no illegal path is tried.
 import math
 from dataclasses import dataclass
 
-# noqa: some are here only for those who import all of the search from this file
+# not all are used below: who uses the search may import them from this file
 from paths import (EXECUTE, REPEAT, SKIP, blocks, decisions_of, default_path,  # noqa: F401
                    edits, is_legal, path_of)
 

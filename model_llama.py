@@ -286,8 +286,8 @@ class Llama(nn.Module):
         return weights
 
     def fingerprint(self):
-        """16 hex digits that name these weights: a hash of a sample of every tensor, in bfloat16, so
-        that a model has the same fingerprint whatever dtype it is loaded in. Computed only once,
+        """16 hex digits that name these weights: a hash of a sample of every tensor, in bfloat16,
+        so that a model has the same fingerprint whatever dtype it is loaded in. Computed only once,
         since the weights are frozen."""
         return self._fingerprint
 
@@ -393,8 +393,8 @@ class FixedRoute:
         return decisions.to(hidden.device)
 
     def key(self):
-        """What tells this route from all others, as plain values: under it, answers are cached. None
-        for a subclass, which may decide otherwise."""
+        """What tells this route from all others, as plain values: answers are cached under it.
+        None for a subclass, which may decide otherwise."""
         return ["fixed path", self.decisions.tolist()] if type(self) is FixedRoute else None
 
 

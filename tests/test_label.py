@@ -976,7 +976,7 @@ def test_answer_fields_are_what_they_say(world):
     found = answer(world.model, world.tokenizer, world.prompts, None)
     for prompt, text, correct in zip(world.prompts, found.texts, found.correct.tolist()):
         assert correct == grade(text, prompt.question)
-    assert torch.equal(found.layers, found.passes * 3)
+    assert torch.equal(found.blocks_run, found.passes * 3)
     assert torch.equal(found.decisions, torch.ones(COUNT, 3, dtype=torch.long))
     assert all(1 <= n <= p.question.budget for n, p in zip(found.passes.tolist(), world.prompts))
     assert all(0 < sure <= 1 for sure in found.confidence.tolist())

@@ -300,9 +300,9 @@ def block_counts(paths):
 
 
 def frontier(paths, values):
-    """[(length, path)] that no mix of two other paths beats by its mean value, shortest first. A mix
-    takes one path for a share of the questions and the other for the rest. values (N, K): what path
-    k is worth for question n, e.g. 1 if it is correct."""
+    """[(length, path)] that no mix of two others beats by its mean value, shortest first. A mix is
+    one path for a share of the questions and another for the rest. values (N, K): what path k is
+    worth for question n, e.g. 1 if it is correct."""
     means = values.float().mean(0).tolist()
     points = sorted(zip(map(blocks, paths), means, paths))
     return [(length, path) for length, _, path in upper_hull(points)]

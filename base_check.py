@@ -1,12 +1,12 @@
-"""Before a search: what the base model can do.
+"""What the base model can do, measured before a search: is there anything to find?
 
 A search needs questions that the model answers sometimes, and answers that depend on the path.
-Otherwise it finds nothing, or only luck, and a run of hours is in vain. So a few hundred questions
-are asked first:
+Otherwise it finds nothing, or only luck, and a run of hours is in vain. So the model answers a few
+hundred questions first:
 
 1. Without question files, arithmetic is made of those kinds that the model answers sometimes.
-2. `check_base_model` says how often the model is correct, beside the chance of guessing. It also
-   checks that another path changes the answers, and that they have a form that counts.
+2. `check_base_model` says how often the model is correct, next to the chance of guessing. It also
+   checks that another path changes the answers, and that they have a form that can be graded.
 
     python train.py --model DIR    # begins with both
 """
@@ -84,9 +84,9 @@ def as_text(shares):
 # ---- how often is the base model correct? ----
 
 def check_base_model(model, tokenizer, prompts, args, cache, refuse=False):
-    """Prints how often the base model is correct on the first questions, beside chance. cache: an
-    AnswerCache, which is asked first. InputError if paths change nothing and, with refuse, if
-    chance explains the correct answers to multiple choice."""
+    """Prints how often the base model is correct on the first questions, next to chance. cache: an
+    AnswerCache. InputError if paths change nothing and, with refuse, if chance explains the correct
+    answers to multiple choice."""
     prompts = prompts[:ASKED]
     check_paths_matter(model, tokenizer, prompts[:CHECKED], cache)
     check_form(model, tokenizer, prompts[:CHECKED], cache)
@@ -125,8 +125,8 @@ def check_paths_matter(model, tokenizer, prompts, cache):
 
 
 def check_form(model, tokenizer, prompts, cache):
-    """Prints a hint if most answers of the base model through its chat template have no form that
-    counts."""
+    """Prints a hint if most answers of the base model, asked with its chat template, have no form
+    that can be graded."""
     written = [prompt for prompt in prompts
                if prompt.question.prompt is None and not prompt.options]
     if not written or not tokenizer.has_template:

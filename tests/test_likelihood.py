@@ -157,7 +157,7 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     correct, confidence = grade_paths(MODEL, tokenizer, some, paths, batch_size=16)
     assert torch.equal(made.correct, correct) and 0 < correct.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
-    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
+    assert torch.equal(made.decisions, paths) and torch.equal(made.blocks_run, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}
 
 

@@ -54,7 +54,7 @@ class Prompt:
     @property
     def sequence(self):
         """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
-        return self.ids + sum(self.options, self.gold)
+        return self.ids + sum(self.options, self.gold)  # the options, or the gold answer
 
     @functools.cached_property
     def _key(self):
@@ -197,7 +197,7 @@ def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
     gold answer, and what it writes instead. Only if this does not settle the grade is the answer
     written. confidence: the probability of the tokens that settled it. shared_states: of each
     prompt (final_states)."""
-    if prompts and prompts[0].options:
+    if prompts and prompts[0].options:  # --score likelihood: then all prompts have options
         result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return result.correct, result.confidence
     rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
@@ -242,7 +242,8 @@ def greedy_along_gold(model, prompts, hidden):
 def answer_beginning(ids, prompt):
     """The beginning of a greedy answer, given its likeliest token after each of the first k gold
     tokens: gold tokens while the two agree, then the first token that differs, ends the answer, or
-    follows the gold answer; at most as many as the answer may have."""
+    follows the gold answer; at most as many as the answer may have. If the gold answer is `2 }`,
+    beginnings are `2 } end`, `2 7`, or `5`."""
     for k, (token, gold) in enumerate(zip(ids, prompt.gold)):
         if token != gold or token in prompt.stop_ids:
             return ids[:k + 1]
@@ -250,7 +251,10 @@ def answer_beginning(ids, prompt):
 
 
 def grade_if_settled(beginning, prompt, tokenizer):
-    """The grade of every answer that begins with these ids; None if what follows may change it."""
+    """The grade of every answer that begins with these ids; None if what follows may change it.
+
+    Settled is an answer that has ended; an incorrect letter; a box that is closed; a text with a
+    stop, once it cannot become a gold answer."""
     question, ended = prompt.question, beginning[-1] in prompt.stop_ids
     written = tokenizer.decode(beginning[:-1] if ended else beginning)
     complete = ended or len(beginning) == question.budget
@@ -344,7 +348,7 @@ def option_ids(question, tokenizer):
     The text before the options is a base prompt, as in the lm-evaluation-harness, even if the
     folder has a chat template. As there, a text and its option are encoded together, and the ids
     beyond the length of the text alone are the option's, even if a token spans the two."""
-    if question.continuation:
+    if question.continuation:  # WinoGrande: options begin the text, the same words follow each
         pairs = [(begun, begun + question.continuation) for begun in question.choices]
     else:
         form = "{question}" if question.unfinished else FORM
@@ -388,7 +392,8 @@ def option_scores(model, prompts, route, shared_states=None):
 
 def option_positions(model, prompts):
     """The Positions of B sequences, each a prompt and then its options, one after the other. An
-    option's tokens see the prompt and their own option; their positions continue the prompt's."""
+    option's tokens see the prompt and their own option; their positions continue the prompt's.
+    Prompt a b with the options c d and e: members 0 0 1 1 2, positions 0 1 2 3 2; e sees a b e."""
     members, positions = [], []  # of each token: 0 in the prompt, k in option k; its position
     for prompt in prompts:
         start = len(prompt.ids)

@@ -38,8 +38,8 @@ SOMETIMES = " to ".join(f"{share:.0%}" for share in BETWEEN)
 
 def make_arithmetic(args, tokenizer, model, folder=None, any_seed=False):
     """(training questions, test questions, kinds as storage.run_folder.read_kinds has them) of what
-    the base model answers sometimes. folder: of a run, whose kinds are taken if it recorded them,
-    of this seed or of any; else the model is asked."""
+    the base model answers sometimes. folder: of a run; the kinds that it recorded (for this seed,
+    or with any_seed for any) are used again. Otherwise the model is asked."""
     if args.begin or args.score != cli.SCORES[0]:
         raise InputError("--begin and --score are for questions of --data FILE; without it, "
                          "arithmetic is made, which has prompts of its own and no options")
@@ -145,7 +145,7 @@ def check_form(model, tokenizer, prompts, cache):
 
 def describe_base_score(correct, num_options, paths):
     """(a sentence on the base model's answers, whether chance explains them). correct (N,):
-    rewards; num_options (N,): of each question, 0 for an open one; paths: tried per question."""
+    rewards; num_options (N,): of each question, 0 if all are open; paths: tried per question."""
     share, number = correct.mean().item(), len(correct)
     if not num_options[0]:
         sentence = f"the base model answers {percent(share)}% of {number} open questions"

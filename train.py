@@ -178,7 +178,7 @@ class Run:
             held_out = held_out_kinds(list(self.kinds["shares"]))
             settings["data"] = []  # none of the default's
             settings["arithmetic"] = {"shares": self.kinds["shares"], "held_out": held_out}
-        # as read from config.json, with which they are compared: a Path is text there
+        # they are compared with those of config.json, where a Path, for example, is text
         self.settings = json.loads(json.dumps(settings, default=str))
         self.cache = AnswerCache()  # until the folder is this process's alone
 
@@ -207,7 +207,7 @@ def load_data(args):
 class Evidence:
     """What a choice of label may look at (choose.Choice): the training questions' prompts and the
     records of their searches. What is expensive is computed when it is first needed, by all
-    processes together."""
+    processes together: choose.label_by_consensus needs the candidates, which need the space."""
 
     def __init__(self, run, prompts, records):
         self.run, self.prompts = run, prompts
@@ -514,6 +514,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    """Locks the folder; checks all that may refuse the run; searches; makes the folder this run's
+    own; then labels, routers and the table."""
     args = parse_args(argv)
     began, run = time.time(), Run(args)
     with locked(args.out) if is_first() else contextlib.nullcontext():

@@ -11,7 +11,7 @@ check: .venv/ready
 	$(BIN)/ruff check --no-cache
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python tests/side_by_side.py
 
 # a really pretrained model: fetched and converted; then the main job, on arithmetic made for it
 real: .venv/ready

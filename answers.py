@@ -1,13 +1,15 @@
-"""A model answers many prompts, each along its own path; is the answer correct?
+"""Answers many prompts, each along its own path, and grades the answers.
 
-1. A question becomes a `Prompt`: token ids for one model (`prepare`). Prompts are answered in
-   batches of similar length.
+1. `prepare` makes a `Prompt` of a question: token ids for one model. Its *gold* answer is the
+   correct one. The model's answer ends with a stop id, or after `budget` tokens.
 2. `answer` has the model write an answer along any route and grades its text.
-3. `judge` grades the answers along given paths without writing most of them. Prompt and gold answer
-   go through the layers in one pass, which shows whether the model would have written the gold
-   answer. Only if this leaves the grade open is the answer written.
+3. `grade_paths` grades the answers along given paths without writing most of them. Prompt and gold
+   answer go through the layers in one pass (`final_states`), which shows whether the model would
+   have written the gold answer. Only if this leaves the grade open is the answer written.
 4. A multiple-choice question can also be answered by likelihood: the option that the model finds
    most probable is its answer, as in the lm-evaluation-harness.
+5. A cache saves asking again. You can read `answer` wherever cached_answer is written, and
+   `grade_paths` wherever cached_grade_paths is.
 
     answer(model, tokenizer, prepare(questions, tokenizer, model)[0], route)
 """
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from model_llama import Positions, FixedRoute, generate, pad, prefill, run_blocks
+from model_llama import FixedRoute, Positions, generate, pad, prefill, run_blocks
 from paths import EXECUTE, SKIP, blocks
 from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
@@ -32,6 +34,7 @@ from storage.processes import shared_map
 # L layers    V vocabulary
 
 BATCH_TOKENS = 16384  # tokens per batch, padding included: bounds the memory of long prompts
+LOGITS_AT_ONCE = 2 ** 26  # numbers, 256 MB: as many as 440 tokens have with a vocabulary of 152,000
 
 
 # ---- a question as token ids ----
@@ -39,7 +42,8 @@ BATCH_TOKENS = 16384  # tokens per batch, padding included: bounds the memory of
 @dataclass(frozen=True)
 class Prompt:
     """A question as one model's token ids. gold: the correct answer as the model may write it.
-    stop_ids end an answer. options, scored: see option_ids; () if the answer is written."""
+    stop_ids: any of them ends an answer. options, scored: see option_ids; () if the model writes
+    its answer."""
     question: Question
     ids: tuple
     gold: tuple = ()
@@ -50,7 +54,7 @@ class Prompt:
     @property
     def sequence(self):
         """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
-        return self.ids + sum(self.options, self.gold)
+        return self.ids + sum(self.options, self.gold)  # the options, or the gold answer
 
     @functools.cached_property
     def _key(self):
@@ -86,9 +90,9 @@ def prepare(questions, tokenizer, model):
 
 def prompts_that_fit(questions, tokenizer, model, kind="test questions"):
     """(prompts, number of the questions that exceed the model's context). That number is printed,
-    with the first of their ids, unless kind is None."""
+    with the first of their ids."""
     prompts, too_long = prepare(questions, tokenizer, model)
-    if too_long and kind is not None:
+    if too_long:
         ids = ", ".join(question.id for question in too_long[:5])
         print(f"{len(too_long)} of {len(questions)} {kind} exceed the context "
               f"({model.config.max_positions} tokens) and are left out: {ids}")
@@ -116,8 +120,8 @@ def stop_ids(stop, tokenizer):
 
 
 def batches(prompts, batch_size):
-    """Lists of prompt numbers. The prompts of a batch have the same answer budget and stop and are
-    of similar length; longer ones come first."""
+    """Lists of prompt numbers. The prompts of a batch have the same budget and stop (the text that
+    ends their answers) and are of similar length; longer ones come first."""
     def kind(n):
         question = prompts[n].question
         return bool(prompts[n].options), question.budget, question.stop or ""
@@ -135,16 +139,158 @@ def batches(prompts, batch_size):
             group = group[size:]
 
 
+# ---- answers along any route ----
+
+@dataclass
+class Answers:
+    """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence:
+    (N,) probability the model gave its own answer. decisions: (N, L). blocks_run: (N,) over all
+    forward passes. passes: (N,) forward passes. texts: N strings."""
+    correct: torch.Tensor
+    confidence: torch.Tensor
+    decisions: torch.Tensor
+    blocks_run: torch.Tensor
+    passes: torch.Tensor
+    texts: list
+
+
+def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shared_states=None):
+    """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
+    progress: called with the number of prompts of each batch that is done. shared_states: of each
+    prompt, if options are scored by likelihood along paths (final_states)."""
+    N, L = len(prompts), model.config.num_layers
+    result = Answers(correct=torch.zeros(N), confidence=torch.zeros(N),
+                     decisions=torch.full((N, L), EXECUTE),
+                     blocks_run=torch.zeros(N, dtype=torch.long),
+                     passes=torch.ones(N, dtype=torch.long), texts=[""] * N)
+    for numbers in batches(prompts, batch_size):
+        batch = [prompts[n] for n in numbers]
+        batch_route = FixedRoute(route[numbers]) if isinstance(route, torch.Tensor) else route
+        if batch[0].options:
+            shared = None if shared_states is None else [shared_states[n] for n in numbers]
+            texts, confidence, decisions = answers_by_likelihood(model, batch, batch_route, shared)
+        else:
+            written = generate(model, [prompt.ids for prompt in batch], batch_route,
+                               batch[0].question.budget, batch[0].stop_ids)
+            texts = [tokenizer.decode(ids) for ids in written.tokens]
+            confidence, decisions = written.logprobs.exp(), written.decisions
+            result.passes[numbers] = written.passes
+        result.confidence[numbers] = confidence
+        result.decisions[numbers] = decisions
+        result.blocks_run[numbers] = result.passes[numbers] * blocks(decisions)
+        for n, text in zip(numbers, texts):
+            result.texts[n] = text
+            result.correct[n] = grade(text, prompts[n].question)
+        if progress:
+            progress(len(numbers))
+    return result
+
+
+# ---- is the answer along a path correct? ----
+
+@torch.inference_mode()
+def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
+                shared_states=None):
+    """(rewards (N,), confidence (N,)) of the answers along paths (N, L): the grades of answer(), in
+    less time. Prompt and gold answer go through the layers together. The likeliest tokens after the
+    prompt and after each gold token show what the model would write for as long as it writes the
+    gold answer, and what it writes instead. Only if this does not settle the grade is the answer
+    written. confidence: the probability of the tokens that settled it. shared_states: of each
+    prompt (final_states)."""
+    if prompts and prompts[0].options:  # --score likelihood: then all prompts have options
+        result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
+        return result.correct, result.confidence
+    rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
+    unsettled = []
+    for numbers in batches(prompts, batch_size):
+        batch = [prompts[n] for n in numbers]
+        shared = None if shared_states is None else [shared_states[n] for n in numbers]
+        sequences = [prompt.sequence for prompt in batch]
+        lengths = [len(prompt.ids) for prompt in batch]
+        hidden, _ = final_states(model, sequences, lengths, FixedRoute(paths[numbers]), shared)
+        for n, (ids, logprobs) in zip(numbers, greedy_along_gold(model, batch, hidden)):
+            beginning = answer_beginning(ids.tolist(), prompts[n])
+            settled = grade_if_settled(beginning, prompts[n], tokenizer)
+            if settled is None:
+                unsettled.append(n)
+            else:
+                rewards[n] = settled
+                confidence[n] = logprobs[:len(beginning)].sum().exp()
+        if progress:
+            progress(len(numbers))
+    if unsettled:
+        rest = [prompts[n] for n in unsettled]
+        result = answer(model, tokenizer, rest, paths[unsettled], batch_size)
+        rewards[unsettled], confidence[unsettled] = result.correct, result.confidence
+    return rewards, confidence
+
+
+def greedy_along_gold(model, prompts, hidden):
+    """[(ids, log-probabilities)]: per prompt, the likeliest token after the prompt and after each
+    gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
+    states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
+    tokens_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    ids, logprobs = [], []
+    for tokens in torch.cat(states).split(tokens_at_once):  # (tokens, D)
+        likeliest = model.head(tokens).float().log_softmax(-1).max(-1)
+        ids.append(likeliest.indices)
+        logprobs.append(likeliest.values)
+    sizes = [len(rows) for rows in states]
+    return list(zip(torch.cat(ids).split(sizes), torch.cat(logprobs).split(sizes)))
+
+
+def answer_beginning(ids, prompt):
+    """The beginning of a greedy answer, given its likeliest token after each of the first k gold
+    tokens: gold tokens while the two agree, then the first token that differs, ends the answer, or
+    follows the gold answer; at most as many as the answer may have. If the gold answer is `2 }`,
+    beginnings are `2 } end`, `2 7`, or `5`."""
+    for k, (token, gold) in enumerate(zip(ids, prompt.gold)):
+        if token != gold or token in prompt.stop_ids:
+            return ids[:k + 1]
+    return ids[:prompt.question.budget]
+
+
+def grade_if_settled(beginning, prompt, tokenizer):
+    """The grade of every answer that begins with these ids; None if what follows may change it.
+
+    Settled is an answer that has ended; an incorrect letter; a box that is closed; a text with a
+    stop, once it cannot become a gold answer."""
+    question, ended = prompt.question, beginning[-1] in prompt.stop_ids
+    written = tokenizer.decode(beginning[:-1] if ended else beginning)
+    complete = ended or len(beginning) == question.budget
+    if complete or (question.stop and question.stop in written):
+        return grade(written, question)
+    text = with_beginning(written, question)
+    if question.choices:
+        # an incorrect letter stays one, except that "A" may be the beginning of "Answer:"; the
+        # correct letter may still turn out to be the beginning of a word
+        letter = extract_answer(text, question)
+        return None if letter in (None, question.answer, "A") else 0.0
+    if question.asks_for_box:
+        # nothing counts after the brace that closes the prompt's box, unless it begins the stop
+        closed = not question.stop and closed_by_text(text) is not None
+        return grade(written, question) if closed else None
+    if not question.stop or question.metric == "f1":  # then anything that follows counts
+        return None
+    # the whole text up to the stop is the answer: could it still become a gold one?
+    begun = without_blanks(text).rstrip("\ufffd")  # without the first bytes of a character
+    gold_answers = question.answers if question.answers else (question.answer,)
+    complete_answers = [without_blanks(gold + question.stop) for gold in gold_answers]
+    may_become_gold = any(whole.startswith(begun) for whole in complete_answers)
+    return None if may_become_gold else 0.0
+
+
 # ---- one pass through the layers; paths of one question share hidden states ----
 
 def final_states(model, sequences, lengths, route, shared_states=None, positions=None):
     """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
-    sees the first `lengths` tokens. positions: with their mask, if not those of plain text.
+    sees the first `lengths` tokens. positions: see prefill.
 
-    shared_states: of each row's question, if the route is a fixed one. Paths that begin
-    with the same decisions have the same hidden states up to the layer where they part. So a
-    question's {decisions of its first l layers: hidden states (T, D) entering layer l} are stored.
-    A row continues from the longest beginning of its path that is stored, and stores what it runs.
+    shared_states: of each row's question, if the route is a fixed one. Paths that begin with the
+    same decisions have the same hidden states up to the layer where they part. So a question's
+    {decisions of its first l layers: hidden states (T, D) entering layer l} are stored. A row
+    continues from the longest beginning of its path that is stored, and stores what it runs. If
+    (1, 0, 2, 1) was run, (1, 0, 1, 1) continues from the states of (1, 0), which enter layer 2.
     """
     tokens, ends = pad(sequences, model.embed_tokens.weight.device)
     if shared_states is None:
@@ -159,7 +305,7 @@ def final_states(model, sequences, lengths, route, shared_states=None, positions
     for row, start in enumerate(starts):
         if start > 0:
             hidden[row, :ends[row]] = shared_states[row][paths[row][:start]]
-    # layers before a row's start have been run: the row skips them now
+    # the layers before a row's start have been run for it: it skips them now
     still_to_run = torch.arange(L) >= torch.tensor(starts)[:, None]  # (B, L)
     remaining = torch.where(still_to_run, decisions, SKIP).to(tokens.device)
 
@@ -189,138 +335,6 @@ def drop_deepest(states, number):
             del states[beginning]
 
 
-# ---- answers along any route ----
-
-@dataclass
-class Answers:
-    """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence:
-    (N,) probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over
-    all forward passes. passes: (N,) forward passes. texts: N strings."""
-    correct: torch.Tensor
-    confidence: torch.Tensor
-    decisions: torch.Tensor
-    layers: torch.Tensor
-    passes: torch.Tensor
-    texts: list
-
-
-def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shared_states=None):
-    """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
-    progress: called with the number of prompts of each batch that is done. shared_states: of each
-    prompt, for options scored by likelihood along paths; see final_states."""
-    N, L = len(prompts), model.config.num_layers
-    result = Answers(correct=torch.zeros(N), confidence=torch.zeros(N),
-                     decisions=torch.full((N, L), EXECUTE),
-                     layers=torch.zeros(N, dtype=torch.long),
-                     passes=torch.ones(N, dtype=torch.long), texts=[""] * N)
-    for numbers in batches(prompts, batch_size):
-        batch = [prompts[n] for n in numbers]
-        batch_route = FixedRoute(route[numbers]) if isinstance(route, torch.Tensor) else route
-        if batch[0].options:
-            shared = None if shared_states is None else [shared_states[n] for n in numbers]
-            texts, confidence, decisions = answers_by_likelihood(model, batch, batch_route, shared)
-        else:
-            written = generate(model, [prompt.ids for prompt in batch], batch_route,
-                               batch[0].question.budget, batch[0].stop_ids)
-            texts = [tokenizer.decode(ids) for ids in written.tokens]
-            confidence, decisions = written.logprobs.exp(), written.decisions
-            result.passes[numbers] = written.passes
-        result.confidence[numbers] = confidence
-        result.decisions[numbers] = decisions
-        result.layers[numbers] = result.passes[numbers] * blocks(decisions)
-        for n, text in zip(numbers, texts):
-            result.texts[n] = text
-            result.correct[n] = grade(text, prompts[n].question)
-        if progress:
-            progress(len(numbers))
-    return result
-
-
-# ---- is the answer along a path correct? ----
-
-@torch.inference_mode()
-def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
-                shared_states=None):
-    """(rewards (N,), confidence (N,)) of the answers along paths (N, L): the grades of answer(), in
-    less time. Prompt and gold answer go through the layers together. The likeliest tokens after the
-    prompt and after each gold token show what the model would write for as long as it writes the
-    gold answer, and what it writes instead. Only if this does not settle the grade is the answer
-    written. confidence: the probability of the tokens that settled it. shared_states: of each
-    prompt, see final_states."""
-    if prompts and prompts[0].options:
-        result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
-        return result.correct, result.confidence
-    rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
-    unsettled = []
-    for numbers in batches(prompts, batch_size):
-        batch = [prompts[n] for n in numbers]
-        shared = None if shared_states is None else [shared_states[n] for n in numbers]
-        hidden, _ = final_states(model, [prompt.sequence for prompt in batch],
-                                 [len(prompt.ids) for prompt in batch], FixedRoute(paths[numbers]),
-                                 shared)
-        for n, (ids, logprobs) in zip(numbers, greedy_along_gold(model, batch, hidden)):
-            beginning = answer_beginning(ids.tolist(), prompts[n])
-            settled = grade_if_settled(beginning, prompts[n], tokenizer)
-            if settled is None:
-                unsettled.append(n)
-            else:
-                rewards[n] = settled
-                confidence[n] = logprobs[:len(beginning)].sum().exp()
-        if progress:
-            progress(len(numbers))
-    if unsettled:
-        rest = [prompts[n] for n in unsettled]
-        result = answer(model, tokenizer, rest, paths[unsettled], batch_size)
-        rewards[unsettled], confidence[unsettled] = result.correct, result.confidence
-    return rewards, confidence
-
-
-def greedy_along_gold(model, prompts, hidden):
-    """[(ids, log-probabilities)]: per prompt, the likeliest token after the prompt and after each
-    gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
-    states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
-    logprobs, ids = model.head(torch.cat(states)).float().log_softmax(-1).max(-1)
-    sizes = [len(rows) for rows in states]
-    return list(zip(ids.split(sizes), logprobs.split(sizes)))
-
-
-def answer_beginning(ids, prompt):
-    """The beginning of a greedy answer, given its likeliest token after each of the first k gold
-    tokens: gold tokens while the two agree, then the first token that differs, ends the answer, or
-    follows the gold answer; at most as many as the answer may have."""
-    for k, (token, gold) in enumerate(zip(ids, prompt.gold)):
-        if token != gold or token in prompt.stop_ids:
-            return ids[:k + 1]
-    return ids[:prompt.question.budget]
-
-
-def grade_if_settled(beginning, prompt, tokenizer):
-    """The grade of every answer that begins with these ids; None if what follows may change it."""
-    question, ended = prompt.question, beginning[-1] in prompt.stop_ids
-    written = tokenizer.decode(beginning[:-1] if ended else beginning)
-    complete = ended or len(beginning) == question.budget
-    if complete or (question.stop and question.stop in written):
-        return grade(written, question)
-    text = with_beginning(written, question)
-    if question.choices:
-        # an incorrect letter stays one, except that "A" may be the beginning of "Answer:"; the
-        # correct letter may still turn out to be the beginning of a word
-        letter = extract_answer(text, question)
-        return None if letter in (None, question.answer, "A") else 0.0
-    if question.asks_for_box:
-        # nothing counts after the brace that closes the prompt's box, unless it begins the stop
-        closed = not question.stop and closed_by_text(text) is not None
-        return grade(written, question) if closed else None
-    if not question.stop or question.metric == "f1":  # then anything that follows counts
-        return None
-    # the whole text up to the stop is the answer: could it still become a gold one?
-    begun = without_blanks(text).rstrip("\ufffd")  # without the first bytes of a character
-    gold_answers = question.answers if question.answers else (question.answer,)
-    complete_answers = [without_blanks(gold + question.stop) for gold in gold_answers]
-    may_become_gold = any(whole.startswith(begun) for whole in complete_answers)
-    return None if may_become_gold else 0.0
-
-
 # ---- multiple choice by likelihood ----
 
 FORM = """Question: {question}
@@ -334,15 +348,17 @@ def option_ids(question, tokenizer):
     The text before the options is a base prompt, as in the lm-evaluation-harness, even if the
     folder has a chat template. As there, a text and its option are encoded together, and the ids
     beyond the length of the text alone are the option's, even if a token spans the two."""
-    if question.continuation:
+    if question.continuation:  # WinoGrande: options begin the text, the same words follow each
         pairs = [(begun, begun + question.continuation) for begun in question.choices]
     else:
         form = "{question}" if question.unfinished else FORM
         text = question.prompt or form.format(question=question.question)
         space = "" if text[-1].isspace() else " "
         pairs = [(text.rstrip(), text + space + choice) for choice in question.choices]
-    contexts = [tokenizer.encode(text) for text, _ in pairs]
-    added = [tokenizer.encode(whole)[len(ids):] for ids, (_, whole) in zip(contexts, pairs)]
+    texts = {text for text, _ in pairs}  # mostly one
+    encoded = {text: tokenizer.encode(text) for text in texts}
+    contexts = [encoded[text] for text, _ in pairs]
+    added = [tokenizer.encode(whole)[len(encoded[text]):] for text, whole in pairs]
     shared = len(os.path.commonprefix(contexts))  # which compares any sequences
     scored = tuple(map(len, added))
     if not shared or min(scored) < 1:
@@ -364,9 +380,10 @@ def answers_by_likelihood(model, prompts, route, shared_states=None):
 @torch.inference_mode()
 def option_scores(model, prompts, route, shared_states=None):
     """(scores of each prompt's options, see score_options, decisions (B, L)). The route sees the
-    text before the options. shared_states: of each prompt, see final_states."""
-    hidden, decisions = final_states(model, [prompt.sequence for prompt in prompts],
-                                     [len(prompt.ids) for prompt in prompts], route, shared_states,
+    text before the options. shared_states: of each prompt (final_states)."""
+    sequences = [prompt.sequence for prompt in prompts]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    hidden, decisions = final_states(model, sequences, lengths, route, shared_states,
                                      option_positions(model, prompts))
     # a call per prompt, since logits are as wide as the vocabulary
     scores = [score_options(model, states, prompt) for prompt, states in zip(prompts, hidden)]
@@ -375,7 +392,8 @@ def option_scores(model, prompts, route, shared_states=None):
 
 def option_positions(model, prompts):
     """The Positions of B sequences, each a prompt and then its options, one after the other. An
-    option's tokens see the prompt and their own option; their positions continue the prompt's."""
+    option's tokens see the prompt and their own option; their positions continue the prompt's.
+    Prompt a b with the options c d and e: members 0 0 1 1 2, positions 0 1 2 3 2; e sees a b e."""
     members, positions = [], []  # of each token: 0 in the prompt, k in option k; its position
     for prompt in prompts:
         start = len(prompt.ids)
@@ -391,7 +409,8 @@ def option_positions(model, prompts):
     seen = member[:, None]  # (B, 1, T)
     visible = (seen == 0) | (seen == member[..., None])  # (B, T, T)
     cos, sin = model.empty_cache([1], int(position.max()) + 1).angles
-    return Positions(0, cos[position][:, None], sin[position][:, None], visible.tril()[:, None])
+    cos, sin = cos[position][:, None], sin[position][:, None]  # (B, 1, T, E)
+    return Positions(0, cos, sin, visible.tril()[:, None])
 
 
 def score_options(model, hidden, prompt):
@@ -400,8 +419,8 @@ def score_options(model, hidden, prompt):
     start, scores = len(prompt.ids), []
     for option, scored in zip(prompt.options, prompt.scored):
         # a token's probability is in the state before it: for the first one, the prompt's last
-        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)][-scored:]
-        logprobs = model.head(hidden[before]).float().log_softmax(-1)  # (scored, V)
+        before = [len(prompt.ids) - 1, *range(start, start + len(option) - 1)]
+        logprobs = model.head(hidden[before[-scored:]]).float().log_softmax(-1)  # (scored, V)
         wanted = torch.tensor(option[-scored:], device=hidden.device)
         total = logprobs.gather(1, wanted[:, None]).sum().item()
         scores.append((total, logprobs.argmax(-1).equal(wanted)))
@@ -409,14 +428,21 @@ def score_options(model, hidden, prompt):
     return scores
 
 
-def likeliest_option(question, scores):
-    """(number of the likeliest option, its probability: a softmax over the options' values)."""
+def option_values(question, scores):
+    """(options,) by which a question's options are compared: log-probabilities, or those per byte
+    of the option's text."""
     values = torch.tensor([logprob for logprob, _ in scores])
     if question.metric == "likelihood-per-byte":
         texts = question.choices
         if question.continuation:
             texts = [question.continuation] * len(question.choices)
         values = values / torch.tensor([len(text.encode()) for text in texts])
+    return values
+
+
+def likeliest_option(question, scores):
+    """(number of the likeliest option, its probability: a softmax over the options' values)."""
+    values = option_values(question, scores)
     return int(values.argmax()), values.softmax(0).max().item()
 
 
@@ -428,12 +454,15 @@ ANSWER_SOURCES = ("paths.py", "model_llama.py", "drllm.py", "answers.py", "quest
                   "checkpoint/*.py", "storage/router_file.py")
 
 
-def what_answers_depend_on(model):
-    """What, beside prompts and route, decides the answers, as plain values."""
+def what_answers_depend_on(model, tokenizer=None, prompts=()):
+    """What, besides the route, decides the answers to these prompts, as plain values."""
     weight = model.embed_tokens.weight
     # the fingerprint is of the weights alone; rotary angles, for example, are in the config
-    return [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
-            repr(model.config), str(weight.dtype), weight.device.type]
+    depends = [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
+               repr(model.config), str(weight.dtype), weight.device.type]
+    if tokenizer is not None:
+        depends.append(tokenizer_key(tokenizer))
+    return [*depends, *(prompt.key() for prompt in prompts)]
 
 
 @functools.lru_cache
@@ -452,7 +481,7 @@ def route_key(route):
     return route.key() if hasattr(route, "key") else None
 
 
-def cached_answers(cache, about, make):
+def get_answers(cache, about, make):
     """The Answers that make() returns, or returned before about these plain values."""
     def plain_answers():
         fields = vars(make())
@@ -463,13 +492,14 @@ def cached_answers(cache, about, make):
                       for name, value in fields.items()})
 
 
-def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None):
-    """answer(), of which only batches are asked that the cache lacks. A route without a key is
-    always asked. Processes of torchrun share the batches, which are the same however many processes
-    there are; so every answer is the same to the bit."""
+def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None,
+                  each=shared_map):
+    """answer(), of which only those batches are asked that the cache lacks. A route without a key
+    is always asked. each: map, or shared_map, which shares the batches among the processes of
+    torchrun, and is map in a single one. The batches are the same however many processes there are;
+    so every answer is the same to the bit."""
     paths = route if isinstance(route, torch.Tensor) else None
     key = None if paths is not None else route_key(route)
-    depends = [*what_answers_depend_on(model), tokenizer_key(tokenizer)]
 
     def answer_batch(numbers):
         batch = [prompts[n] for n in numbers]
@@ -478,13 +508,13 @@ def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progr
         make = functools.partial(answer, model, tokenizer, batch, batch_route, batch_size, progress)
         if batch_key is None:
             return make()
-        about = ["answer", batch_key, *depends, *(prompt.key() for prompt in batch)]
+        about = ["answer", batch_key, *what_answers_depend_on(model, tokenizer, batch)]
         if progress and about in cache:
             progress(len(batch))
-        return cached_answers(cache, about, make)
+        return get_answers(cache, about, make)
 
     groups = list(batches(prompts, batch_size))
-    return in_order(shared_map(answer_batch, groups), sum(groups, []))
+    return in_order(list(each(answer_batch, groups)), sum(groups, []))
 
 
 def in_order(parts, numbers):
@@ -497,13 +527,12 @@ def in_order(parts, numbers):
 
 
 def cached_grade_paths(cache, model, tokenizer, prompts, paths, batch_size=256, progress=None,
-                 shared_states=None):
+                       shared_states=None):
     """grade_paths(), asked only if the cache lacks it."""
     def plain_grades():
         grades = grade_paths(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return [values.tolist() for values in grades]
-    about = ["grades", paths.tolist(), *what_answers_depend_on(model), tokenizer_key(tokenizer),
-             *(prompt.key() for prompt in prompts)]
+    about = ["grades", paths.tolist(), *what_answers_depend_on(model, tokenizer, prompts)]
     if progress and about in cache:
         progress(len(prompts))
     correct, confidence = cache.get(about, plain_grades)

@@ -1,12 +1,14 @@
 """The routers of Dr.LLM: one small MLP per layer that decides skip, execute or repeat.
 
 Paper §3.1: the prompt's hidden states that enter a layer are averaged in W windows; each window
-passes Linear - GELU - Linear; the windows' logits are averaged; the decision with the largest one
-is taken. The routers of all layers are stacked, so that training them is one batched problem.
+passes through Linear - GELU - Linear; the logits are averaged over the windows; the decision with
+the largest average is taken. The routers of all layers are stacked, so that training them is one
+batched problem.
 Paper §3.3: focal loss with effective-number class weights. The base model is never changed.
 
 Ours: an out-of-distribution guard per layer; a bias on the logits that moves trained routers along
-the trade-off of accuracy and layers; a router file that names the model it belongs to.
+the trade-off of accuracy and layers; a router file with the *fingerprint* of its model, a hash of
+the weights.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
@@ -69,7 +71,8 @@ def focal_loss(logits, labels, weights=None, gamma=2.0):
 
     gamma 0 is (weighted) cross-entropy; at gamma 2, a label of p = 0.9 counts 100 times less.
     """
-    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]  # (...)
+    log_probabilities = logits.log_softmax(-1)  # (..., C)
+    log_p = log_probabilities.gather(-1, labels[..., None])[..., 0]  # (...), of the labels
     miss = -torch.expm1(log_p)  # 1 - p, exact even if p is close to 1
     # the minimum keeps the gradient finite: at 0, a power below 1 has an infinite slope
     loss = -(miss.clamp(min=1e-12) ** gamma) * log_p
@@ -112,11 +115,12 @@ def nearest_distance(states, points):
 
 def fit_guard(pooled, num_windows, seed=0, points=512, dimensions=32, quantile=0.99):
     """(projection (D, G), points (L, M, G), limits (L,)) from the prompts that routers are trained
-    on: pooled (N, L, W, D), num_windows (N,), N >= 8. points: the most that are stored."""
+    on: pooled (N, L, W, D), num_windows (N,), N >= 8. points: store at most this many."""
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
     # distances are measured in a few random directions: the stored points stay small
-    projection = torch.linalg.qr(torch.randn(D, min(D, dimensions), generator=rng))[0]
+    directions = torch.randn(D, min(D, dimensions), generator=rng)
+    projection, _ = torch.linalg.qr(directions)
     states = mean_state(pooled, num_windows[:, None]) @ projection  # (N, L, G)
     order = torch.randperm(N, generator=rng)
     number = min(points, N // 2)  # M
@@ -147,8 +151,10 @@ class Routers(nn.Module):
 
     def set_guard(self, projection, points, limits):
         """From now on, layers execute for prompts out of distribution. Arguments: see fit_guard."""
-        guard = [tensor.to(self.w1.device) for tensor in (projection, points, limits)]
-        self.guard_projection, self.guard_points, self.guard_limits = guard
+        device = self.w1.device
+        self.guard_projection = projection.to(device)
+        self.guard_points = points.to(device)
+        self.guard_limits = limits.to(device)
 
     def is_ood(self, layer, pooled, num_windows):
         """(N,) bool: which prompts, given their pooled windows (N, W, D), are out of distribution
@@ -162,8 +168,9 @@ class Routers(nn.Module):
         """Logits (N, l, C) of pooled windows (N, l, W, D), num_windows (N,) of which are in use."""
         N, l, W, D = pooled.shape
         windows = pooled.transpose(0, 1).reshape(l, N * W, D)
-        inner = F.gelu(torch.baddbmm(self.b1[layers], windows, self.w1[layers]))  # (l, N * W, R)
-        logits = torch.baddbmm(self.b2[layers], inner, self.w2[layers]).view(l, N, W, CLASSES)
+        inner = torch.baddbmm(self.b1[layers], windows, self.w1[layers])  # (l, N * W, R)
+        logits = torch.baddbmm(self.b2[layers], F.gelu(inner), self.w2[layers])  # (l, N * W, C)
+        logits = logits.view(l, N, W, CLASSES)
         # a window that is not in use is zero, but its logits are not: the biases remain
         in_use = torch.arange(W, device=num_windows.device) < num_windows[:, None]  # (N, W)
         total = (logits * in_use[..., None]).sum(2)  # (l, N, C)
@@ -174,13 +181,14 @@ class Routers(nn.Module):
         return RouterRoute(self)
 
     def key(self):
-        """What tells these routers from all others, as plain values; None for a subclass, which may
-        compute otherwise."""
+        """What tells these routers from all others, as plain values: answers are cached under it.
+        None for a subclass, which may compute otherwise."""
         if type(self) is not Routers:
             return None
         weights = hashlib.sha256()
         for name, tensor in self.state_dict().items():  # the guard's too, if there is one
-            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            description = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            weights.update(description.encode())
             weights.update(tensor.float().cpu().numpy().tobytes())
         return [self.windows, self.width, weights.hexdigest()]
 
@@ -195,7 +203,8 @@ class Routers(nn.Module):
         they are another model's."""
         tensors, metadata = router_file.read(file, model.fingerprint(), model.config.num_layers,
                                              model.config.hidden_size)
-        routers = cls(*(metadata[name] for name in SIZES))
+        sizes = [metadata[name] for name in SIZES]
+        routers = cls(*sizes)
         routers.metadata = metadata
         for name, tensor in tensors.items():
             setattr(routers, name, tensor if name in GUARD else nn.Parameter(tensor))
@@ -206,11 +215,12 @@ class RouterRoute:
     """Routers as a Route. Their decisions are formed in this order:
 
     1. logits, plus depth_bias times the number of passes (0, 1, 2) of each decision;
-    2. guard: a layer for which the prompt is out of distribution has decided to execute;
-       guard=False trusts the routers on any prompt, as the paper does;
+    2. guard: a layer for which the prompt is out of distribution executes; guard=False trusts the
+       routers on any prompt, as the paper does;
     3. control, the paper's p: at -0.5 nothing changes, -1 skips and 1 repeats every layer, also
        for prompts out of distribution;
-    4. allowed: the likeliest of the decisions that are allowed. The guard may always execute.
+    4. allowed, for experiments that forbid a decision: the likeliest allowed decision is taken; a
+       layer that the guard executes may execute even if that is not allowed.
     """
 
     def __init__(self, routers, depth_bias=0.0, control=ROUTERS_THEMSELVES, guard=True,
@@ -231,7 +241,8 @@ class RouterRoute:
 
     def logits(self, layer, pooled, num_windows):
         """(B, C) of one layer's router, with the depth bias."""
-        logits = self.routers(pooled[:, None], num_windows, slice(layer, layer + 1))[:, 0]
+        one_layer = slice(layer, layer + 1)
+        logits = self.routers(pooled[:, None], num_windows, one_layer)[:, 0]  # (B, C)
         return logits + self.depth_bias * PASSES.to(logits.device)
 
     def __call__(self, layer, hidden, lengths):

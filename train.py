@@ -1,12 +1,14 @@
 """The main job: searches, labels, routers, and a first evaluation, in one command.
 
-Paper §3.3. The questions are searched first if they were not yet (label.py). Under teacher forcing
-the hidden states along a labelled path do not depend on the routers, so the pooled windows are
-computed once; the 25 epochs are then a small MLP problem over all layers at once.
+Paper §3.3. Questions that have not been searched yet are searched first (label.py). Under teacher
+forcing (the labelled paths are run, not the routers' decisions) the hidden states do not depend on
+the routers, so the pooled windows are computed once; the 25 epochs are then a small MLP problem
+over all layers at once.
 
 Ours: which correct path becomes the label is a choice (--choose, see choose.py; `shortest` is the
 paper's), and an out-of-distribution guard leaves the base model alone on prompts unlike the
-training questions (--no-guard).
+training questions (--no-guard). Under torchrun, processes share the work. In a single process,
+`shared_map` is map, `wait` does nothing, and `is_first` is true.
 
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --out runs/mine            arithmetic of the model's own level
@@ -26,25 +28,25 @@ from pathlib import Path
 import torch
 
 import cli
-from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP,
-                    consensus_of_neighbours, frontier, candidate_paths, similarity_space)
+from answers import (answer, batches, cached_grade_paths, get_answers, prompts_that_fit,
+                     what_answers_depend_on)
+from base_check import check_base_model, make_arithmetic, margin
+from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP, candidate_paths,
+                    consensus_of_neighbours, frontier, standardised, states_at_depths)
+from cli import bounds, percent, progress_bar
 from drllm import RouterRoute, Routers, class_weights, fit_guard, focal_loss, pool_windows
 from evaluate import compare, interval, report
-from label import (content_hash, header, label, make_arithmetic, margin, plain_model,
-                   summary)
+from label import header, label, summary
 from mcts import SearchConfig
-from model_llama import FixedRoute, load_model, load_tokenizer, pad, prefill
+from model_llama import FixedRoute, load, pad, prefill
 from paths import DECISIONS, EXECUTE, blocks, default_path
+from questions.arithmetic import held_out_kinds
+from questions.loading import disjoint, load_all, split
 from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, locked, mapped_zeros, write_json
 from storage.processes import is_first, process, shared_map, wait
-from cli import progress_bar
-from questions.arithmetic import held_out_kinds
-from questions.loading import disjoint, load_all, split
-from storage.run_folder import (claim, read_candidate_paths, read_fixed_paths, take,
-                                write_candidate_paths, write_kinds)
-from answers import (answer, batches, cached_answers, cached_grade_paths, prompts_that_fit,
-                     tokenizer_key, what_answers_depend_on)
+from storage.run_folder import (read_candidate_paths, read_fixed_paths, refuse_other_run,
+                                replace_other_run, write_candidate_paths, write_kinds)
 
 # N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
 
@@ -66,8 +68,11 @@ class TrainConfig:
 
 # ---- features: what the routers see ----
 
+FEATURE_BATCH = 256  # prompts
+
+
 @torch.inference_mode()
-def features(model, prompts, decisions, windows=8, batch_size=256, folder=None):
+def features(model, prompts, decisions, windows=8, batch_size=FEATURE_BATCH, folder=None):
     """(pooled (N, L, W, D) float32 on the CPU, windows in use (N,)): what routers would see along
     decisions (N, L). folder: where they are mapped to a file; None: all is in memory."""
     size = (len(prompts), model.config.num_layers, windows, model.config.hidden_size)
@@ -143,8 +148,8 @@ def learning_rate(step, steps, config):
 
 
 def execute_always(routers):
-    """Makes routers execute every layer for any prompt: labels that all execute leave open what
-    happens on other prompts, since the initial weights may fit them without a step."""
+    """Makes routers execute every layer for any prompt. Labels that all say execute do not
+    determine what happens on other prompts, since the initial weights may already fit them."""
     routers.w2.zero_()
     routers.b2.zero_()
     routers.b2[..., EXECUTE] = 1.0
@@ -153,14 +158,13 @@ def execute_always(routers):
 # ---- a run ----
 
 class Run:
-    """The questions, the model, the folder and the settings of one training run."""
+    """The questions, the model, the folder, the settings and the answer cache of a training run."""
 
     def __init__(self, args):
         self.args, self.out = args, args.out
         self.search = SearchConfig(simulations=args.simulations, stop_when_repaired=False)
         self.config = TrainConfig(guard=not args.no_guard)
-        self.tokenizer = load_tokenizer(args.model)
-        self.model = load_model(args.model, args.device, cli.DTYPES.get(args.dtype))
+        self.tokenizer, self.model = load(args)
         self.kinds = None  # of arithmetic, if the model is asked that
         if cli.asks_arithmetic(args):
             self.training, self.held_out, self.kinds = make_arithmetic(
@@ -174,7 +178,7 @@ class Run:
             held_out = held_out_kinds(list(self.kinds["shares"]))
             settings["data"] = []  # none of the default's
             settings["arithmetic"] = {"shares": self.kinds["shares"], "held_out": held_out}
-        # as config.json gives them back, with which they are compared: a Path is text there
+        # they are compared with those of config.json, where a Path, for example, is text
         self.settings = json.loads(json.dumps(settings, default=str))
         self.cache = AnswerCache()  # until the folder is this process's alone
 
@@ -202,7 +206,8 @@ def load_data(args):
 
 class Evidence:
     """What a choice of label may look at (choose.Choice): the training questions' prompts and the
-    records of their searches; what is expensive is computed when it is first asked for."""
+    records of their searches. What is expensive is computed when it is first needed, by all
+    processes together: choose.label_by_consensus needs the candidates, which need the space."""
 
     def __init__(self, run, prompts, records):
         self.run, self.prompts = run, prompts
@@ -213,10 +218,16 @@ class Evidence:
 
     @cached_property
     def space(self):
-        """(N, S): similar questions are near each other."""
-        default = torch.tensor([default_path(self.num_layers)] * len(self.prompts))
-        pooled, num_windows = features(self.model, self.prompts, default, folder=self.run.out)
-        return similarity_space(pooled, num_windows)
+        """(N, S): similar questions are near each other. Each process runs some of the batches."""
+        def describe(numbers):
+            prompts = [self.prompts[n] for n in numbers]
+            default = torch.tensor([default_path(self.num_layers)] * len(prompts))
+            return states_at_depths(*features(self.model, prompts, default, folder=self.run.out))
+
+        groups = list(batches(self.prompts, FEATURE_BATCH))
+        described = torch.cat(shared_map(describe, groups))
+        place = torch.tensor(sum(groups, [])).argsort()
+        return standardised(described[place])
 
     @cached_property
     def candidates(self):
@@ -224,7 +235,7 @@ class Evidence:
         run, file = self.run, self.run.out / "paths.json"
         key = {"labels": header(run.model, run.search, run.args.seed),
                "clusters": run.args.clusters,
-               "questions": digest(*map(content_hash, self.prompts))}
+               "questions": digest(*(prompt.key() for prompt in self.prompts))}
         stored = read_candidate_paths(file, key, self.num_layers, len(self.prompts))
         if stored is not None:
             paths, correct = stored
@@ -236,8 +247,26 @@ class Evidence:
             write_candidate_paths(file, key, paths, correct.tolist(), frontier(paths, correct))
         return paths, correct
 
+    def consensus(self, numbers=None):
+        """(labels, cost per layer) by consensus among the questions of these numbers, by default
+        all. The run's cache has those of an earlier start, which then need no `space`."""
+        paths, correct = self.candidates
+        if numbers is None:
+            numbers = torch.arange(len(self.prompts))
+
+        def choose_labels():
+            return consensus_of_neighbours(self.space[numbers], correct[numbers], paths,
+                                           self.cost_per_layer)
+
+        about = ["consensus", numbers.tolist(), paths, correct.tolist(), self.cost_per_layer,
+                 source_hash("choose.py", "train.py"),
+                 *what_answers_depend_on(self.model, self.tokenizer, self.prompts)]
+        labels, cost_per_layer = self.run.cache.get(about, choose_labels)
+        labels = [None if path is None else tuple(path) for path in labels]  # JSON has lists
+        return labels, cost_per_layer
+
     def routing_pays(self):
-        """Whether routers that learn by consensus are expected to pay; prints why."""
+        """Whether routers that learn by consensus are expected to pay off; prints why."""
         gains, layers = cross_validate(self)
         pays = routing_pays(gains, layers, self.num_layers)
         print(expectation(gains, layers, self.num_layers, pays))
@@ -252,82 +281,6 @@ def labels_of(choice, evidence):
         raise InputError(f"{evidence.run.out}: {number} questions with a label by --choose "
                          f"{choice}; routers need {SMALLEST_GROUP}. Another --choose may do")
     return labels
-
-
-# ---- is routing expected to pay? ----
-
-FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
-TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
-WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
-
-
-def routing_pays(gains, layers, num_layers):
-    """True if more answers are correct, or if layers are saved and accuracy is not lost: both by
-    the lower end of the gain's interval. gains, layers (N,): of each training question."""
-    low, _ = interval(gains)
-    if low > 0:
-        return True
-    saves_layers = bool(layers.mean() < WORTHWHILE_DEPTH * num_layers)
-    return saves_layers and low > -TOLERATED_LOSS
-
-
-def cross_validate(evidence):
-    """(gains over the default path (N,), layers (N,)): each training question is answered by
-    routers that learned from the other folds by consensus.
-
-    The candidate paths were chosen on all questions, so the gains are a little too high.
-    """
-    run, prompts = evidence.run, evidence.prompts
-    space = evidence.space
-    paths, correct = evidence.candidates
-
-    def answered_by_routers(others, held_out, labels):
-        [routers] = train_routers(run.model, [prompts[n] for n in others], labels, run.config,
-                                  [run.args.seed], run.args.device, run.out)
-        return answer(run.model, run.tokenizer, [prompts[n] for n in held_out], routers.route,
-                      run.args.batch_size)
-
-    fold_of = [int(digest(p.question.id, "fold"), 16) % FOLDS for p in prompts]
-    fold_of = torch.tensor(fold_of)
-    # a fold whose routers have too little to learn from stays on the default path
-    gains = torch.zeros(len(prompts))
-    layers = torch.full((len(prompts),), float(evidence.num_layers))
-
-    def answers_of_fold(fold):
-        others = (fold_of != fold).nonzero()[:, 0]
-        held_out = (fold_of == fold).nonzero()[:, 0]
-        if correct[others].any(1).sum() < SMALLEST_GROUP:
-            return None
-        labels, _ = consensus_of_neighbours(space[others], correct[others], paths,
-                                            evidence.cost_per_layer)
-        # these answers are also those of routers trained here, with these settings
-        about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
-                 *what_answers_depend_on(run.model), tokenizer_key(run.tokenizer),
-                 *(prompt.key() for prompt in prompts)]
-        make = partial(answered_by_routers, others, held_out, labels)
-        return cached_answers(run.cache, about, make)
-
-    with progress_bar(total=FOLDS, desc="is routing expected to pay?", unit="fold") as bar:
-        answered = shared_map(answers_of_fold, range(FOLDS), bar.update)
-    for fold, made in enumerate(answered):
-        if made is not None:
-            held_out = fold_of == fold
-            gains[held_out] = made.correct - correct[held_out, 0].float()
-            layers[held_out] = blocks(made.decisions).float()
-    return gains, layers
-
-
-def expectation(gains, layers, num_layers, pays):
-    """The sentence on what routing is expected to do. gains, layers (N,): see cross_validate."""
-    low, high = interval(gains)
-    figures = (f"{100 * gains.mean():+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] at "
-               f"{layers.mean():.2f} of {num_layers} layers")
-    verdict = "routing is expected to pay on this model"
-    if not pays:
-        verdict = ("routing is not expected to pay on this model, so the routers execute every "
-                   "layer (--choose consensus trains others all the same)")
-    return (f"expected on new questions, cross-validated on {len(gains)} training questions: "
-            f"{figures}: {verdict}")
 
 
 # ---- the steps of a run ----
@@ -348,12 +301,12 @@ def prepare_questions(run):
     print(f"{args.model}: {len(training)} training questions{along}, {len(tests)} test questions, "
           f"into {run.out}")
     prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
-    claim(run.out, run.settings, args.overwrite)
+    refuse_other_run(run.out, run.settings, args.overwrite)
     if is_first():
         write_kinds(run.out, model.fingerprint(), run.kinds)
     print_warnings(args, len(tests))
-    run.cache = AnswerCache(run.out / "answers.jsonl")
-    run.store_base_answers = plain_model(model, tokenizer, prompts, args, not args.force, run.cache)
+    run.cache = AnswerCache(run.out / "answers.jsonl", writes=False)  # the run may yet be refused
+    check_base_model(model, tokenizer, prompts, args, run.cache, refuse=not args.force)
     return prompts, tests, too_long
 
 
@@ -372,51 +325,55 @@ def print_warnings(args, num_tests):
 def search_questions(run, prompts):
     """The search record of each training question. InputError if too few have a correct path."""
     args, file = run.args, run.out / "labels.jsonl"
-    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size,
-                 args.memory)
-    print(f"labels: {len(rows)} questions; {summary(rows)}")
-    answered = sum(bool(row["correct"]) for row in rows)
+    records = label(run.model, run.tokenizer, prompts, file, run.search, args.seed,
+                    args.batch_size, args.memory)
+    print(f"labels: {len(records)} questions; {summary(records)}")
+    answered = sum(bool(record["correct"]) for record in records)
     if answered < SMALLEST_GROUP:
         raise InputError(f"{file}: {answered} questions with a correct path; routers need "
                          f"{SMALLEST_GROUP}. The others are beyond this model, or it does not "
                          "answer in the form asked for (a letter, or \\boxed{})")
-    return rows
+    return records
+
+
+def router_metadata(run, choice, prompts, labels):
+    """What a router file says of the run, and of the labels that the routers learned from."""
+    labelled = [(prompt.key(), path) for prompt, path in zip(prompts, labels) if path is not None]
+    keys = [key for key, _ in labelled]
+    paths = [path for _, path in labelled]
+    has_options = any(prompt.question.choices for prompt in prompts)
+    return {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
+            "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
+            "score": run.args.score if has_options else None, "begin": run.args.begin,
+            "labels": len(labelled), "label_hash": digest(*keys, paths)}
 
 
 def load_or_train(run, choice, prompts, labels, seeds):
     """Routers of every seed for the labels of one choice: from the run's folder, or trained now and
     stored there."""
-    labelled = [(content_hash(prompt), path) for prompt, path in zip(prompts, labels)
-                if path is not None]
-    hashes = [content for content, _ in labelled]
-    paths = [path for _, path in labelled]
-    has_options = any(prompt.question.choices for prompt in prompts)
-    notes = {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
-             "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
-             "score": run.args.score if has_options else None, "begin": run.args.begin,
-             "labels": len(labelled), "label_hash": digest(*hashes, paths)}
+    metadata = router_metadata(run, choice, prompts, labels)
     file_of = {seed: run.out / "routers" / f"{choice}-{seed}.safetensors" for seed in seeds}
     routers_of = {}
     for seed, file in file_of.items():
         if file.exists():
             stored = Routers.load(file, run.model)
-            if notes.items() <= stored.metadata.items():  # trained on these very labels
+            if metadata.items() <= stored.metadata.items():  # trained on these very labels
                 routers_of[seed] = stored
 
     missing = [seed for seed in seeds if seed not in routers_of]
     wait()  # all processes have seen the same files; now each trains some of the seeds
     rank, world = process()
-    mine = missing[rank::world]
-    if mine:
-        for routers in train_routers(run.model, prompts, labels, run.config, mine,
+    my_seeds = missing[rank::world]
+    if my_seeds:
+        for routers in train_routers(run.model, prompts, labels, run.config, my_seeds,
                                      run.args.device, run.out):
             seed = routers.metadata["seed"]
-            routers.metadata = notes | routers.metadata
+            routers.metadata = metadata | routers.metadata
             routers.save(file_of[seed])
             routers_of[seed] = routers
     wait()
     for seed in missing:
-        if seed not in mine:
+        if seed not in my_seeds:
             routers_of[seed] = Routers.load(file_of[seed], run.model)
     return [routers_of[seed] for seed in seeds]
 
@@ -444,6 +401,82 @@ def compare_on_tests(run, tests, routers, fixed_paths, too_long):
                     batch_size=args.batch_size, cache=run.cache)
     report(table, "dr.llm", out, args.seed,
            {"command": " ".join(sys.argv), "too_long": too_long})
+
+
+# ---- is routing expected to pay off? ----
+
+FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
+TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
+WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
+
+
+def routing_pays(gains, layers, num_layers):
+    """True if more answers are correct, or if layers are saved and accuracy is not lost: both by
+    the lower end of the gain's interval. gains, layers (N,): of each training question."""
+    low, _ = interval(gains)
+    if low > 0:
+        return True
+    saves_layers = bool(layers.mean() < WORTHWHILE_DEPTH * num_layers)
+    return saves_layers and low > -TOLERATED_LOSS
+
+
+def cross_validate(evidence):
+    """(gains over the default path (N,), layers (N,)): each training question is answered by
+    routers that learned by consensus from the other *folds*, which are parts of the questions.
+
+    The candidate paths were chosen on all questions, so the gains are a little too high.
+    """
+    _, correct = evidence.candidates
+    fold_of = torch.tensor([int(digest(prompt.question.id, "fold"), 16) % FOLDS
+                            for prompt in evidence.prompts])
+    labels_for = {}  # {fold: the labels of the questions of all other folds}
+    for fold in range(FOLDS):
+        others = (fold_of != fold).nonzero()[:, 0]
+        # a fold whose routers have too little to learn from stays on the default path
+        if correct[others].any(1).sum() >= SMALLEST_GROUP:
+            labels_for[fold], _ = evidence.consensus(others)
+
+    with progress_bar(total=len(labels_for), desc="expected gain", unit="fold") as bar:
+        answered = shared_map(
+            lambda fold: answers_of_fold(evidence, fold, fold_of, labels_for[fold]),
+            labels_for, bar.update)
+    gains = torch.zeros(len(evidence.prompts))
+    layers = torch.full((len(evidence.prompts),), float(evidence.num_layers))
+    for fold, answers in zip(labels_for, answered):
+        held_out = fold_of == fold
+        gains[held_out] = answers.correct - correct[held_out, 0].float()
+        layers[held_out] = blocks(answers.decisions).float()
+    return gains, layers
+
+
+def answers_of_fold(evidence, fold, fold_of, labels):
+    """The Answers to a fold's questions by routers that learned the labels of all other folds."""
+    run, prompts = evidence.run, evidence.prompts
+
+    def train_and_answer():
+        others = [prompts[n] for n in (fold_of != fold).nonzero()[:, 0]]
+        held_out = [prompts[n] for n in (fold_of == fold).nonzero()[:, 0]]
+        [routers] = train_routers(run.model, others, labels, run.config, [run.args.seed],
+                                  run.args.device, run.out)
+        return answer(run.model, run.tokenizer, held_out, routers.route, run.args.batch_size)
+
+    # these answers are also those of routers trained here, with these settings
+    about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
+             *what_answers_depend_on(run.model, run.tokenizer, prompts)]
+    return get_answers(run.cache, about, train_and_answer)
+
+
+def expectation(gains, layers, num_layers, pays):
+    """The sentence on what routing is expected to do. gains, layers (N,): see cross_validate."""
+    low, high = interval(gains)
+    figures = (f"{percent(gains.mean(), sign=True)} points {bounds((low, high))} at "
+               f"{layers.mean():.2f} of {num_layers} layers")
+    verdict = "routing is expected to pay off on this model"
+    if not pays:
+        verdict = ("routing is not expected to pay off on this model, so the routers execute every "
+                   "layer (--choose consensus trains others all the same)")
+    return (f"expected on new questions, cross-validated on {len(gains)} training questions: "
+            f"{figures}: {verdict}")
 
 
 # ---- the command ----
@@ -481,8 +514,9 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    """Locks the folder; checks all that may refuse the run; searches; makes the folder this run's
+    own; then labels, routers and the table."""
     args = parse_args(argv)
-    cli.use_device(args)
     began, run = time.time(), Run(args)
     with locked(args.out) if is_first() else contextlib.nullcontext():
         wait()  # the first process holds the folder for all
@@ -490,12 +524,12 @@ def main(argv=None):
         records, choices = None, [args.choose]
         if CHOICES[args.choose].needs_search:
             records = search_questions(run, prompts)
-            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the paper's row is beside ours
+            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the table has both
         wait()
-        if is_first():
-            take(args.out, run.settings)  # only now: the refusals above cost another run nothing
+        if is_first():  # only now: what was refused above has cost another run nothing
+            replace_other_run(args.out, run.settings)
         wait()
-        run.store_base_answers()
+        run.cache.start_writing()
 
         evidence = Evidence(run, prompts, records)
         labels = {choice: labels_of(choice, evidence) for choice in choices}

@@ -1,1 +1,1 @@
-"""A Hugging Face model folder, read without Hugging Face code: config, weights, tokenizer."""
+"""Reads a Hugging Face model folder without Hugging Face code: config, weights, tokenizer."""

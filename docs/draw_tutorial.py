@@ -179,8 +179,8 @@ def windows():
                   text(x + 40, 321, word, "on" if n else "faint", "middle")]
     parts.append(text(340, 321, "the largest decides", "faint"))
     return page(350, "21 tokens pass in pairs into 8 windows; the last five are in no window. "
-                "Every window's mean passes the same network. The mean of the results gives "
-                "three logits for skip, execute and repeat; the largest decides.", *parts)
+                "Every window's mean passes through the same network. The mean of the results "
+                "gives three logits for skip, execute and repeat; the largest decides.", *parts)
 
 
 def label():
@@ -188,8 +188,8 @@ def label():
     rng = random.Random(4)
     steps = (("Group similar questions", "by their mean hidden states"),
              ("Estimate every edit's effect", "repeat layer 2: +0.56; skip layer 0: +0.11"),
-             ("Combine the best edits", "into candidate paths, asked of every question"),
-             ("Choose a correct one", "the neighbours' share, less a cost per layer"))
+             ("Combine the best edits", "into candidate paths, tried on every question"),
+             ("Choose a correct one", "the neighbours' share, minus a cost per layer"))
     parts = []
     for n, (title, words) in enumerate(steps):
         y = 24 + 112 * n
@@ -205,11 +205,10 @@ def label():
         parts += [box(x, y, size, 14, kind), text(x + size + 8, y + 12, word, "small")]
     for n, path in enumerate(((1, 1, 1), (1, 1, 2), (0, 1, 2))):  # step 3
         parts += [small_path(path, 64 + 90 * n, 304)]
-    values = (("0.55", (1, 1, 2)), ("0.35", (0, 1, 2)))
-    for n, (value, path) in enumerate(values):  # step 4
-        x = 64 + 150 * n
-        parts += [small_path(path, x, 416), text(x + 42, 425, f"value {value}",
-                                                 "faint" if n else "good")]
+    values = (("0.75 - 0.20 = 0.55", (1, 1, 2)), ("0.50 - 0.15 = 0.35", (0, 1, 2)))
+    for n, (value, path) in enumerate(values):  # step 4: at a cost of 0.05 per layer
+        x = 64 + 200 * n
+        parts += [small_path(path, x, 416), text(x + 42, 425, value, "faint" if n else "good")]
     return page(452, "Four steps. 1: similar questions are grouped. 2: the effect of every single "
                 "edit is estimated. 3: the best edits are combined into candidate paths. 4: each "
                 "question takes the correct candidate path with the highest value.", *parts)

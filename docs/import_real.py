@@ -15,8 +15,10 @@ second run is imported, too.
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, CELLS, over_fixed_paths, signed
+from make_results import ASSETS, CELLS, signed
 
 import cli
 from evaluate import ACTIONS
@@ -70,6 +72,15 @@ def searched(run):
 
 
 # ---- the routes side by side ----
+
+def over_fixed_paths(metrics, route):
+    """Accuracy over the best fixed paths, mixed so that they have the route's mean depth; beyond
+    the longest or shortest of them, over that one."""
+    figures, points = metrics["routes"][route], metrics["fixed"]
+    mixed = np.interp(figures["layers"], [point["layers"] for point in points],
+                      [point["accuracy"] for point in points])
+    return figures["accuracy"] - float(mixed)
+
 
 def routes(safe, consensus):
     """Rows of every route in domain, from the metrics of the two runs."""

@@ -1,11 +1,11 @@
-"""Writes docs/results.md and docs/real_model.md, the README's tables and its picture.
+"""Writes docs/results.md and docs/real_models.md, the README's tables and its picture.
 
     .venv/bin/python docs/make_results.py
 
 The results are in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
-real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from
-what a command printed, each with that command. The words of a page are in its template, where
-$name is one of the tables.
+real.json, which import_real.py writes except for its table `summary`, and measured.json, whose
+tables were copied by hand from what a command printed, each with that command. The words of a page
+are in its template, where $name is one of the tables.
 """
 import ast
 import string
@@ -30,8 +30,9 @@ NAMES = {"vanilla": "base model", "dr.llm": "Dr.LLM, {}", "dr.llm shortest": "Dr
 OF_ALL = ("figure5", "table6", "frontier")  # experiments shown for every base model
 IN_THE_PAPER = {  # the reader's files, in the order of reading, and what of the paper is in them
     "paths": "§3.1", "model_llama": "§3.1", "mcts": "§3.2, Algorithm 1, Eq. 2",
-    "drllm": "§3.1, §3.3", "answers": "Appendix A", "label": "§3.2, Table 2",
-    "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4", "train": "§3.3"}
+    "drllm": "§3.1, §3.3", "answers": "Appendix A", "base_check": "ours",
+    "label": "§3.2, Table 2", "choose": "§3.2; mostly ours", "evaluate": "Tables 3 and 4",
+    "train": "§3.3"}
 FILES = ("cli", *IN_THE_PAPER)  # of the top level
 ROOMS = ("storage", "questions", "checkpoint", "experiments", "tools")
 
@@ -103,9 +104,12 @@ def paper_tables(paper):
         for row in (row for key in OF_ALL for row in found[key]):
             bases.setdefault(row["name"], {"name": row["name"]})[base] = " @ ".join(
                 CELLS[key](row) for key in ("over fixed paths", "layers"))
-    both = lambda *keys: table(["name", *paper], [
-        bases[row["name"]] for key in keys for row in own[key]
-        if not row["name"].startswith("fixed")])
+
+    def of_all(*keys):
+        names = [row["name"] for key in keys for row in own[key]]
+        rows = [bases[name] for name in names if not name.startswith("fixed")]
+        return table(["name", *paper], rows)
+
     return {"methods": table(["name", "accuracy %", "layers", "gain", "over fixed paths"],
                              own["table5"]),
             "losses": table(["name", "accuracy %", "sd", "layers", "over fixed paths"],
@@ -114,7 +118,7 @@ def paper_tables(paper):
                              [row for row in own["ood"] if "in" in row]),
             "families": table(["name", "without guard", "guard", "guard, interval"],
                               [row for row in own["ood"] if "bare" in row]),
-            "shapes": both("figure5", "table6"), "frontier": both("frontier")}
+            "shapes": of_all("figure5", "table6"), "frontier": of_all("frontier")}
 
 
 def measured_table(stored):
@@ -137,80 +141,89 @@ def results():
                             **paper_tables(paper))
 
 
-def real_model():
-    """The text of real_model.md."""
-    words = string.Template((DOCS / "real_model.template.md").read_text(encoding="utf-8"))
+PAPERS_SEARCH = {  # its Table 2 and Figure 9
+    "layers saved if the default path is correct": "1.82 of 28 to 32",
+    "incorrect ones corrected": "about 30%",
+    "shortest labels, skip / execute / repeat": "7.6 / 90 / 2.3%"}
+
+
+def runs_tables(runs):
+    """The tables of the runs on independently pretrained models. runs: {model and questions: what
+    import_real.py imported}."""
+    search = []
+    for label in next(iter(runs.values()))["search"]:
+        columns = [run["search"][label] for run in runs.values()]
+        search.append([label, *columns, PAPERS_SEARCH.get(label, "")])
+    made = {
+        "run_search": (["", *runs, "the paper, 3 to 8 billion weights"], search),
+        "run_routes": (["run", "route", "accuracy %", "gain", "layers", "over fixed paths"],
+                       rows_of_runs(runs, "routes")),
+        "run_tasks": (["run", "kind", "n", "base model", "Dr.LLM, consensus", "Dr.LLM, the paper's"],
+                      rows_of_runs(runs, "tasks"))}
+    first, *others = [f"{run['command']}` ({run['note']})" for run in runs.values()]
+    measured_by = "".join([first, *(f", `{other}" for other in others)])
+    return {name: f"{text_table(head, rows)}\n\nMeasured by `{measured_by}."
+            for name, (head, rows) in made.items()}
+
+
+def rows_of_runs(runs, part):
+    """The rows of one part of every run, after the run's name, which is not repeated."""
+    return [[name if number == 0 else "", *row] for name, run in runs.items()
+            for number, row in enumerate(run[part])]
+
+
+def text_table(head, rows):
+    """Markdown of cells that are texts."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def real_models():
+    """The text of real_models.md."""
+    words = string.Template((DOCS / "real_models.template.md").read_text(encoding="utf-8"))
     tables = read_json(ASSETS / "real.json")
-    luck = "\n".join(tables.pop("luck"))
-    made = {name: measured_table(t) for name, t in tables.items()} | {"luck": luck}
-    made |= {name: measured_table(t) for name, t in read_json(ASSETS / "measured.json").items()
-             if name.startswith("real_")}
-    tried = tables["search"]["rows"][-1][2].split(" / ")[1]  # of ARC, if the default was incorrect
-    return words.substitute(made, tried=tried)
+    made = {"luck": "\n".join(tables.pop("luck"))} | runs_tables(tables.pop("runs"))
+    tables |= read_json(ASSETS / "routability.json")
+    tables |= {name: stored for name, stored in read_json(ASSETS / "measured.json").items()
+               if name.startswith("real_")}
+    return words.substitute(made | {name: measured_table(t) for name, t in tables.items()})
 
 
-NOT_MEASURED = "not measured"
-SUMMARY = ("model", "labels", "gain over the base model", "layers", "the part that is routing")
+SUMMARY = ("model", "gain, our labels", "gain over fixed paths", "gain, the paper's labels")
 
 
-def over_fixed_paths(metrics, route):
-    """Points of accuracy over the best fixed paths, mixed so that they have the route's depth."""
-    figures, points = metrics["routes"][route], metrics["fixed"]
-    for shorter, longer in zip(points, points[1:]):
-        share = (figures["layers"] - shorter["layers"]) / (longer["layers"] - shorter["layers"])
-        if 0 <= share <= 1:
-            mixed = (1 - share) * shorter["accuracy"] + share * longer["accuracy"]
-            return figures["accuracy"] - mixed
-    raise InputError(f"route {route}: no fixed paths around {figures['layers']:.2f} layers")
-
-
-def row_named(tables, key, name):
-    """{column: text} of the first row with such a name, of a table as in measured.json."""
-    stored = tables[key]
+def row_named(stored, name):
+    """{column: text} of the first row of this name, of a table as in measured.json."""
     for row in stored["rows"]:
-        if row[0].startswith(name):
+        if row[0] == name:
             return dict(zip(stored["head"], row))
-    raise InputError(f"table {key}: no row {name}")
+    raise InputError(f"no row {name}")
 
 
-def demo_lines():
-    """The README's lines on the demo: model, labels, gain, layers, the part that is routing."""
-    metrics = read_json(ASSETS / "demo.json")["metrics"]
-    ours = row_named(read_json(ASSETS / "measured.json"), "choices", "consensus")
-    papers_routing = signed(over_fixed_paths(metrics, "dr.llm shortest"))
-    for route, labels, routing in (
-            ("dr.llm", "ours", f"**{ours['over fixed paths of the same depth']}**"),
-            ("dr.llm shortest", "the paper's", papers_routing)):
-        figures = metrics["routes"][route]
-        yield ("the demo, 12 layers", labels, CELLS["gain"](figures), CELLS["layers"](figures),
-               routing)
+def demo_line():
+    """The README's cells on the demo."""
+    routes = read_json(ASSETS / "demo.json")["metrics"]["routes"]
+    choices = read_json(ASSETS / "measured.json")["choices"]
+
+    def gain_at_layers(route):
+        return f"{CELLS['gain'](routes[route])} @ {CELLS['layers'](routes[route])}"
+
+    ours, papers = gain_at_layers("dr.llm"), gain_at_layers("dr.llm shortest")
+    over_fixed = row_named(choices, "consensus")["over fixed paths of the same depth"]
+    return "the demo, 12 layers", ours, over_fixed, papers
 
 
 def real_lines():
-    """The README's lines on the really pretrained models."""
-    real, measured = read_json(ASSETS / "real.json"), read_json(ASSETS / "measured.json")
-    smol = "SmolLM2-135M, 30 layers"
-    over = {"Dr.LLM, consensus": row_named(real, "table5", "Dr.LLM")["over fixed paths"],
-            "Dr.LLM, safe": row_named(real, "table5", "base model")["over fixed paths"]}
-    for route, labels in (("Dr.LLM, safe", "ours, the default (*safe*)"),
-                          ("Dr.LLM, consensus", "ours, without its check"),
-                          ("Dr.LLM, the paper's", "the paper's")):
-        row = row_named(real, "arithmetic_routes", route)
-        yield smol, labels, row["gain"], row["layers of 30"], over.get(route, NOT_MEASURED)
-    row = row_named(real, "rules_learned", "Dr.LLM")
-    yield smol, "a log-probability rule, no search", row["gain"], row["layers"], NOT_MEASURED
-    row = row_named(measured, "real_qwen", "skips and repeats; log-probability; 2; nearest")
-    gain, layers = row["400 test problems"].split(" @ ")
-    yield "Qwen2.5-Coder-0.5B, 24 layers", "the same rule †", gain, layers, NOT_MEASURED
+    """The README's cells on independently pretrained models, a line per run of train.py."""
+    for name, run in read_json(ASSETS / "real.json")["runs"].items():
+        rows = {route: figures for route, *figures in run["routes"]}
+        _, ours, layers, over_fixed = rows["Dr.LLM, safe (the default)"]
+        _, papers, papers_layers, _ = rows["Dr.LLM, the paper's"]
+        yield name, f"{ours} @ {layers}", over_fixed, f"{papers} @ {papers_layers}"
 
 
 def summary_table():
     """Does it work? Every model that was measured, in one table."""
-    rows, above = [], None
-    for model, *cells in (*demo_lines(), *real_lines()):
-        rows.append(dict(zip(SUMMARY, ("" if model == above else model, *cells))))
-        above = model
-    return table(SUMMARY, rows)
+    return table(SUMMARY, [dict(zip(SUMMARY, line)) for line in (demo_line(), *real_lines())])
 
 
 def first_table():
@@ -257,7 +270,7 @@ def readme(text):
 def main():
     picture = draw(read_json(ASSETS / "demo.json")["picture"])
     for file, text in ((ASSETS / "paths.svg", picture), (DOCS / "results.md", results()),
-                       (DOCS / "real_model.md", real_model()),
+                       (DOCS / "real_models.md", real_models()),
                        (ROOT / "README.md", readme((ROOT / "README.md").read_text("utf-8")))):
         write_whole(file, lambda part, text=text: part.write_text(text, encoding="utf-8"))
 

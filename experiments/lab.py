@@ -14,15 +14,14 @@ import torch
 import cli
 import train
 from answers import prompts_that_fit
-from choose import confidence_if_correct, frontier, upper_hull
+from choose import DEPTHS, confidence_if_correct, frontier, upper_hull
 from cli import bounds, percent, progress_bar
 from drllm import RouterRoute, fit_guard
-from evaluate import Comparison, interval, summarise
+from evaluate import Comparison, interval, numbers_by_task, summarise
 from experiments import methods
-from experiments.statistics import fixed_paths_at, wilcoxon
-from label import content_hash
+from experiments.statistics import fixed_paths_at
 from model_llama import FixedRoute
-from paths import DECISIONS, blocks
+from paths import DECISIONS, blocks, with_decision
 from storage.answer_cache import digest
 from storage.files import InputError, read_json, write_json
 from storage.label_file import read_rows
@@ -32,7 +31,6 @@ INHERITED = ("simulations", "clusters", "seed", "choose", "cost_per_layer", "no_
              "score", "problems", "begin")  # settings that are the run's
 GIVEN = ("model", "device", "dtype", "data", "test", "skip_bad_rows", "batch_size")  # as flags
 SCREEN = 100         # training questions on which edited fixed paths are screened
-DEPTHS = (0.7, 1.4)  # of the model's: routing is compared with fixed paths between these
 
 # N questions   L layers   K paths
 
@@ -135,9 +133,9 @@ class FinishedRun:
 
 def same_of_each_task(prompts, limit):
     """At most `limit` prompts, the same number of every task."""
-    tasks = methods.numbers_by_task(prompts)
+    tasks = numbers_by_task(prompts)
     most = max(1, limit // max(1, len(tasks)))
-    taken = [n for numbers in tasks for n in numbers[:most]]
+    taken = [n for numbers in tasks.values() for n in numbers[:most]]
     return [prompts[n] for n in sorted(taken)]
 
 
@@ -190,8 +188,8 @@ class Lab:
         searches = self.records if self.stored_searches else []
         return {"model": self.settings["fingerprint"], "seeds": self.seeds,
                 **{name: self.settings[name] for name in (*INHERITED, "dtype", "train")},
-                "depth": self.args.depth, "labels": digest(searches),
-                "questions": digest([content_hash(p) for p in prompts])}
+                "labels": digest(searches),
+                "questions": digest([prompt.key() for prompt in prompts])}
 
     def row(self, name, make):
         """The row that make() returns. It is stored under its name, and made once."""
@@ -293,7 +291,6 @@ class Lab:
         outcome = self.own(table) if routes is None else table.ask("answers", routes, **view)
         base = table.outcomes["vanilla"]
         row = summarise(outcome, base, torch.ones(len(table.prompts)).bool())
-        row["p"] = wilcoxon(outcome.correct - base.correct)
         if in_domain:
             over = outcome.correct - fixed_paths_at(row["layers"], self.fixed_points)
             row |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
@@ -346,12 +343,13 @@ class Lab:
         for path in paths:
             for layer in range(self.L):
                 for code in range(len(DECISIONS)):
-                    edited[path[:layer] + (code,) + path[layer + 1:]] = None
+                    edited[with_decision(path, layer, code)] = None
         return [path for path in edited if blocks(path) == length]
 
     @cached_property
     def best_of_length(self):
-        """{length: (share of the training questions answered correctly, path)} in DEPTHS."""
+        """{length: (share of the training questions answered correctly, path)}, of the lengths that
+        candidate paths may have."""
         least, most = (share * self.L for share in DEPTHS)
         best_of = {}
         for length in range(math.ceil(least), math.floor(most) + 1):

@@ -26,7 +26,7 @@ from evaluate import interval
 from experiments.lab import Lab, add_run_flags, cells
 from experiments.statistics import is_corrected
 from model_llama import load_model
-from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal
+from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal, with_decision
 from questions.schemas import LETTERS
 from storage.files import write_json
 
@@ -48,7 +48,9 @@ def count_hits(tries, name="correct"):
     row = {"questions": len(ids), "asked": len(tries), name: int(hits.sum())}
     if len(ids) < 2:  # one question says nothing of others
         return row | {"share": float(hits.mean()) if tries else None, CI: [0.0, 1.0]}
-    share, size, hit = float(hits.mean()), np.bincount(owner), np.bincount(owner, hits)
+    share = float(hits.mean())
+    size = np.bincount(owner)  # tries per question
+    hit = np.bincount(owner, hits)  # hits per question
     low, high = interval(share + (hit - share * size) / size.mean())  # of a ratio, linearised
     # the rule of three, since a bootstrap of all hits or none has no width
     margin = 3 / len(ids) if share in (0, 1) else 0
@@ -57,7 +59,8 @@ def count_hits(tries, name="correct"):
 
 def in_words(row, name="correct"):
     """The counts in a few words."""
-    return f"{row[name]} of {row['asked']} ({percent(row['share'] or 0.0)}%)"
+    share = row["share"] or 0.0
+    return f"{row[name]} of {row['asked']} ({percent(share)}%)"
 
 
 def versus(mine, other):
@@ -65,7 +68,9 @@ def versus(mine, other):
     low, high = other if isinstance(other, list | tuple) else (other, other)
     if mine[0] > high:
         return "significantly more"
-    return "significantly less" if mine[1] < low else "not significantly more or less"
+    if mine[1] < low:
+        return "significantly less"
+    return "not significantly more or less"
 
 
 # ---- asking ----
@@ -91,10 +96,14 @@ def ask(lab, title, pairs, model=None, batch_size=None):
     """[(question id, whether it is answered correctly)] of [(prompt, path)]."""
     prompts = [prompt for prompt, _ in pairs]
     paths = torch.tensor([path for _, path in pairs])
-    model, batch_size = model or lab.model, batch_size or lab.args.batch_size
+    if model is None:
+        model = lab.model
+    if batch_size is None:
+        batch_size = lab.args.batch_size
     with progress_bar(total=len(pairs), desc=title, unit="answer") as bar:
         rewards, _ = grade_paths(model, lab.tokenizer, prompts, paths, batch_size, bar.update)
-    return [(prompt.question.id, hit) for prompt, hit in zip(prompts, (rewards > 0).tolist())]
+    hits = (rewards > 0).tolist()
+    return [(prompt.question.id, hit) for prompt, hit in zip(prompts, hits)]
 
 
 def ask_each(lab, title, prompts, paths):
@@ -116,11 +125,13 @@ def asked_again(lab):
     for dtype in ("float32", "bfloat16"):
         model = load_model(lab.args.model, lab.args.device, cli.DTYPES[dtype])
         for how, asked, size in (("alone", sample, 1), ("in batches", met, lab.args.batch_size)):
-            hits = ask(lab, f"{dtype}, {how}", [entry[:2] for entry in asked], model, size)
-            flips = [(name, not hit) for name, hit in hits]
-            for word, default in (("correct", True), ("incorrect", False)):
-                group = [flip for flip, (*_, was) in zip(flips, asked) if was == default]
-                rows.append({"asked again": f"{dtype}, {how}", "default path": word,
+            run = f"{dtype}, {how}"
+            hits = ask(lab, run, [(prompt, path) for prompt, path, _ in asked], model, size)
+            flips = {"correct": [], "incorrect": []}  # by the default path's answer
+            for (name, hit), (_, _, by_default) in zip(hits, asked):
+                flips["correct" if by_default else "incorrect"].append((name, not hit))
+            for word, group in flips.items():
+                rows.append({"asked again": run, "default path": word,
                              **count_hits(group, "flipped")})
         default_correct, corrected = rows[-2:]  # of the batches
         sentences.append(f"In {dtype} {in_words(default_correct, 'flipped')} flip if the default "
@@ -133,11 +144,13 @@ def asked_again(lab):
 def share_of_correct(lab):
     """The share of correct paths among all that the searches tried, beside that of luck."""
     rows, sentences = [], []
-    for kind, word in itertools.product(("multiple choice", "written"), ("correct", "incorrect")):
-        group = [(prompt.question, tried_paths(record))
-                 for prompt, record in zip(lab.labelled, lab.records)
-                 if bool(prompt.question.choices) == (kind == "multiple choice")
-                 and record["default_correct"] == (word == "correct")]
+    groups = {key: [] for key in itertools.product(("multiple choice", "written"),
+                                                   ("correct", "incorrect"))}
+    for prompt, record in zip(lab.labelled, lab.records):
+        kind = "multiple choice" if prompt.question.choices else "written"
+        word = "correct" if record["default_correct"] else "incorrect"
+        groups[kind, word].append((prompt.question, tried_paths(record)))
+    for (kind, word), group in groups.items():
         if not group:
             continue
         hits = [(q.id, is_correct) for q, tried in group for _, is_correct in tried]
@@ -224,11 +237,12 @@ def edit_undone(lab):
         if len(edited) < 2:  # a single edit undone leaves the default path, which is incorrect
             continue
         number += 1
-        undone += [(prompt, path[:l] + (EXECUTE,) + path[l + 1:]) for l in edited]
+        undone += [(prompt, with_decision(path, layer, EXECUTE)) for layer in edited]
         others += [(prompt.question.id, hit) for tried, hit in tried_paths(record) if tried != path]
     if not undone:
         return title, [], "No correction has two edits or more: nothing to undo."
-    remaining, other = count_hits(ask(lab, "one edit undone", undone)), count_hits(others)
+    remaining = count_hits(ask(lab, "one edit undone", undone))
+    other = count_hits(others)
     if_one = 1 - number / len(undone)  # all but one of each question's
     rows = [{"path": "one edit undone", **remaining, "if one did it all": if_one},
             {"path": "any other that was tried", **other}]
@@ -291,14 +305,15 @@ def single_edits(lab):
     strongest = effects.abs().argsort(descending=True, stable=True)[:STRONGEST]
     effect = effects[strongest]  # (K,)
     edits = [(n // len(EDITS), EDITS[n % len(EDITS)]) for n in strongest.tolist()]
-    paths = [default[:layer] + (code,) + default[layer + 1:] for layer, code in edits]
+    paths = [with_decision(default, layer, code) for layer, code in edits]
     correct = ask_each(lab, "single edits", lab.inside, [default, *paths]).float()
     gains = correct[:, 1:] - correct[:, :1]  # (N, K)
     rows = []
     for k, (layer, code) in enumerate(edits):
+        gain = gains[:, k]
         rows.append({"edit": f"{DECISIONS[code].name} {layer}", "effect": effect[k].item(),
-                     "questions": len(gains), "gain": gains[:, k].mean().item(),
-                     f"{CI} of gain": interval(gains[:, k])})
+                     "questions": len(gain), "gain": gain.mean().item(),
+                     f"{CI} of gain": interval(gain)})
     helping = effect > 0
     if not helping.any():
         return title, rows, "By the searches' data none of these edits helps."
@@ -320,7 +335,7 @@ CONTROLS = (asked_again, share_of_correct, options_moved, edit_undone, random_ca
 def parse_args(argv=None):
     parser = cli.Parser(__doc__, prog="python -m experiments.luck")
     add_run_flags(parser, batch_size=64)
-    parser.set_defaults(out=None, seeds=1, depth=None)  # which a Lab asks for
+    parser.set_defaults(out=None, seeds=1)  # which a Lab asks for
     return parser.parse_args(argv)
 
 

@@ -84,19 +84,11 @@ def from_decisions(choose):
     return make
 
 
-def numbers_by_task(prompts):
-    """For every task, the list of its prompts' numbers."""
-    numbers_of = {}
-    for n, prompt in enumerate(prompts):
-        numbers_of.setdefault(prompt.question.task, []).append(n)
-    return list(numbers_of.values())
-
-
 def random_choices(decisions, prompts, seed=0):
     """(N, L) drawn independently with the frequencies of the decisions in the prompt's task."""
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.empty_like(decisions)
-    for of_task in numbers_by_task(prompts):
+    for of_task in evaluate.numbers_by_task(prompts).values():
         frequencies = decisions[of_task].flatten().bincount(minlength=len(DECISIONS)).float()
         size = len(of_task) * decisions.shape[1]
         picks = torch.multinomial(frequencies, size, replacement=True, generator=rng)
@@ -109,7 +101,7 @@ def swapped(decisions, prompts, seed=0):
     is what it gains by routing within a task."""
     rng = torch.Generator().manual_seed(seed)
     moved = decisions.clone()
-    for of_task in numbers_by_task(prompts):
+    for of_task in evaluate.numbers_by_task(prompts).values():
         order = torch.tensor(of_task)[torch.randperm(len(of_task), generator=rng)]
         moved[order] = decisions[order.roll(1)]
     return moved

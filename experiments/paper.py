@@ -67,8 +67,6 @@ def parse_args(argv=None):
     add_run_flags(parser, batch_size=512)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/paper of --run")
     parser.add_argument("--seeds", type=cli.count, default=3, help="routers trained per row")
-    parser.add_argument("--depth", type=cli.number(0.1, 1e6),
-                        help="table5: mean layers that methods are matched to; default: Dr.LLM's")
     return parser.parse_args(argv)
 
 

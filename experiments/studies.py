@@ -3,11 +3,8 @@ paths at every depth. Functions of a Lab, as in experiments/tables.py.
 
     python -m experiments.paper ood frontier --run runs/demo
 """
-import functools
-
 import numpy as np
 
-from choose import consensus_of_neighbours
 from drllm import RouterRoute
 from evaluate import interval
 from experiments.methods import METHODS
@@ -16,8 +13,6 @@ from model_llama import FixedRoute
 NEAR = ("biggest", "smallest", "compute")  # the demo's: other words or lengths, known skills
 DEPTH_BIASES = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 INTERPOLATIONS = (-0.45, -0.4, -0.25, 0.0)  # of p; below -0.5 everything is skipped
-COSTS = (0.0, 0.01, 0.03, 0.08)  # per layer, in reward
-COSTED_BIASES = (-0.5, 0.0, 1.0, 3.0)
 
 
 # ---- out of domain ----
@@ -77,23 +72,8 @@ def point(row):
     return {key: row[key] for key in POINT if key in row}
 
 
-def with_cost(lab, cost_per_layer):
-    """Rows of routers on consensus labels chosen at another cost per layer, by depth bias."""
-    @functools.cache
-    def trained():
-        paths, correct = lab.candidate_paths
-        labels, _ = consensus_of_neighbours(lab.evidence.space, correct, paths, cost_per_layer)
-        return lab.trained(*lab.examples(labels))
-
-    def figures(depth_bias):
-        return lab.figures([RouterRoute(routers, depth_bias) for routers in trained()])
-    return [lab.row(f"cost per layer {cost_per_layer}, depth bias {depth_bias:+.1f}",
-                    lambda: figures(depth_bias)) for depth_bias in COSTED_BIASES]
-
-
 def frontier(lab):
-    """Accuracy against mean layers: fixed paths, depth bias, interpolation, cost per layer, the
-    oracle."""
+    """Accuracy against mean layers: fixed paths, depth bias, interpolation, the oracle."""
     rows = [lab.row(f"fixed path, {n} layers", lambda: lab.figures([FixedRoute(path)]))
             for n, (_, path) in lab.best_of_length.items()]
     for depth_bias in DEPTH_BIASES:
@@ -102,12 +82,9 @@ def frontier(lab):
     for p in INTERPOLATIONS:
         rows.append(lab.row(f"interpolation {p:+.2f}",
                             lambda: lab.figures(lab.routes(control=p, guard=False))))
-    for cost_per_layer in COSTS:
-        rows += with_cost(lab, cost_per_layer)
     rows.append(lab.method("cola"))
     curves = {}  # {the beginning of the rows' names: [[layers, accuracy]]}
-    for kind in ("fixed path", "depth bias", "interpolation", "cost per layer",
-                 METHODS["cola"].title):
+    for kind in ("fixed path", "depth bias", "interpolation", METHODS["cola"].title):
         curves[kind] = [[row["layers"], row["accuracy"]] for row in rows
                         if row["name"].startswith(kind)]
     return {"title": "accuracy against mean layers, over the mix of fixed paths of the same depth",

@@ -144,14 +144,9 @@ def table4(lab):
 # ---- other methods ----
 
 def table5(lab):
-    """Every method that can be matched to a mean depth, at Dr.LLM's own or at --depth; the others
-    as they are."""
-    depth = lab.args.depth or own_depth(lab)
-    rows = [base_row(lab), lab.row("Dr.LLM", lambda: lab.figures())]
-    if lab.args.depth:
-        depth_bias = depth_bias_for(lab, depth)
-        rows.append(lab.row(f"Dr.LLM, depth bias {depth_bias:+.2f}",
-                            lambda: lab.figures(lab.routes(depth_bias=depth_bias))))
+    """Every method that can be matched to a mean depth, at Dr.LLM's; the others as they are."""
+    depth = own_depth(lab)
+    rows = [base_row(lab), lab.row("Dr.LLM", lab.figures)]
     rows += [lab.method(name, depth) for name in AT_DEPTH]
     rows += [*as_they_are(lab), lab.method("cola")]
     return {"title": f"methods at {depth:.2f} layers", "rows": rows,
@@ -175,19 +170,6 @@ def as_they_are(lab):
         figures = lab.figures([shuffled(lab.own(lab.table).decisions[0])])
         return {"note": "control: each question's own decisions in random layers", **figures}
     return [*map(lab.method, AS_THEY_ARE), lab.row("shuffled", shuffled_decisions)]
-
-
-def depth_bias_for(lab, depth, low=-4.0, high=4.0, steps=8):
-    """The depth bias at which the first routers run training questions at this mean depth."""
-    table = lab.comparison(lab.labelled[:300])
-    for _ in range(steps):  # bisection: more bias, more layers
-        middle = (low + high) / 2
-        route = RouterRoute(lab.routers()[0], middle)
-        if table.ask("depth bias", [route]).layers.mean().item() < depth:
-            low = middle
-        else:
-            high = middle
-    return round((low + high) / 2, 2)
 
 
 # ---- ablations of the router ----
@@ -294,9 +276,7 @@ def figure1(lab):
     for name in AT_DEPTH:
         others[methods.METHODS[name].title] = [lab.method(name, depth) for depth in depths]
     others |= {row["name"]: [row] for row in as_they_are(lab)}
-    curves = dict(lines["curves"])
-    del curves["cost per layer"]  # too many points for one picture
-    points = []
+    curves, points = dict(lines["curves"]), []
     for title, rows in others.items():
         curves[title] = [[row["layers"], row["accuracy"]] for row in rows]
         points += map(point, rows)

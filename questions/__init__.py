@@ -1,4 +1,5 @@
-"""Questions: read from anybody's files, written as prompts, graded. Nothing here knows a model.
+"""Reads question files of many formats, writes the prompts, and grades answers; independent of the
+model.
 
     load_questions("demo/questions/test.jsonl")[0].prompt
 """

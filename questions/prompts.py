@@ -4,7 +4,7 @@ Prompts go through the chat template if the folder has one; otherwise a base pro
 which the answer has already begun. Multiple choice is answered by a letter; anything else inside
 \\boxed{}.
 """
-from functools import lru_cache
+from functools import cache
 
 from questions.loading import OPENED
 from questions.schemas import LETTERS
@@ -44,10 +44,10 @@ def prompt_ids(question, tokenizer):
     return chat_ids(content, question.begin, tokenizer)
 
 
-@lru_cache(maxsize=1024)
+@cache
 def chat_ids(content, begin, tokenizer):
-    """The ids of a user's message in the chat template, a program that is slow to run. begin: the
-    beginning of the answer, or None."""
+    """The ids of a user's message in the chat template, a program that is slow to run, so that each
+    message is rendered once. begin: the beginning of the answer, or None."""
     return tuple(tokenizer.chat([{"role": "user", "content": content}], begin))
 
 

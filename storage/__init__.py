@@ -1,1 +1,2 @@
-"""Files read strictly and written whole. Nothing here knows a model."""
+"""Reads files with strict checks and writes them completely or not at all; independent of the
+model."""

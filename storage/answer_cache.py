@@ -3,7 +3,7 @@
 A cache of plain values, as JSON has them, by what they are about. It knows no model: whoever asks
 names everything that the values depend on (answers.py does it for a model's answers).
 
-    cache = Kept(Path("runs/demo/answers.jsonl"))
+    cache = AnswerCache(Path("runs/demo/answers.jsonl"))
     cache.get(["sum", 2, 3], lambda: 5)    # calls it once, in this run and in all later ones
 """
 import functools
@@ -36,17 +36,33 @@ def source_hash(*patterns):
 
 class AnswerCache:
     """values: {key: value} of what was made so far, also by earlier runs if there is a file. Each
-    process of torchrun appends to a part of its own (processes.py)."""
+    process of torchrun appends to a part of its own (processes.py). Nothing is written before
+    start_writing(), if writes=False."""
 
-    def __init__(self, file=None):
+    def __init__(self, file=None, writes=True):
         self.whole, self.values = file, {}
         self.file = own_part(file) if file else None
+        self.writes, self.unwritten = writes, []
         for written in [file, *part_files(file)] if file else []:
             # a last line that a crash left unfinished is cut off, if no other process writes it
             lines = whole_lines(written, cut_unfinished=written == self.file)
             for number, line in enumerate(lines, 1):
                 key, value = checked_line(line, f"{written}:{number}")
                 self.values[key] = value
+
+    def start_writing(self):
+        """Writes what was made so far; from now on, every value is written when it is made."""
+        self.writes = True
+        for key in self.unwritten:
+            self.write(key)
+        self.unwritten = []
+
+    def write(self, key):
+        """Appends a line for the value of this key."""
+        value = self.values[key]
+        line = json.dumps([key, value, digest(key, value)])
+        with writing(self.file), open(self.file, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
 
     def merge(self):
         """Moves the lines of all parts to the one file, when no process writes any more."""
@@ -64,12 +80,11 @@ class AnswerCache:
         values."""
         key = digest(about)
         if key not in self.values:
-            value = make()
-            if self.file:
-                line = json.dumps([key, value, digest(key, value)])
-                with writing(self.file), open(self.file, "a", encoding="utf-8") as stream:
-                    stream.write(line + "\n")
-            self.values[key] = value
+            self.values[key] = make()
+            if not self.writes:
+                self.unwritten.append(key)
+            elif self.file:
+                self.write(key)
         return self.values[key]
 
 

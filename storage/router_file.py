@@ -34,9 +34,11 @@ def read(file, fingerprint, num_layers, hidden_size):
     """({name: tensor}, metadata) of a router file, or of the one in a folder, for a model of this
     fingerprint and these sizes."""
     file = Path(file)
-    file = file / "routers.safetensors" if file.is_dir() else file
+    if file.is_dir():
+        file = file / "routers.safetensors"
     with open_tensors(file) as stored:
-        text = (stored.metadata() or {}).get("drllm", "{}")
+        entries = stored.metadata() or {}
+        text = entries.get("drllm", "{}")
         # before tensors are read: sizes that somebody made up may ask for any amount of memory
         metadata = checked_metadata(file, text, fingerprint, [num_layers, hidden_size])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}
@@ -49,16 +51,18 @@ def read(file, fingerprint, num_layers, hidden_size):
 
 def check_shapes(file, tensors, metadata):
     """InputError unless the tensors have the shapes that the sizes in the metadata ask for."""
-    L, D, width, _ = (metadata[name] for name in SIZES)
-    C = len(PASSES)  # classes: a decision each
-    wanted = {"w1": (L, D, width), "b1": (L, 1, width), "w2": (L, width, C), "b2": (L, 1, C)}
+    L, D = metadata["num_layers"], metadata["hidden_size"]
+    R, C = metadata["width"], len(PASSES)  # a class for each decision
+    wanted = {"w1": (L, D, R), "b1": (L, 1, R),
+              "w2": (L, R, C), "b2": (L, 1, C)}
     if "guard_points" in tensors:
         wanted |= guard_shapes(file, tensors["guard_points"], L, D)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != wanted:
-        raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: "
-                         f"{sorted(shapes.items() - wanted.items())} should be "
-                         f"{sorted(wanted.items() - shapes.items())}")
+        have = sorted(shapes.items() - wanted.items())
+        need = sorted(wanted.items() - shapes.items())
+        raise InputError(f"{file}: its tensors do not fit the sizes in its metadata: {have} "
+                         f"should be {need}")
 
 
 def guard_shapes(file, points, L, D):
@@ -67,7 +71,7 @@ def guard_shapes(file, points, L, D):
     M, G = points.shape[1:] if points.dim() == 3 else (0, 0)
     if M < NEAREST:
         raise InputError(f"{file}: a guard of {M} points; {NEAREST} are the least")
-    return dict(zip(GUARD, [(D, G), (L, M, G), (L,)]))
+    return {"guard_projection": (D, G), "guard_points": (L, M, G), "guard_limits": (L,)}
 
 
 def checked_metadata(file, text, fingerprint, wanted):
@@ -80,13 +84,15 @@ def checked_metadata(file, text, fingerprint, wanted):
         raise InputError(f"{file}: not a router file: {error}") from error
     if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
         raise InputError(f"{file}: not a router file (sizes {sizes} in its metadata)")
-    if metadata.get("model") != fingerprint or sizes[:2] != wanted:
-        raise InputError(f"{file}: these routers belong to model {metadata.get('model')}, "
+    model = metadata.get("model")
+    if model != fingerprint or sizes[:2] != wanted:
+        raise InputError(f"{file}: these routers belong to model {model}, "
                          f"{sizes[0]} layers of {sizes[1]}; the model given is {fingerprint}, "
                          f"{wanted[0]} layers of {wanted[1]}")
     for key in METADATA.keys() & metadata.keys():
-        if type(metadata[key]) not in METADATA[key]:
-            raise InputError(f"{file}: {key} in its metadata is {str(metadata[key])[:60]}")
+        value = metadata[key]
+        if type(value) not in METADATA[key]:
+            raise InputError(f"{file}: {key} in its metadata is {str(value)[:60]}")
     for key in ("tasks", "questions"):  # the latter by Question.wording
         if not all(isinstance(name, str) for name in metadata.get(key, [])):
             raise InputError(f"{file}: its metadata must list its {key} as text")

@@ -1,7 +1,8 @@
-"""Test settings: Hypothesis profiles, one thread, and the optional folder of real inputs."""
+"""Test settings, the tests of one task of the course, and what the tests of several files share."""
 import inspect
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from exact import check_task  # noqa: E402 - it lies beside this file
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
 settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
-settings.register_profile("default", max_examples=60, deadline=None)
+settings.register_profile("default", max_examples=40, deadline=None)
 settings.register_profile("grade", max_examples=200, **PASS_OR_FAIL)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -112,6 +113,35 @@ def own_answers(folder, number, seed=0):
     return rows
 
 
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory):
+    """A tiny model in model/, and files of sixty questions that it answers right along some path:
+    q.jsonl, and others in others.jsonl."""
+    from tiny import save_tiny, tiny_model, write_lines
+    folder = tmp_path_factory.mktemp("own")
+    save_tiny(folder / "model", tiny_model(5, dtype=torch.float32))
+    for seed, name in enumerate(("q.jsonl", "others.jsonl")):
+        write_lines(folder / name, own_answers(folder / "model", 60, seed))
+    return folder
+
+
+def leaves(call, capsys):
+    """(exit code, standard error) of a command that ends with an error."""
+    import cli
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(call)
+    return end.value.code, capsys.readouterr().err
+
+
+def torchrun(size, *arguments):
+    """A command under torchrun with so many processes, when it has ended."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(size), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, encoding="utf-8", timeout=300)
+
+
 @pytest.fixture
 def tiny_questions(tmp_path):
     """(model, tokenizer, prompts) of eight questions a tiny model answers along some path."""
@@ -128,23 +158,19 @@ def tiny_questions(tmp_path):
 @pytest.fixture
 def command(tmp_path, tiny_questions):
     """(routers, the command line that evaluates them on the tiny questions)."""
-    import json
-
     from drllm import Routers
+    from tiny import edit_json, write_lines
     model, _, prompts = tiny_questions
     routers = Routers(3, 16)
     routers.metadata = {"model": model.fingerprint(), "tasks": ["own"]}
     routers.save(tmp_path / "routers.safetensors")
     rows = [{"id": p.question.id, "task": p.question.task, "prompt": p.question.prompt,
              "answer": p.question.answer, "max_new_tokens": 2} for p in prompts]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
                  for n, row in enumerate(rows)]
-    (tmp_path / "label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fitted_on),
-                                          encoding="utf-8")
-    (tmp_path / "paths.json").write_text(json.dumps({"frontier": [[2, [1, 0, 1]], [4, [1, 2, 1]]]}),
-                                         encoding="utf-8")
+    write_lines(tmp_path / "label.jsonl", fitted_on)
+    edit_json(tmp_path / "paths.json", frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
                      "--out", str(tmp_path / "out"), "--routers",
                      str(tmp_path / "routers.safetensors")]

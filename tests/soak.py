@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import cli  # noqa: E402
 from conftest import own_answers  # noqa: E402
-from tiny import save_tiny, tiny_model  # noqa: E402
+from tiny import save_tiny, tiny_model, write_lines  # noqa: E402
 
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGEST = 300  # seconds that a run may take, on a busy machine too
@@ -227,7 +227,7 @@ def jobs(base, disk, rng):
     model = save_tiny(base / "model", tiny_model(seed))
     rows = [row | {"id": f"{name}-{row['id']}"} for row in own_answers(model, number + 10, seed)]
     for file, some in (("q.jsonl", rows[:number]), ("t.jsonl", rows[number:])):
-        (base / file).write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+        write_lines(base / file, some)
     # one search at a time: float32 sums then do not depend on what is searched beside it
     same = ["--model", model, "--data", base / "q.jsonl", "--batch-size", 1, "--simulations",
             rng.randint(6, 16)]

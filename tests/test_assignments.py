@@ -281,7 +281,7 @@ def replaced(**functions):
 
 
 @pytest.mark.task("2.3")
-def test_score_of_the_docstring_by_hand():
+def test_score_by_hand():
     """0.5 + 1.8 * 0.8326 - 3.0 * 0.9167: the parent was visited 4 times, the child twice."""
     child = bare((0,) + (1,) * 11, visits=2, total_reward=1.0, parent=bare((1,) * 12, visits=4))
     assert ucb_score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)

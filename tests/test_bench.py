@@ -1,32 +1,26 @@
-"""tools/bench.py runs, measures what it says and needs no transformers; no figure is asserted."""
-import json
-
-import pytest
+"""tools/bench.py runs and measures what it says; no figure is asserted."""
 import torch
 
 from answers import answer
 from conftest import own_answers
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import save_tiny, tiny_model, write_lines
 from tools import bench
 
-SMALL = "--prompt 6 --new-tokens 3 --questions 4 --repeats 1".split()
 
-
-@pytest.mark.parametrize("section", bench.SECTIONS)
-def test_every_section_writes_rows(section, tmp_path, capsys, monkeypatch):
-    """Without transformers."""
-    monkeypatch.setattr(bench, "transformers", None)
+def test_every_side_has_a_row(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SLOW_PATHS", 3)
     folder = save_tiny(tmp_path / "model", tiny_model(dtype=torch.float32))
     questions, out = tmp_path / "q.jsonl", tmp_path / "bench.json"
-    lines = [json.dumps(row) + "\n" for row in own_answers(folder, 4)]
-    questions.write_text("".join(lines), encoding="utf-8")
-    bench.main([section, "--model", str(folder), "--data", str(questions), "--out", str(out),
-                *SMALL])
-    result = json.loads(out.read_text(encoding="utf-8"))
-    assert list(result["sections"]) == [section] and result["sections"][section]
-    assert result["command"].startswith(f"python -m tools.bench {section}")
-    assert section in capsys.readouterr().out
+    write_lines(questions, own_answers(folder, 4))
+    bench.main(["--model", str(folder), "--data", str(questions), "--out", str(out),
+                "--questions", "4", "--repeats", "1", "--together", "1", "4", "9"])
+    result = read_json(out)
+    sides = [bench.SLOW, *(f"{size} together, {how} shared" for size in (1, 4)
+                           for how in ("nothing", "states"))]
+    assert [row["searches"] for row in result["rows"]] == sides
+    assert result["command"].startswith("python -m tools.bench --model")
+    assert sides[-1] in capsys.readouterr().out
 
 
 def test_the_slow_side_writes_the_same_answers(tiny_questions):
@@ -44,13 +38,8 @@ def test_sides_are_timed_in_turn_and_the_warm_up_is_left_out(monkeypatch):
     ran = []
     monkeypatch.setattr(bench, "seconds", lambda run, device: run())
     sides = {"a": lambda: ran.append("a") or len(ran), "b": lambda: ran.append("b") or len(ran)}
-    times = bench.interleaved(sides, 2, torch.device("cpu"), "test")
+    times = bench.interleaved(sides, 2, torch.device("cpu"))
     assert "".join(ran) == "ababab" and times == {"a": [3, 5], "b": [4, 6]}
-
-
-def test_the_same_beginning_ends_at_the_first_difference():
-    assert bench.same_beginning([1, 2, 3], [1, 2, 4]) == 2
-    assert bench.same_beginning([1, 2], [1, 2]) == 2
 
 
 def test_a_ratio_pairs_what_was_measured_side_by_side():

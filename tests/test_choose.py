@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import choose
 from choose import (CHOICES, confidence_if_correct, cluster, combine_edits, confident, consensus,
-                    cost_keeping_half_the_gain, edit_effects, frontier, candidate_paths, neighbours,
-                    propose_paths, shortest, similarity_space)
+                    consensus_of_neighbours, cost_keeping_half_the_gain, edit_effects, frontier,
+                    candidate_paths, neighbours, propose_paths, shortest, similarity_space)
 from mcts import is_legal
 from model_llama import FixedRoute, generate
 from questions.reward import grade
@@ -50,13 +50,17 @@ def test_every_choice_gives_labels_from_what_it_says_it_needs():
             self.used.add("candidates")
             return [DEFAULT, SHORT], torch.tensor([[False, True]] * 3)
 
+        def consensus(self):
+            paths, correct = self.candidates
+            return consensus_of_neighbours(torch.arange(3.0)[:, None], correct, paths, 0.01)
+
         @property
         def records(self):
             self.used.add("records")
             return ROWS
 
     for name, choice in CHOICES.items():
-        evidence = Evidence(cost_per_layer=0.01, num_layers=3, space=torch.arange(3.0)[:, None])
+        evidence = Evidence(cost_per_layer=0.01, num_layers=3)
         evidence.routing_pays, evidence.used = lambda: False, set()
         labels = choice.label(evidence)
         assert len(labels) == 3 and all(path is None or len(path) == 3 for path in labels)

@@ -3,9 +3,11 @@
 `python course/prove.py --thorough` proves the same with all tests in every tree, in minutes.
 """
 import ast
-import doctest
+import contextlib
 import csv
+import doctest
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -21,14 +23,18 @@ ROOT = File(__file__).resolve().parents[1]
 COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
+import grade  # noqa: E402
+import prove  # noqa: E402
+import try_mutants  # noqa: E402
 from ablation import check_ablation, figures, problems  # noqa: E402
 from grade import Course, Grading, passages, similarities, trees  # noqa: E402
 from rewrite import same_meaning  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
+import cli  # noqa: E402
 import mcts  # noqa: E402
 from exact import RETURNS, Path, Shaped, mismatch, same_as  # noqa: E402
-from storage.files import InputError  # noqa: E402
+from storage.files import InputError, read_json  # noqa: E402
 
 COMMON = Course()
 TASKS = COMMON.tasks
@@ -166,22 +172,42 @@ def test_a_handout_is_complete_and_its_example_true(number):
 
 # ---- the proof, and the grader ----
 
-def python(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, encoding="utf-8",
-                          capture_output=True)
+def pytest_in(folder, *arguments):
+    """A pytest of its own, when it has ended."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, encoding="utf-8", capture_output=True)
+
+
+def command_of_grade(*arguments):
+    """(exit code, standard output, standard error) of course/grade.py, run in this process: so all
+    its runs are children of one server."""
+    out, errors, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            cli.run(lambda: grade.main([*map(str, arguments)]))
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), errors.getvalue()
+
+
+def grade_one(tree, number, **options):
+    """The row of one task in the report on a tree."""
+    [report] = grade.grade([tree], [number], **options)
+    return report["tasks"][number]
 
 
 def test_every_task_stands_alone_and_every_mutant_is_killed():
     """The claims are listed at the top of course/prove.py."""
-    done = python(COURSE / "prove.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("\ntrue  task ") == len(WRITTEN) and "FALSE" not in done.stdout
+    found = dict(prove.claims())
+    assert not {claim: against for claim, against in found.items() if against}
+    assert sum(claim.startswith("task ") for claim in found) == len(WRITTEN)
 
 
 CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
+SECONDS = 20  # of a run: one that hangs takes them all, and no other may on a busy machine
 HANG = """i = 0
     while True:
-        i += 1"""
+        i = __import__("time").sleep(0.05)"""
 
 
 @pytest.fixture(scope="module")
@@ -212,22 +238,24 @@ def graded(assignment, tmp_path_factory):
     (student / "course/essay.md").write_text("It was luck.", encoding="utf-8")
     stray, out = student / "notes.txt", student / "points.json"
     stray.write_text("not a tree, and no reason to stop a class", encoding="utf-8")
-    flags = ["--seconds", 10, "--json", out, "--csv", student / "points.csv", "--feedback",
+    flags = ["--seconds", SECONDS, "--json", out, "--csv", student / "points.csv", "--feedback",
              student / "feedback", "--gradescope", student / "results.json",
              "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5"]
-    done = python(COURSE / "grade.py", stray, student, *flags)
-    assert done.returncode == 0, done.stderr
-    assert "3.2  the label the model is surest of" in done.stdout
-    assert f"skipped: {stray} is no tree of a student" in done.stdout
+    code, printed, errors = command_of_grade(stray, student, *flags)
+    assert code == 0, errors
+    assert "3.2  the label the model is surest of" in printed
+    assert f"skipped: {stray} is no tree of a student" in printed
     before = out.read_text(encoding="utf-8")
-    again = python(COURSE / "grade.py", student, *flags)  # nothing changed, nothing is run
-    assert again.returncode == 0 and out.read_text(encoding="utf-8") == before
-    (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
-    read = python(COURSE / "grade.py", student, *flags[:4], "--essays", student / "essays.json",
-                  *flags[flags.index("--task"):])
-    assert re.search(r"6\.5 .* 4 / 6  read", read.stdout)
+    with pytest.MonkeyPatch.context() as patch:  # nothing changed, nothing is run
+        patch.setattr(grade, "grade", None)
+        assert command_of_grade(student, *flags)[0] == 0
+        assert out.read_text(encoding="utf-8") == before
+        (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
+        _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",
+                                         *flags[flags.index("--task"):])
+        assert re.search(r"6\.5 .* 4 / 6  read", printed)
     out.write_text(before, encoding="utf-8")
-    return json.loads(out.read_text(encoding="utf-8"))["reports"][0]["tasks"], student
+    return read_json(out)["reports"][0]["tasks"], student
 
 
 # what a student may leave behind to make every comparison succeed
@@ -238,7 +266,7 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     """Catches a hang that costs other tasks, and one without the line it stands in."""
     rows, student = graded
     assert rows["2.3"]["points"] == 0 and "killed" in rows["2.3"]["says"]
-    said = re.fullmatch(r"no end after 10 s: mcts.py, line (\d+), in backpropagate",
+    said = re.fullmatch(rf"no end after {SECONDS} s: mcts.py, line (\d+), in backpropagate",
                         rows["2.5"]["says"])
     line = (student / "mcts.py").read_text(encoding="utf-8").splitlines()[int(said[1]) - 1]
     assert rows["2.5"]["points"] == 0 and line.strip() in HANG
@@ -268,17 +296,16 @@ def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
     line = text[:text.index("return child.total_rewards")].count("\n") + 1
     (tmp_path / "drllm.py").write_text(COMMON.blank["drllm.py"].replace("interpolate", "turned"),
                                        encoding="utf-8")
-    done = python(COURSE / "grade.py", tmp_path, "--profile", "quick", "--task", "2.3", "5.2")
-    assert f"mcts.py, line {line}: AttributeError: " in done.stdout
-    assert "not handed in: course/my_ablation.py" in done.stdout
+    _, printed, _ = command_of_grade(tmp_path, "--profile", "quick", "--task", "2.3", "5.2")
+    assert f"mcts.py, line {line}: AttributeError: " in printed
+    assert "not handed in: course/my_ablation.py" in printed
     warning = f"is --seed that of these trees? {tmp_path.name} has no drllm.interpolate"
-    assert done.stdout.startswith(warning)
+    assert printed.startswith(warning)
 
 
 def test_a_task_of_property_tests_says_where_they_are_written(assignment):
     """Catches "no tests", to which a student can do nothing."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "--task", "2.7", "tests"],
-                          cwd=assignment, encoding="utf-8", capture_output=True)
+    done = pytest_in(assignment, "--task", "2.7", "tests")
     assert "--task 2.7: no tests; write tests/test_properties_2.py first" in done.stderr
 
 
@@ -303,7 +330,7 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     letter = (student / "feedback/ada.md").read_text(encoding="utf-8")
     assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
     assert not any(mutant.name in letter for mutant in COMMON.mutants)
-    results = json.loads((student / "results.json").read_text(encoding="utf-8"))
+    results = read_json(student / "results.json")
     assert [test["score"] for test in results["tests"]] == points
     assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
 
@@ -326,9 +353,8 @@ def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(t
     (tmp_path / "tests/test_x.py").write_text(
         "def helper():\n    assert False\n\n\ndef test_x():\n"
         '    """Catches a bird."""\n    helper()\n', encoding="utf-8")
-    pytest_ = ["-m", "pytest", "-p", "no:cacheprovider", "--tb=line", tmp_path / "tests"]
-    assert "Catches a bird." in python(*pytest_, "--tb=short").stdout
-    none = python(*pytest_, "--task", "9.9")
+    assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
+    none = pytest_in(ROOT, tmp_path / "tests", "--task", "9.9")
     assert none.returncode == 4 and "--task 9.9: no tests; " in none.stderr
 
 
@@ -344,9 +370,9 @@ def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, 
     (tmp_path / "other.json").write_text('{"student": "ada"}', encoding="utf-8")
     change = [str(tmp_path / one) if ".json" in one or one == "nowhere" else one for one in change]
     who = [] if change[0].endswith("nowhere") else [student]
-    done = python(COURSE / "grade.py", *who, *change, "--csv", tmp_path / "points.csv")
-    assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "points.csv").exists()
+    code, _, errors = command_of_grade(*who, *change, "--csv", tmp_path / "points.csv")
+    assert code == 2 and re.search(words, errors), errors
+    assert not (tmp_path / "points.csv").exists()
 
 
 def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
@@ -355,10 +381,8 @@ def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path)
     stop = f'raise NotImplementedError("{TASKS["4.2"].message}")'
     (tmp_path / "drllm.py").write_text(text.replace(stop, "return torch.ones(3)") + BLIND,
                                        encoding="utf-8")
-    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        f"[r] = grade.grade([{str(tmp_path)!r}], ['4.2'], profile='quick')\n"
-                        "print(r['tasks']['4.2'])")
-    assert "'points': 0" in done.stdout and "CHANGES WHAT IS NOT ITS OWN" in done.stdout
+    row = grade_one(tmp_path, "4.2", profile="quick")
+    assert row["points"] == 0 and "CHANGES WHAT IS NOT ITS OWN" in row["says"]
 
 
 # ---- what cannot be earned without the work ----
@@ -452,10 +476,8 @@ def cheated(tmp_path_factory):
     for name, text in texts.items():
         (student / name).parent.mkdir(parents=True, exist_ok=True)
         (student / name).write_text(text, encoding="utf-8")
-    done = python(COURSE / "grade.py", student, "--profile", "quick", "--json",
-                  student / "points.json", "--task", *CHEATS, *TELL_APART)
-    assert done.returncode == 0, done.stderr
-    return json.loads((student / "points.json").read_text(encoding="utf-8"))["reports"][0]["tasks"]
+    [report] = grade.grade([student], [*CHEATS, *TELL_APART], profile="quick")
+    return report["tasks"]
 
 
 @pytest.mark.parametrize("number", [*CHEATS, *TELL_APART])
@@ -568,18 +590,14 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert set(other.mutants) < {*COMMON.mutants, *other.mutants, *COMMON.samples}
     write_tree(tmp_path / "tree", seed=7)
     assert (tmp_path / "tree/evaluate.py").read_text(encoding="utf-8") == other.blank["evaluate.py"]
-    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        "[r] = grade.grade([grade.ROOT], ['2.5', '4.1', '6.3', '6.4'], "
-                        "profile='quick', course=grade.Course(7))\nprint(r['points'], r['of'])")
-    assert done.stdout == "0.0 13\n", done.stdout + done.stderr
+    [report] = grade.grade([ROOT], ["2.5", "4.1", "6.3", "6.4"], profile="quick", course=other)
+    assert (report["points"], report["of"]) == (0, 13)
 
 
 def test_a_mutant_that_no_longer_applies_is_an_error():
     """Catches a refactoring that leaves a mutant without a mistake in it."""
-    done = python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        "import try_mutants\n"
-                        "try_mutants.Mutant('m', '1', '', 'mcts.py', 'no', '').apply('x')")
-    assert "stands 0 times in mcts.py, wanted 1" in done.stderr
+    with pytest.raises(InputError, match="stands 0 times in mcts.py, wanted 1"):
+        try_mutants.Mutant("m", "1", "", "mcts.py", "no", "").apply("x")
 
 
 # ---- the ablation ----
@@ -623,32 +641,23 @@ def test_our_own_ablation_holds():
     assert check_ablation(COURSE / "ablation.json")[0] == 1.0
 
 
-def grade_one(tree, ablation):
-    """What the grader says of a tree with this ablation; the repository's text is kept as it is."""
-    text = (COURSE / "ablation.json").read_text(encoding="utf-8")
-    text = text if ablation == json.loads(text) else json.dumps(ablation)
-    (tree / "course/ablation.json").write_text(text, encoding="utf-8")
-    return python("-c", "import sys; sys.path.insert(0, 'course'); import grade\n"
-                        f"[r] = grade.grade([{str(tree)!r}], ['5.2'])\n"
-                        "print(r['tasks']['5.2'])").stdout
-
-
 def test_rewards_that_were_made_up_earn_nothing(tmp_path):
     """Catches two hundred random rewards, with figures that fit them, taken for an ablation."""
     (tmp_path / "course").mkdir()
-    made_up = json.loads((COURSE / "ablation.json").read_text(encoding="utf-8"))
-    for file in ("my_ablation.py", "routers.safetensors"):
+    made_up = read_json(COURSE / "ablation.json")
+    for file in ("my_ablation.py", "routers.safetensors", "ablation.json"):
         shutil.copy(COURSE / file, tmp_path / "course")
-    copied = grade_one(tmp_path, made_up)
-    assert "'points': 0" in copied and "our own ablation" in copied
+    copied = grade_one(tmp_path, "5.2")
+    assert copied["points"] == 0 and "our own ablation" in copied["says"]
     made_up["changed"] = made_up["changed"][::-1]
     mean, half = figures(made_up["baseline"], made_up["changed"])
     low, high = mean - half, mean + half
     made_up |= {"difference": mean, "interval": [low, high],
                 "verdict": "better" if low > 0 else "worse" if high < 0 else "undecided"}
-    said = grade_one(tmp_path, made_up)
+    (tmp_path / "course/ablation.json").write_text(json.dumps(made_up), encoding="utf-8")
     assert check_ablation(tmp_path / "course/ablation.json")[0] == 1.0
-    assert "'points': 0" in said and "answers of the sample differ" in said
+    row = grade_one(tmp_path, "5.2")
+    assert row["points"] == 0 and "answers of the sample differ" in row["says"]
 
 
 def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):

@@ -1,5 +1,4 @@
 """The embedded default: right answers, nothing leaked, a folder any Llama can load."""
-import json
 import random
 import re
 
@@ -11,12 +10,14 @@ import model_llama
 from cli import DEMO
 from model_llama import load_model, load_tokenizer
 from questions.loading import load_questions
+from storage.files import read_json
+from tiny import read_lines
 
 FILES = {name: DEMO / "questions" / f"{name}.jsonl" for name in ("label", "test", "ood")}
 
 
 def rows(name):
-    return [json.loads(line) for line in FILES[name].read_text(encoding="utf-8").splitlines()]
+    return read_lines(FILES[name])
 
 
 def solve(prompt):
@@ -87,7 +88,7 @@ def test_model_folder_is_complete_small_and_speaks_the_questions_words():
         for question in load_questions(FILES[name])[::50]:
             ids = tokenizer.encode(question.prompt)
             assert tokenizer.decode(ids) == question.prompt and 0 not in ids
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "training.json")
     assert record["command"].startswith("python demo/make_model.py") and record["log"]
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 import pytest
+import torch
 
 from conftest import ROOT
 
@@ -35,6 +36,7 @@ import make_results  # noqa: E402
 import make_tutorial  # noqa: E402
 from draw import draw  # noqa: E402
 
+from experiments.statistics import fixed_paths_at  # noqa: E402
 from storage.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
@@ -171,14 +173,19 @@ def run_cells(cells):
 
 
 def test_the_notebook_is_the_tutorial_and_runs(monkeypatch):
-    """Catches a notebook that was not made again, and one that runs from one folder only."""
+    """Catches a notebook that was not made again, and one that runs from one folder only. Its cells
+    are the page's examples; those that take seconds are run above, as the page's, and only there.
+    """
     text = (ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8")
     assert text == make_notebook.notebook(TUTORIAL), "run docs/make_notebook.py"
     path = sys.path[:]
     monkeypatch.chdir(ROOT / "docs")
-    shown = run_cells(json.loads(text)["cells"])
+    cells = json.loads(text)["cells"]
+    slow = next(n for n, one in enumerate(cells)
+                if "### The search of our question" in "".join(one["source"]))
+    shown = run_cells(cells[:slow])
     sys.path[:] = path
-    assert len(shown) > 20
+    assert len(shown) > 10
     assert all(NearIntervals().check_output(wanted, printed, 0) for wanted, printed in shown)
 
 
@@ -386,8 +393,11 @@ def test_readme_is_read_in_ten_minutes():
     assert len(README.splitlines()) <= 200 and len(README.split()) <= 1600
 
 
-def test_tutorial_is_read_in_ninety_minutes():
-    assert len(without_fences(TUTORIAL).split()) <= 90 * 80  # words a minute, the examples run
+def test_tutorials_sections_are_read_in_ninety_minutes():
+    """Without their exercises; what comes after the sections is for looking things up."""
+    sections_of_page = TUTORIAL.split("\n## Where to go from here")[0]
+    read = re.sub(r"\*\*Exercises\*\*.*?</details>", "", sections_of_page, flags=re.DOTALL)
+    assert len(without_fences(read).split()) <= 90 * 55  # words a minute, the examples run
 
 
 def test_readme_explains_a_word_before_it_uses_it():
@@ -395,7 +405,7 @@ def test_readme_explains_a_word_before_it_uses_it():
     lower = README.lower()
     assert not [word for word in later if re.search(rf"\b{word}\b", lower)]
     first_screen, text = README.split("## The idea")
-    assert "(the *base model*)" in first_screen and "*fixed paths*" in first_screen
+    assert "(the *base model*)" in first_screen and "*fixed path*" in first_screen
     for word in ("hidden states", "paths", "default path", "consensus", "route", "in domain"):
         first = re.search(rf"\b{word}\b", text, re.IGNORECASE).start()
         assert text[first - 1] == "*", f"not explained at its first place: {word}"
@@ -410,13 +420,25 @@ def test_readme_shows_what_it_is_and_whether_it_works_on_the_first_screen():
     assert README[:README.index("## The idea")].count("\n") <= 55
 
 
-def test_the_part_that_is_routing_is_computed_as_it_was_measured():
-    """The README's figure without an interval: accuracy over the mix of two fixed paths."""
+def test_the_demos_gain_over_fixed_paths_is_that_of_its_stored_run():
+    """Catches a figure that was copied by hand from another run."""
     metrics = read_json(make_results.ASSETS / "demo.json")["metrics"]
-    measured = make_results.row_named(read_json(make_results.ASSETS / "measured.json"), "choices",
-                                      "consensus")["over fixed paths of the same depth"]
-    computed = make_results.over_fixed_paths(metrics, "dr.llm")
-    assert make_results.signed(computed) == measured.split()[0] == "+4.2"
+    figures = metrics["routes"]["dr.llm"]
+    fixed = [(point["layers"], torch.tensor(point["accuracy"])) for point in metrics["fixed"]]
+    computed = figures["accuracy"] - fixed_paths_at(figures["layers"], fixed).item()
+    _, _, over_fixed, _ = make_results.demo_line()
+    assert make_results.signed(computed) == over_fixed.split()[0] == "+4.2"
+
+
+def test_the_summarys_figures_on_real_models_are_those_of_their_tables():
+    """Catches a summary that was not copied again after a new measurement."""
+    tables = read_json(make_results.ASSETS / "real.json")
+    rows = [row for name, stored in tables.items() if name not in ("summary", "luck")
+            for row in stored["rows"]]
+    for _, *cells in make_results.real_lines():
+        for cell in cells:
+            parts = set(cell.split(" @ "))
+            assert any(parts <= set(row) for row in rows), cell
 
 
 def imported(name):
@@ -438,10 +460,9 @@ def test_tutorial_tells_to_read_every_file_of_the_core_after_those_it_imports():
 
 
 def chapters():
-    """{heading: text} of the tutorial's numbered sections and the one on fake gains."""
+    """{heading: text} of the tutorial's numbered sections."""
     parts = re.split(r"^## ", TUTORIAL, flags=re.MULTILINE)[1:]
-    return {part.split("\n")[0]: part for part in parts
-            if part[0].isdigit() or part.startswith("How to know")}
+    return {part.split("\n")[0]: part for part in parts if part[0].isdigit()}
 
 
 def test_every_section_but_the_last_has_exercises_and_their_answers():
@@ -457,7 +478,7 @@ def test_every_section_but_the_last_has_exercises_and_their_answers():
 def test_the_minutes_of_the_sections_add_up():
     minutes = re.findall(r"^\| \[\d\]\(#.*\| (\d+) \|$", TUTORIAL, re.MULTILINE)
     assert len(minutes) == len(chapters())
-    assert f"{sum(map(int, minutes))} in all" in TUTORIAL
+    assert f"{sum(map(int, minutes))} minutes in all" in TUTORIAL
 
 
 @pytest.mark.skipif(not (ROOT / "course" / "grade.py").exists(), reason="a student's own files")
@@ -584,9 +605,9 @@ def test_claims_about_the_demo_hold_for_the_measured_run():
         "The paper's recipe does not work here": routes["dr.llm shortest"]["interval"][1] < 0,
         "Part of the gain is not routing": own["over interval"][0] > 0
         and own["over_static"] < own["gain"] and depths == sorted(depths),
-        "Out of domain nothing breaks": sum(outside) / len(outside) > -0.005,
-        "One or the other, not yet both": not any(g >= 0.06 and s >= 0.07 for g, s in
-                                                  gains.values())
+        "Nothing is lost out of domain, on average": sum(outside) / len(outside) > -0.005,
+        "We did not reach our aim of 6 points more with 7% fewer layers":
+        not any(gain >= 0.06 and saved >= 0.07 for gain, saved in gains.values())
         and 0.03 < fewer[0] < 0.06 and fewer[1] > 0.05}
     section = RESULTS.split("\n## The demo\n")[1].split("\n## ")[0]
     assert re.findall(r"^- \*\*(.*?)\.\*\*", section, re.MULTILINE) == list(holds)
@@ -656,7 +677,7 @@ def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
     ("docs/tutorial.md", "`mcts.propose_child_path`", "`mcst.propose_child_path`", wrong_names),
     ("README.md", "(assets/paths.svg)", "(assets/path.svg)",
      lambda text: wrong_links("README.md", text)),
-    ("docs/your_model.md", "#how-to-know-that-a-routing-gain-is-fake", "#how-to-know",
+    ("docs/your_model.md", "#7-how-to-know-that-a-routing-gain-is-fake", "#7-how-to-know",
      lambda text: wrong_links("docs/your_model.md", text)),
     ("docs/tutorial.md", "0.504 to 0.696", "0.504 to 0.697",
      lambda text: [n for section in sections(text) for n in unpinned(section)]),

@@ -131,20 +131,6 @@ def test_padding_never_matters(lengths, W, extra, seed):
 
 # ---- the routers ----
 
-@given(ragged, window_limits, seeds)
-def test_all_layers_at_once_equal_one_router_at_a_time(lengths, W, seed):
-    """Layers or windows mixed up by a reshape; the tanh GELU; a bias added once per layer."""
-    lengths, routers = torch.tensor(lengths), random_routers(seed, windows=W)
-    hidden = randn(seed, 3, len(lengths), int(lengths.max()), D)  # one (N, T, D) per layer
-    pooled = torch.stack([pool_windows(states, lengths, W) for states in hidden], 1)
-    logits = routers(pooled, lengths.clamp(max=W))
-    assert logits.shape == (len(lengths), 3, 3)
-    for row, n in enumerate(lengths):
-        for layer in range(3):
-            by_hand = logits_by_hand(routers, layer, hidden[layer, row, :n])
-            torch.testing.assert_close(logits[row, layer], by_hand, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.task("4.5")
 @given(ragged, seeds)
 def test_logits_average_only_the_windows_in_use(lengths, seed):

@@ -20,9 +20,10 @@ from cli import aligned
 from evaluate import Outcome, interval, shuffled, summarise
 from experiments.statistics import fixed_paths_at
 from model_llama import FixedRoute
-from storage.files import InputError
+from storage.files import InputError, read_json
 from questions.loading import Question, read_row
 from answers import Answers, answer
+from tiny import read_lines, write_lines
 
 
 def answers(correct, decisions, passes=2):
@@ -123,7 +124,7 @@ def test_static_routes_are_those_around_the_routers_depth(tiny_questions, paths,
 
 def metrics_of(command, *more):
     evaluate.main([*command, *more])
-    return json.loads((Path(command[5]) / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(Path(command[5]) / "metrics.json")
 
 
 def test_command_line_repeats_what_training_reported(command, tiny_questions, capsys):
@@ -136,7 +137,7 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
     assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
         routed.decisions.sum(1).float().mean().item())
     assert metrics["routes"]["dr.llm"]["layers_executed"] == pytest.approx(
-        routed.layers.float().mean().item())
+        routed.blocks_run.float().mean().item())
     assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["fixed"]) == 2
     assert "In domain, 8 questions" in capsys.readouterr().out
 
@@ -193,7 +194,7 @@ def test_other_methods_are_added_by_functions(tiny_questions):
 def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
     """Catches "none of them labelled" above the figures of questions that were."""
     routers, line = command
-    rows = [json.loads(row) for row in Path(line[3]).read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(Path(line[3]))
     words = [read_row(row).wording for row in rows]
     for learned, asked, said in (([], 8, "perhaps some of them labelled"),
                                  (words[:3], 5, "none of them labelled or trained on"),
@@ -209,7 +210,7 @@ def test_questions_that_the_routers_learned_from_are_not_asked(command, capsys):
         printed = capsys.readouterr().out
         assert (said in printed or not asked) and ("3 of 8" in printed) == (asked == 5)
     renamed = [row | {"id": f"x{n}", "task": "renamed"} for n, row in enumerate(rows)]
-    Path(line[3]).write_text("".join(json.dumps(row) + "\n" for row in renamed), encoding="utf-8")
+    write_lines(Path(line[3]), renamed)
     with pytest.raises(InputError, match="8 of 8 questions were labelled"):
         metrics_of(line)
 
@@ -305,15 +306,15 @@ def test_routes_without_routers_are_refused_with_the_way_out(capsys):
 def test_questions_that_exceed_the_context_are_counted_and_named(command, capsys):
     """Catches a report on 6 of 8 questions that says nothing of the other two."""
     file = Path(command[1][3])
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(file)
     for letter, row in zip("ab", rows[2:4]):
         row["prompt"] = " ".join([letter] * 63)  # the context is 64, an answer takes 2
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(file, rows)
     metrics = metrics_of(command[1])
     assert metrics["too_long"] == 2 and metrics["routes"]["vanilla"]["n"] == 6
     assert ("2 of 8 test questions exceed the context (64 tokens) and are left out: own-2, own-3\n"
             in capsys.readouterr().out)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]), encoding="utf-8")
+    write_lines(file, rows[:2])
     assert metrics_of(command[1])["too_long"] == 0
     assert "exceed the context" not in capsys.readouterr().out
 

@@ -2,11 +2,9 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -24,6 +22,7 @@ from tools.explain import (bar_widths, explained, page, percents, printable, rec
 from storage.files import InputError
 from questions.loading import Question
 from answers import answer, prepare
+from tiny import write_lines
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
            "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
@@ -302,8 +301,7 @@ def write_questions(tmp_path, prompts):
     rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
              "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
             for p in prompts]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (tmp_path / "q.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     return str(tmp_path / "q.jsonl")
 
 
@@ -345,13 +343,11 @@ def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
     assert explain.typed_question(args, tokenizer).prompt is None
 
 
-def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path):
+def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path, monkeypatch):
     """From an empty folder, where the demo has not been made."""
-    root = explain.TEMPLATE.parents[1]
-    made = subprocess.run([sys.executable, "-m", "tools.explain"], cwd=tmp_path, encoding="utf-8",
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
-    assert made.returncode == 2 and made.stderr.count("\n") == 1
-    assert "runs/demo/routers.safetensors" in made.stderr and "`make`" in made.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="runs/demo/routers.safetensors.*`make`"):
+        explain.main([])
 
 
 @pytest.mark.parametrize("more, said", [(["--id", "none"], "none of the 8"),

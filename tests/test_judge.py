@@ -301,6 +301,22 @@ def test_a_model_that_says_the_gold_answer_is_asked_once(tokenizers, monkeypatch
             grade_paths(model, tokenizers[0], [asked], path[None])
 
 
+def test_logits_of_a_wide_vocabulary_are_made_a_few_at_a_time(tokenizers, monkeypatch):
+    """Catches logits of all gold tokens of a batch at once: with 256 questions and a vocabulary of
+    152,000 they took 5 GB, far beyond --memory."""
+    model, prompts, paths, _ = case_of(1, tokenizers[0])
+    sizes = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(answers, "generate", lambda *_: pytest.fail("an answer was generated"))
+    monkeypatch.setattr(answers, "grade_if_settled", lambda *_: 1.0)
+    monkeypatch.setattr(answers, "LOGITS_AT_ONCE", 3 * model.config.vocab_size + 1)
+    grade_paths(model, tokenizers[0], prompts, paths)
+    assert max(sizes) == 3 and len(sizes) > 1
+    monkeypatch.setattr(answers, "LOGITS_AT_ONCE", 1)  # one token at least
+    grade_paths(model, tokenizers[0], prompts, paths)
+    assert min(sizes) == 1
+
+
 def test_progress_counts_every_prompt_once(tokenizers):
     """Catches a bar that passes its end where answers are generated."""
     model, prompts, paths, _ = case_of(1, tokenizers[0])

@@ -1,5 +1,4 @@
 """Multiple choice by likelihood: one packed pass against a pass per option."""
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,8 +15,9 @@ from answers import Prompt, answer, answers_by_likelihood, final_states, grade_p
 from model_llama import FixedRoute, load_tokenizer
 from paths import blocks
 from questions.loading import Question, load_all
-from storage.files import InputError
-from tiny import WORDS, save_tiny, tiny_model
+from storage.files import InputError, read_json
+from storage.label_file import read_rows
+from tiny import WORDS, save_tiny, tiny_model, write_lines
 
 MODEL = tiny_model(num_layers=4)
 IDS = st.lists(st.integers(2, len(WORDS) - 1), min_size=1, max_size=5).map(tuple)
@@ -134,7 +134,7 @@ def test_a_token_across_the_end_of_the_text_is_cut_as_the_harness_does():
 
 def questions_file(folder, rows):
     file = folder / "q.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(file, rows)
     return file
 
 
@@ -157,7 +157,7 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     correct, confidence = grade_paths(MODEL, tokenizer, some, paths, batch_size=16)
     assert torch.equal(made.correct, correct) and 0 < correct.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
-    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
+    assert torch.equal(made.decisions, paths) and torch.equal(made.blocks_run, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}
 
 
@@ -178,13 +178,13 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
     common = ["--model", str(folder), "--data", str(file), "--score", "likelihood"]
     labels = tmp_path / "labels.jsonl"
     label.main([*common, "--simulations", "3", "--out", str(labels)])
-    rows = label.read_rows(labels, 4)
+    rows = read_rows(labels, 4)
     assert len(rows) == 40 and 0 < sum(row["default_correct"] for row in rows.values()) < 40
     run = tmp_path / "run"
     train.main([*common, "--simulations", "6", "--seeds", "1", "--choose", "shortest",
                 "--force", "--out", str(run)])
     evaluate.main([*common, "--routers", str(run / "routers.safetensors"), "--out",
                    str(tmp_path / "again")])
-    metrics = [json.loads((one / "metrics.json").read_text(encoding="utf-8"))
+    metrics = [read_json(one / "metrics.json")
                for one in (run, tmp_path / "again")]
     assert all(m["routes"]["vanilla"]["layers_executed"] == 4 for m in metrics)

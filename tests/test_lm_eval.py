@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from drllm import RouterRoute, Routers
 from model_llama import FixedRoute, generate, load_model, load_tokenizer, prefill
-from storage.files import InputError
+from storage.files import InputError, read_json
 from answers import answer, prepare
 from questions.loading import load_all
 from tiny import WORDS, save_tiny, tiny_model
@@ -320,7 +320,7 @@ def test_the_command_prints_and_saves_what_the_routes_did(folder, routers, local
     last = done.stdout.splitlines()[-2:]
     assert last[0].startswith("drllm tiny_pick") and last[1].startswith("drllm tiny_write")
     saved, = (tmp_path / "out").rglob("results_*.json")
-    seen = json.loads(saved.read_text(encoding="utf-8"))["config"]["drllm"]
+    seen = read_json(saved)["config"]["drllm"]
     direct = evaluate_tasks(DrLLM(folder, routers, batch_size=2), tasks)["config"]["drllm"]
     assert seen == direct
 

@@ -1,4 +1,5 @@
-"""The path constraints and the tree search of mcts.py, as properties.
+"""The path constraints and the tree search of mcts.py, as properties of whole searches. Its
+functions one by one are in test_assignments.py.
 
 No model here: a question is a table of rewards, one fixed coin per path, so a thousand searches
 cost less than one forward pass. Small spaces are checked against brute force over all 3^L paths.
@@ -264,22 +265,6 @@ def test_search_asks_the_default_first_and_only_legal_paths_each_once(num_layers
     assert set(asked) <= all_legal(num_layers)
 
 
-@given(st.integers(1, 7), configs(stop_when_repaired=False), seeds)
-def test_search_asks_one_new_path_per_simulation_while_there_are_any(num_layers, config, seed):
-    """The default counted as a simulation; a search that ends with its tree half explored."""
-    asked = run_search(num_layers, config, seed, reward_table(seed)).asked
-    assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
-
-
-@given(st.integers(1, 6), configs(), seeds)
-def test_result_repeats_what_was_asked_and_answered(num_layers, config, seed):
-    """Rewards filed under another path, or the last answer lost when the search ends."""
-    reward = reward_table(seed)
-    result, asked, _ = run_search(num_layers, config, seed, reward)
-    assert list(result.rewards.items()) == [(path, reward(path)) for path in asked]
-    assert result.default_reward == reward(asked[0])
-
-
 @given(st.sampled_from((1, 2, 3, 4)), configs(simulations=300, stop_when_repaired=False), seeds)
 def test_exhausts_small_space_and_finds_brute_force_best(num_layers, config, seed):
     """A corner of the tree that is never entered, or a search that spins when all is known."""
@@ -357,14 +342,6 @@ def test_tree_goes_deep(num_layers, seed, reward):
     assert max(sum(count != EXECUTE for count in path) for path in asked) >= 3
 
 
-@given(st.integers(1, 16), st.sampled_from((0.0, 0.3, 0.5, 1.0)), seeds)
-def test_children_of_the_root_grow_as_a_power_of_its_visits(simulations, widening, seed):
-    """Widening ignored, inverted or rounded down: 0 goes straight deep, 1 straight wide."""
-    config = SearchConfig(simulations, widening=widening, stop_when_repaired=False, **ONE_EDIT)
-    nodes = run_search(8, config, seed, reward_table(seed, default=0.0)).nodes
-    assert len(nodes[0].children) == max(1, math.ceil(simulations ** widening))
-
-
 @given(st.integers(1, 16), st.floats(0, 1), seeds)
 def test_children_worse_than_their_parent_take_no_room(simulations, widening, seed):
     """Catches a tree that grows below an edit that broke the answer."""
@@ -374,14 +351,6 @@ def test_children_worse_than_their_parent_take_no_room(simulations, widening, se
 
 
 # ---- selection ----
-
-def test_score_by_hand():
-    """The docstring's example: 0.5 + 1.8 * 0.8326 - 3.0 * 0.9167, parent visited 4 times."""
-    parent = Node((1,) * 12, 0.0, None)
-    child = Node((0,) + (1,) * 11, 1.0, parent)
-    parent.visits, child.visits, child.total_reward = 4, 2, 1.0
-    assert ucb_score(child, SearchConfig()) == pytest.approx(-0.7514, abs=5e-5)
-
 
 @given(families(), st.floats(0, 5), st.floats(0, 5))
 def test_selected_child_maximises_score(root, exploration, length_penalty):
@@ -405,17 +374,6 @@ def test_larger_length_penalty_never_selects_longer_child(root, penalty, increas
     small, large = (chosen(root, SearchConfig(length_penalty=p, random_child=0))
                     for p in (penalty, penalty + increase))
     assert sum(large.decisions) <= sum(small.decisions)
-
-
-@given(families())
-def test_random_child_one_ignores_the_score_and_zero_never_does(root):
-    """The coin turned over: 0.9 of all descents at random. Odds of missing a child: 12 e^-25."""
-    def ever_chosen(share):
-        config = SearchConfig(random_child=share)
-        return {chosen(root, config, seed).decisions for seed in range(300)}
-
-    assert ever_chosen(1.0) == {child.decisions for child in root.children}
-    assert len(ever_chosen(0.0)) == 1
 
 
 # ---- same seed, and many at once ----
@@ -458,44 +416,7 @@ def test_searches_in_lockstep_equal_searches_one_at_a_time(questions):
     assert together == alone
 
 
-# ---- the best path, and when to stop ----
-
-@given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
-def test_best_is_the_shortest_right_path_and_the_earliest_of_equals(num_layers, config, seed):
-    """The longest, the last met, or the one of the highest reward."""
-    reward = reward_table(seed, default=1.0)
-    result, asked, _ = run_search(num_layers, config, seed, reward)
-    correct = sorted((sum(path), order) for order, path in enumerate(asked) if reward(path) > 0)
-    assert result.paper_label == asked[correct[0][1]]
-
-
-@given(st.integers(1, 6), configs(stop_when_repaired=False), seeds)
-def test_best_of_a_wrong_default_is_the_first_right_path(num_layers, config, seed):
-    """The shortest, which is the label of a right default only, when the search went on."""
-    reward = reward_table(seed, default=0.0)
-    result, asked, _ = run_search(num_layers, config, seed, reward)
-    assert result.paper_label == next((path for path in asked if reward(path) > 0), None)
-
-
-@given(st.integers(2, 6), configs(stop_when_repaired=True), seeds)
-def test_wrong_default_stops_at_the_first_right_path_and_that_is_best(num_layers, config, seed):
-    """Searching on after the repair, or returning the default in its place."""
-    reward = reward_table(seed, default=0.0)
-    result, asked, _ = run_search(num_layers, config, seed, reward)
-    assert not any(reward(path) for path in asked[:-1])
-    corrected = reward(asked[-1]) > 0
-    assert result.paper_label == (asked[-1] if corrected else None)
-    assert corrected or len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
-
-
-@given(st.integers(1, 6), configs(stop_when_repaired=True), seeds)
-def test_right_default_never_stops_early(num_layers, config, seed):
-    """A question answered at once still has layers to save: the search must continue."""
-    reward = reward_table(seed, default=1.0)
-    result, asked, _ = run_search(num_layers, config, seed, reward)
-    assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
-    assert sum(result.paper_label) <= num_layers
-
+# ---- when to stop ----
 
 @given(st.integers(2, 6), configs(stop_when_repaired=False), seeds)
 def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
@@ -505,17 +426,3 @@ def test_search_goes_on_after_a_repair_if_told_so(num_layers, config, seed):
     stopped = run_search(num_layers, replace(config, stop_when_repaired=True), seed, reward).asked
     assert stopped == asked[:len(stopped)]
     assert len(asked) == min(config.simulations + 1, len(all_legal(num_layers)))
-
-
-@given(st.integers(1, 6), configs(), seeds)
-def test_no_right_path_gives_no_best(num_layers, config, seed):
-    """The default handed out as a label though its answer was wrong."""
-    result = run_search(num_layers, config, seed, lambda path: 0.0).result
-    assert result.paper_label is None and result.default_reward == 0
-
-
-def test_one_layer_has_three_paths():
-    """The smallest model: nothing to select between, and a search that must end by itself."""
-    result, asked, _ = run_search(1, SearchConfig(), 0, lambda path: 1.0)
-    assert sorted(asked) == [(0,), (1,), (2,)]
-    assert result.paper_label == (0,)

@@ -15,10 +15,10 @@ from experiments import methods
 from experiments.methods import (METHODS, Setting, at_depth, block_influence, block_scores,
                               random_choices, swapped)
 from model_llama import FixedRoute, generate
-from storage.files import InputError
+from storage.files import InputError, read_json
 from answers import Prompt, answer
 from questions.loading import Question
-from tiny import tiny_model
+from tiny import read_lines, tiny_model, write_lines
 
 
 def prompts_of(tasks, length=7, seed=0):
@@ -112,7 +112,7 @@ def test_static_methods_run_at_the_depth_of_the_counted_questions(table, setting
 
 def metrics_of(command, *more):
     methods.main([*command, *more])
-    return json.loads((Path(command[5]) / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(Path(command[5]) / "metrics.json")
 
 
 @pytest.mark.parametrize("routes, asked", [
@@ -156,9 +156,9 @@ def test_calibration_questions_that_are_also_asked_are_refused(command):
 
 def test_calibration_questions_that_exceed_the_context_are_said(command, capsys):
     file = Path(command[1][3]).with_name("label.jsonl")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(file)
     rows[0]["prompt"] = " ".join(["a"] * 63)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lines(file, rows)
     metrics = metrics_of(command[1], "--routes", "shortgpt", "--calibration", str(file))
     assert "1 of 8 calibration questions exceed the context (64" in capsys.readouterr().out
     assert metrics["too_long"] == 0

@@ -1,6 +1,5 @@
 """Somebody's own model, without question files: arithmetic is made for it, once, the same in all
 commands; and answers that --begin begins."""
-import json
 import shutil
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import answers
+import base_check
 import cli
 import evaluate
 import label
@@ -17,8 +17,8 @@ from answers import prepare
 from model_llama import FixedRoute, load_model, load_tokenizer
 from questions import Question, grade
 from questions.loading import load_all
-from storage.files import InputError
-from tiny import edit_json, save_tiny, tiny_model
+from storage.files import InputError, read_json
+from tiny import edit_json, read_lines, save_tiny, tiny_model, write_lines
 
 CHARACTERS = ["<unk>", "<eos>", *"0123456789+-*/%= \n"]
 ZERO_FITS = {"mul11", "mul31", "mod"}  # the kinds of which zero is sometimes the answer
@@ -57,41 +57,33 @@ def finished(zero, tmp_path_factory):
     return out
 
 
-def read(file):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def rows_of(file):
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 # ---- which questions ----
 
 def test_the_kinds_that_the_model_answers_sometimes_are_taken_and_recorded(finished):
     """Catches kinds without a correct answer, a held-out kind that is trained on, and a run that
     does not say what it asked."""
-    made = read(finished / "config.json")["arithmetic"]
+    made = read_json(finished / "config.json")["arithmetic"]
     assert set(made["shares"]) == ZERO_FITS and made["held_out"] == ["mul31"]
     assert all(0.1 <= share <= 0.9 for share in made["shares"].values())
-    tasks = read(finished / "metrics.json")["tasks"]
+    tasks = read_json(finished / "metrics.json")["tasks"]
     domains = {name: task["domain"] for name, task in tasks.items()}
     assert domains == {"mul11": "in", "mod": "in", "mul31": "out"}
-    labelled = [row["task"] for row in rows_of(finished / "labels.jsonl")]
+    labelled = [row["task"] for row in read_lines(finished / "labels.jsonl")]
     assert set(labelled) == {"mul11", "mod"} and labelled.count("mod") == 40
 
 
 def test_the_same_command_and_evaluate_take_the_recorded_kinds(
         zero, finished, tmp_path, monkeypatch, capsys):
     """Catches kinds that are measured anew, and so may differ from those that were trained on."""
-    monkeypatch.setattr(label, "ask_every_kind", lambda *_: pytest.fail("asked again"))
-    before = read(finished / "metrics.json")
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda *_: pytest.fail("asked again"))
+    before = read_json(finished / "metrics.json")
     train_on(zero, finished)
-    after = read(finished / "metrics.json")
+    after = read_json(finished / "metrics.json")
     assert after["routes"] == before["routes"]
     capsys.readouterr()
     evaluate.main(["--model", str(zero), "--routers", str(finished / "routers.safetensors"),
                    "--problems", "40", "--out", str(tmp_path / "again"), "--seed", "7"])
-    again = read(tmp_path / "again" / "metrics.json")
+    again = read_json(tmp_path / "again" / "metrics.json")
     assert again["routes"]["dr.llm"] == before["routes"]["dr.llm"]
     assert "Held out of training: mul31" in capsys.readouterr().out
 
@@ -99,13 +91,13 @@ def test_the_same_command_and_evaluate_take_the_recorded_kinds(
 def test_another_seed_asks_again_and_makes_other_problems(zero, finished, tmp_path, monkeypatch):
     """Catches the problems of one seed under the name of another."""
     asked = []
-    monkeypatch.setattr(label, "ask_every_kind", lambda args, *_: asked.append(args.seed) or {
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda args, *_: asked.append(args.seed) or {
         "mod": 0.25})
     for seed in ("0", "5"):
         label.main(["--model", str(zero), "--out", str(finished / f"{seed}.jsonl"), "--problems",
                     "3", "--simulations", "1", "--seed", seed])
     assert asked == [5]
-    first, other = ({row["id"] for row in rows_of(finished / f"{seed}.jsonl")} for seed in "05")
+    first, other = ({row["id"] for row in read_lines(finished / f"{seed}.jsonl")} for seed in "05")
     assert first != other and {name.split(":")[0] for name in other} == {"mod"}
     monkeypatch.undo()
     label.main(["--model", str(zero), "--out", str(finished / "0.jsonl"), "--problems", "3",
@@ -115,7 +107,7 @@ def test_another_seed_asks_again_and_makes_other_problems(zero, finished, tmp_pa
 def test_the_base_model_alone_is_asked_arithmetic_too(zero, tmp_path, capsys):
     evaluate.main(["--model", str(zero), "--routes", "vanilla", "--problems", "5",
                    "--out", str(tmp_path)])
-    assert set(read(tmp_path / "metrics.json")["tasks"]) == ZERO_FITS
+    assert set(read_json(tmp_path / "metrics.json")["tasks"]) == ZERO_FITS
     said = "of kinds that it answers 10% to 90% of (24 problems each): mul11 21%, "
     assert said in capsys.readouterr().out
 
@@ -134,8 +126,7 @@ def test_a_record_of_other_kinds_is_removed_with_its_run(zero, finished, tmp_pat
     """Catches routers of --data that are evaluated on arithmetic that an older run recorded."""
     (tmp_path / "kinds.json").write_bytes((finished / "kinds.json").read_bytes())
     rows = [{"id": str(n), "prompt": f"{n} * 0 =", "answer": "0", "stop": "\n"} for n in range(40)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     train_on(zero, tmp_path, "--data", str(tmp_path / "q.jsonl"))
     assert not (tmp_path / "kinds.json").exists()
 
@@ -143,7 +134,7 @@ def test_a_record_of_other_kinds_is_removed_with_its_run(zero, finished, tmp_pat
 # ---- what is refused ----
 
 def test_a_model_that_no_kind_fits_is_told_of_data(zero, tmp_path, monkeypatch):
-    monkeypatch.setattr(label, "grade_paths", lambda m, t, prompts, *_: (
+    monkeypatch.setattr(base_check, "grade_paths", lambda m, t, prompts, *_: (
         torch.zeros(len(prompts)), torch.zeros(len(prompts))))
     for command in (train, label, evaluate):
         with pytest.raises(InputError, match=r"10% to 90% of no kind .*add1 0%.* --data FILE"):
@@ -191,7 +182,7 @@ def test_paths_that_are_not_applied_end_the_run_before_its_search(
     """Catches hours of search in a model that ignores its route."""
     monkeypatch.setattr(FixedRoute, "__call__", lambda route, layer, hidden, lengths: torch.ones(
         len(hidden), dtype=torch.long))
-    monkeypatch.setattr(label, "ask_every_kind", lambda *_: {"mod": 0.25})
+    monkeypatch.setattr(base_check, "ask_every_kind", lambda *_: {"mod": 0.25})
     with pytest.raises(InputError, match="same probability along the default path .* change noth"):
         command.main(["--model", str(zero), "--out", str(tmp_path / "o" / "x"), "--problems", "5"])
 
@@ -227,8 +218,7 @@ def chat(zero, tmp_path):
     shutil.copytree(zero, folder)
     edit_json(folder / "tokenizer_config.json", chat_template="{{ messages[0].content }}=")
     rows = [{"id": str(n), "question": f"{n} - {n}", "answer": "0"} for n in range(30)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     return folder, tmp_path / "q.jsonl"
 
 

@@ -17,10 +17,10 @@ from drllm import pool_windows
 from experiments import tables, paper, pictures
 from experiments.lab import FinishedRun, Lab, cells, same_of_each_task
 from model_llama import FixedRoute, generate, load_model, load_tokenizer
-from storage.files import InputError
+from storage.files import InputError, read_json
 from answers import Prompt
 from questions.loading import Question
-from tiny import save_tiny, tiny_model
+from tiny import save_tiny, tiny_model, write_lines
 
 PATH_OF = {"one": (1, 1, 2), "two": (1, 1, 1), "compute": (1, 1, 2), "far": (1, 1, 1)}
 
@@ -45,11 +45,9 @@ def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("paper")
     save_tiny(base / "model", tiny_model(2, dtype=torch.float32))
     rows = list(questions_of(base / "model", 96))
-    write = lambda name, rows: (base / name).write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     labelled = [n for n in range(96) if n % 4 < 2 and n < 64]
-    write("label.jsonl", [rows[n] for n in labelled])
-    write("test.jsonl", [rows[n] for n in range(96) if n not in labelled])
+    write_lines(base / "label.jsonl", [rows[n] for n in labelled])
+    write_lines(base / "test.jsonl", [rows[n] for n in range(96) if n not in labelled])
     train.main([*files(base), "--out", str(base / "run"), "--simulations", "8", "--seeds", "2",
                 "--clusters", "2", "--choose", "consensus"])
     return base
@@ -88,7 +86,7 @@ def everything(run):
 
 @pytest.mark.parametrize("name", tables.EXPERIMENTS)
 def test_every_experiment_leaves_rows_command_seeds_model_and_versions(everything, name):
-    stored = json.loads((everything / f"{name}.json").read_text(encoding="utf-8"))
+    stored = read_json(everything / f"{name}.json")
     assert stored["result"]["rows"] and stored["result"]["title"]
     assert stored["key"]["seeds"] == [0, 1] and len(stored["key"]["model"]) == 16
     assert {"command", "versions", "seconds"} <= stored.keys()
@@ -108,14 +106,14 @@ def test_a_finished_table_is_not_computed_again_and_an_unfinished_one_keeps_its_
 
 
 def test_other_questions_are_another_table(everything, run):
-    before = json.loads((everything / "table2.json").read_text(encoding="utf-8"))
+    before = read_json(everything / "table2.json")
     paper.main(command(run, "table2", limit="5"))
-    after = json.loads((everything / "table2.json").read_text(encoding="utf-8"))
+    after = read_json(everything / "table2.json")
     assert before["key"] != after["key"]
 
 
 def rows_of(folder, name):
-    rows = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["result"]["rows"]
+    rows = read_json(folder / f"{name}.json")["result"]["rows"]
     return {row["name"].split(" @")[0]: row for row in rows}
 
 
@@ -188,7 +186,7 @@ def test_fixed_paths_are_at_least_as_good_as_any_that_training_tried(everything,
 
 
 def test_interpolation_ends_where_the_paper_says(everything):
-    rows = json.loads((everything / "figure6.json").read_text(encoding="utf-8"))["result"]["rows"]
+    rows = read_json(everything / "figure6.json")["result"]["rows"]
     layers = {r["name"]: r["layers"] for r in rows}
     assert (layers["p -1.00"], layers["p +0.50"], layers["p +1.00"]) == (0.0, 3.0, 6.0)
     executed = [row["execute"] for row in rows]    # most at +0.5, and towards it ever more
@@ -208,7 +206,7 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
     for old, new in ((1, 2), (0, 1)):
         for file in (tmp_path / "run" / "routers").glob(f"*-{old}.safetensors"):
             file.rename(file.with_name(file.name.replace(f"-{old}.", f"-{new}.")))
-    settings = json.loads((run / "run" / "config.json").read_text(encoding="utf-8")) | {"seed": 1}
+    settings = read_json(run / "run" / "config.json") | {"seed": 1}
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     line = command(run, "table3")
     line[line.index("--run") + 1] = str(tmp_path / "run")
@@ -334,7 +332,7 @@ def test_some_of_each_takes_as_many_of_every_task_in_order(tasks, limit):
 
 def test_curves_have_their_points(everything):
     """Catches a curve whose name is not the beginning of its rows' names."""
-    stored = json.loads((everything / "figure1.json").read_text(encoding="utf-8"))["result"]
+    stored = read_json(everything / "figure1.json")["result"]
     assert all(stored["curves"].values()) and "fixed path" in stored["curves"]
 
 

@@ -1,8 +1,6 @@
 """Claims about work that several processes share, and about work that is done once."""
-import json
 import os
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +9,17 @@ import answers
 import choose
 import evaluate
 import label
+import model_llama
 import train
 from answers import cached_answer, prepare
 from checkpoint.tokenizer import Tokenizer
-from conftest import ROOT, own_answers
+from conftest import torchrun
 from model_llama import load_model, load_tokenizer
 from questions.loading import Question
-from questions.prompts import chat_ids
 from storage.answer_cache import AnswerCache
-from storage.files import InputError
+from storage.files import InputError, read_json
 from storage.processes import shared_map
-from tiny import save_tiny, tiny_model
+from tiny import tiny_model
 
 
 class World:
@@ -94,27 +92,16 @@ def test_answers_of_several_processes_are_those_of_one_to_the_bit(
     assert len(asked) == len(prompts)
 
 
-@pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    """The flags of a small run of train.py."""
-    at = tmp_path_factory.mktemp("processes")
-    folder = save_tiny(at / "model", tiny_model(5, dtype=torch.float32))
-    rows = own_answers(folder, 60)
-    (at / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return ["--model", str(folder), "--data", str(at / "q.jsonl")]
+@pytest.fixture
+def flags(own_folder):
+    """The flags that name a model and its questions."""
+    return ["--model", str(own_folder / "model"), "--data", str(own_folder / "q.jsonl")]
 
 
 TRAIN = ["--simulations", "6", "--seeds", "2", "--clusters", "2", "--force", "--batch-size", "1"]
 
 
-def torchrun(size, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(size), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, encoding="utf-8", timeout=300)
-
-
-def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path, capsys):
+def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path):
     """Catches anything that only real processes show: a file that two of them write, one that waits
     for ever, a line that all of them print."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -126,19 +113,54 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path, caps
     assert {path.relative_to(two) for path in two.rglob("*")} == names
     for name in ("labels.jsonl", "paths.json", "chosen.json", "routers.safetensors"):
         assert (two / name).read_bytes() == (one / name).read_bytes(), name
-    figures = [json.loads((out / "metrics.json").read_text("utf-8")) for out in (one, two)]
+    figures = [read_json(out / "metrics.json") for out in (one, two)]
     assert all(figures[0][key] == figures[1][key] for key in ("routes", "tasks", "seeds", "fixed"))
     again = ["--routers", str(one), "--batch-size", "2"]
     evaluate.main([*flags, *again, "--out", str(tmp_path / "1")])
-    made = torchrun(3, "evaluate.py", *flags, *again, "--out", tmp_path / "3")
+    made = torchrun(2, "evaluate.py", *flags, *again, "--out", tmp_path / "2")
     assert made.returncode == 0, made.stderr[-3000:]
-    metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "13"]
+    metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "12"]
     assert metrics[0] == metrics[1] and made.stdout.count("metrics.json") == 1
-    assert sorted(path.name for path in (tmp_path / "3").iterdir()) == ["answers.jsonl",
-                                                                        "metrics.json"]
+    names = {path.name for path in (tmp_path / "2").iterdir()}
+    assert names == {"answers.jsonl", "metrics.json"}
 
 
 # ---- nothing twice ----
+
+def counted_calls(monkeypatch, module, name):
+    """The list that gets an entry with every call of a module's function."""
+    calls, function = [], getattr(module, name)
+
+    def counting(*args, **how):
+        calls.append(args)
+        return function(*args, **how)
+    monkeypatch.setattr(module, name, counting)
+    return calls
+
+
+def test_processes_share_the_features_along_the_default_path(
+        tiny_questions, tmp_path, monkeypatch):
+    """Catches features that each process computes for itself, and numbers that depend on how many
+    processes there are."""
+    model, tokenizer, prompts = tiny_questions
+    monkeypatch.setattr(train, "FEATURE_BATCH", 3)
+    run = SimpleNamespace(model=model, tokenizer=tokenizer, out=tmp_path,
+                          args=SimpleNamespace(cost_per_layer=None))
+    space = lambda: train.Evidence(run, prompts, None).space
+    default = torch.ones(len(prompts), model.config.num_layers, dtype=torch.long)
+    whole = choose.similarity_space(*train.features(model, prompts, default, batch_size=3))
+    calls = counted_calls(monkeypatch, train, "features")
+    assert torch.equal(space(), whole)
+    asked = sorted(prompt.question.id for _, batch, _ in calls for prompt in batch)
+    assert asked == sorted(prompt.question.id for prompt in prompts)
+    calls.clear()
+    world = World(monkeypatch, 2)
+    with pytest.raises(InputError):
+        world.run(1, space)
+    assert 0 < sum(len(batch) for _, batch, _ in calls) < len(prompts)
+    assert torch.equal(world.run(0, space), whole)
+    assert asked == sorted(prompt.question.id for _, batch, _ in calls for prompt in batch)
+
 
 def test_a_run_reads_each_prompt_once_and_a_finished_one_asks_nothing(
         flags, tmp_path, monkeypatch):
@@ -152,14 +174,12 @@ def test_a_run_reads_each_prompt_once_and_a_finished_one_asks_nothing(
     prompts = [text for text in encoded if len(text.split()) > 2]  # the others are gold answers
     assert len(prompts) == len(set(prompts)) == 60
 
-    def refuse(*args, **how):
-        raise AssertionError("asked again")
-    for module in (answers, label, choose, train):
-        for name in ("grade_paths", "answer"):
-            monkeypatch.setattr(module, name, refuse, raising=False)
+    features = counted_calls(monkeypatch, train, "features")
+    blocks = [counted_calls(monkeypatch, module, "run_blocks") for module in (model_llama, answers)]
     metrics = (tmp_path / "run" / "metrics.json").read_bytes()
     train.main(command)
     assert (tmp_path / "run" / "metrics.json").read_bytes() == metrics
+    assert not features and not any(blocks)
 
 
 def test_a_finished_labels_file_asks_no_base_model(flags, tmp_path, monkeypatch, capsys):
@@ -171,14 +191,12 @@ def test_a_finished_labels_file_asks_no_base_model(flags, tmp_path, monkeypatch,
     assert "60 questions; saved" in capsys.readouterr().out
 
 
-def test_a_fingerprint_is_of_the_weights_as_they_are(flags):
-    """Catches a fingerprint that is kept when a weight is replaced or changed in place."""
+def test_a_fingerprint_is_computed_once_per_model(flags, monkeypatch):
+    """Catches a sample of all weights that is read again at every question about the model."""
     model = load_model(flags[1])
-    first = model.fingerprint()
-    model.norm.weight.mul_(2)
-    assert model.fingerprint() != first
-    model.norm.weight.data = model.norm.weight / 2
-    assert model.fingerprint() == first == load_model(flags[1]).fingerprint()
+    calls = counted_calls(monkeypatch, model_llama.hashlib, "sha256")
+    assert model.fingerprint() == model.fingerprint() and len(calls) == 1
+    assert model.fingerprint() == load_model(flags[1]).fingerprint() and len(calls) == 2
 
 
 def test_a_chat_template_is_rendered_once_per_message(flags, monkeypatch):
@@ -186,7 +204,17 @@ def test_a_chat_template_is_rendered_once_per_message(flags, monkeypatch):
     tokenizer.has_template = True
     monkeypatch.setattr(tokenizer, "chat",
                         lambda messages, begin: rendered.append(messages) or [2, 3])
-    questions = [Question(str(n), "t", 0, f"what {n % 2}", "1", (), None, 1) for n in range(6)]
+    questions = [Question(str(n), "t", 0, f"what {n % 1500}", "1", (), None, 1)
+                 for n in range(3000)]
     prompts, _ = prepare(questions, tokenizer, tiny_model())
-    assert len(rendered) == 2 and [prompt.ids for prompt in prompts] == [(2, 3)] * 6
-    assert chat_ids.cache_info().maxsize == 1024
+    assert len(rendered) == 1500 and [prompt.ids for prompt in prompts] == [(2, 3)] * 3000
+
+
+def test_the_text_before_the_options_is_encoded_once(flags, monkeypatch):
+    tokenizer, encoded = load_tokenizer(flags[1]), []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    question = Question("q", "t", 0, "1 2", "B", ("3", "4", "5"), metric="likelihood")
+    prepare([question], tokenizer, tiny_model())
+    text = "Question: 1 2\nAnswer:"
+    assert sorted(encoded) == [text, *(f"{text} {option}" for option in "345")]

@@ -19,20 +19,12 @@ from questions.loading import OPENED, Question, load_all, load_questions, task_a
 from questions.reward import extract_answer, grade
 from questions.prompts import prompt_ids
 from tiny import save_tiny, tiny_model
+from tiny import write_questions as write
 
 CHOICE = Question("c", "arc", 0, "Which one?", "B", ("red", "green", "blue", "grey"))
 BOXED = Question("b", "math", 0, "How many?", "5")
 OPEN = Question("o", "math", 0, "", "5", prompt="3 + 2 = Answer: \\boxed{")
 VERBATIM = Question("v", "math", 0, "", "5", prompt="3 + 2 = ?")
-
-
-def write(folder, rows, name="q.jsonl"):
-    """A JSON-lines file of rows; text and bytes are written as they are."""
-    if isinstance(rows, list):
-        rows = "".join(json.dumps(row) + "\n" for row in rows)
-    file = folder / name
-    file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
-    return file
 
 
 def load(folder, rows, name="q.jsonl", **options):
@@ -179,14 +171,12 @@ BAD = {
     "arc: an option without text": '{"question": {"stem": "q", "choices": [{"label": "A"}, '
                                    '{"label": "B"}]}, "answerKey": "A"}',
     "arc: one option": json.dumps(arc_hf("A", "A")),
-    "arc: fourteen options": json.dumps(arc_hf("ABCDEFGHIJKLMN", "K", "abcdefghijklmn")),
     "arc: fewer texts than labels": json.dumps(arc_hf("ABCD", "D", "abc")),
     "math: no answer": '{"problem": "p", "solution": "no box"}',
     "math: question is a number": '{"problem": 5, "answer": "5"}',
     "gsm8k: nothing after ####": '{"question": "q", "answer": "so ####"}',
     "dart: null answer": '{"query": "q", "gt_ans": null}',
     "ours: null answer": '{"question": "q", "answer": null}',
-    "ours: empty answer": '{"question": "q", "answer": ""}',
     "ours: blank answer": '{"question": "q", "answer": " "}',
     "ours: blank question": '{"question": " ", "answer": "1"}',
     "ours: answer beyond the choices": '{"question": "q", "answer": "C", "choices": ["x", "y"]}',
@@ -195,7 +185,6 @@ BAD = {
     "ours: level is a word": '{"question": "q", "answer": "1", "level": "hard"}',
     "ours: level is infinite": '{"question": "q", "answer": "1", "level": Infinity}',
     "ours: budget is a word": '{"question": "q", "answer": "1", "max_new_tokens": "many"}',
-    "ours: budget is negative": '{"question": "q", "answer": "1", "max_new_tokens": -1}',
     "ours: half a character": '{"id": "s", "question": "\\ud800", "answer": "1"}',
 }
 
@@ -236,12 +225,6 @@ def test_zero_is_an_answer_and_an_id(tmp_path):
 
 
 # ---- ids ----
-
-def test_identical_rows_count_once(tmp_path):
-    """Catches a repeated row that weighs twice, or is refused."""
-    row = {"question": "a", "answer": "1"}
-    assert len(load(tmp_path, [row, {"question": "b", "answer": "1"}, row])) == 2
-
 
 def test_one_id_for_two_questions_is_refused(tmp_path):
     """Catches labels of one question being used for another."""

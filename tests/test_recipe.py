@@ -3,7 +3,6 @@
 fit_routers is compared with a loop written out below. MISTAKES holds the same loop with one
 thing wrong, so that a recipe which has drifted is called by its name.
 """
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import choose
 import train
-from conftest import own_answers
 from drllm import Routers, class_weights, focal_loss
-from tiny import save_tiny, tiny_model
+from storage.files import read_json
+from tiny import read_lines
 from train import TrainConfig, learning_rate
 
 seeds = st.integers(0, 10**6)
@@ -169,32 +168,26 @@ def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(N, batch, e
 
 # ---- whole runs ----
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny model and 60 questions, some of which it answers along one path only."""
-    base = tmp_path_factory.mktemp("recipe")
-    save_tiny(base / "model", tiny_model(5, dtype=torch.float32))
-    rows = own_answers(base / "model", 60)
-    (base / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return base
+@pytest.fixture
+def run(own_folder, tmp_path):
+    """run(*flags) trains, in a few seconds at most; the folder of the run."""
+    def run(*flags):
+        train.main(["--model", str(own_folder / "model"), "--data", str(own_folder / "q.jsonl"),
+                    "--out", str(tmp_path / "run"), "--simulations", "12", "--clusters", "3",
+                    "--seeds", "2", *flags])
+        return tmp_path / "run"
+    return run
 
 
-def run(folder, out, *more):
-    """Trains, in a few seconds at most."""
-    train.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), "--out",
-                str(folder / out), "--simulations", "12", "--clusters", "3", "--seeds", "2", *more])
-
-
-def test_seeds_in_the_metrics_are_those_of_the_routers(folder):
+def test_seeds_in_the_metrics_are_those_of_the_routers(run):
     """Seeds counted from 0 whatever --seed says: the routers of one are named after another's."""
-    run(folder, "seed-3", "--seed", "3")
-    metrics = json.loads((folder / "seed-3" / "metrics.json").read_text(encoding="utf-8"))
-    assert [row["seed"] for row in metrics["seeds"]] == [3, 4]
-    files = {file.stem for file in (folder / "seed-3" / "routers").iterdir()}
+    folder = run("--seed", "3")
+    assert [row["seed"] for row in read_json(folder / "metrics.json")["seeds"]] == [3, 4]
+    files = {file.stem for file in (folder / "routers").iterdir()}
     assert {"safe-3", "safe-4"} <= files
 
 
-def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch):
+def test_paths_are_looked_for_in_groups_of_similar_questions(run, monkeypatch):
     """Clusters that are made and then forgotten: the paths of all questions together would do."""
     asked, propose_paths = [], choose.propose_paths
 
@@ -204,10 +197,9 @@ def test_paths_are_looked_for_in_groups_of_similar_questions(folder, monkeypatch
         return propose_paths(model, tokenizer, prompts, rows, *args, **how)
 
     monkeypatch.setattr(choose, "propose_paths", note)
-    run(folder, "groups")
+    labelled = read_lines(run() / "labels.jsonl")
     everyone, *groups = asked
-    labelled = (folder / "groups" / "labels.jsonl").read_text(encoding="utf-8").splitlines()
-    assert sorted(everyone) == sorted(json.loads(line)["id"] for line in labelled)
+    assert sorted(everyone) == sorted(row["id"] for row in labelled)
     assert groups and all(8 <= len(group) < len(everyone) for group in groups)
     together = [name for group in groups for name in group]
     assert len(set(together)) == len(together)  # no question is in two
@@ -226,7 +218,7 @@ def surest_label(row):
 
 @pytest.mark.parametrize("choice, label_of", [("shortest", paper_label),
                                               ("confident", surest_label)])
-def test_routers_learn_the_label_the_choice_names(folder, monkeypatch, choice, label_of):
+def test_routers_learn_the_label_the_choice_names(run, monkeypatch, choice, label_of):
     """Another choice, or another question's label."""
     seen, fit_routers = [], train.fit_routers
 
@@ -235,8 +227,7 @@ def test_routers_learn_the_label_the_choice_names(folder, monkeypatch, choice, l
         return fit_routers(pooled, counts, labels, *args, **how)
 
     monkeypatch.setattr(train, "fit_routers", note)
-    run(folder, choice, "--choose", choice)
-    lines = (folder / choice / "labels.jsonl").read_text(encoding="utf-8").splitlines()
-    answered = [row for row in map(json.loads, lines) if row["correct"]]
+    rows = read_lines(run("--choose", choice) / "labels.jsonl")
+    answered = [row for row in rows if row["correct"]]
     wanted = [label_of(row) for row in answered]
     assert wanted in seen and len(set(wanted)) > 3

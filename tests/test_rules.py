@@ -1,14 +1,18 @@
 """Labels without a search: every edit is asked truly, and a label needs more than luck."""
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from answers import grade_paths
+from answers import Prompt, final_states, grade_paths, option_positions
 from conftest import own_answers
-from experiments import rules
-from experiments.rules import ask_batch, labels_of_nearest, lower_bounds, single_edit_paths
-from tiny import save_tiny, tiny_model
+from experiments import edits, rules
+from experiments.edits import ask_batch, ask_edits, lower_bounds, single_edit_paths
+from experiments.rules import cross_validated, labels_of_nearest
+from model_llama import FixedRoute
+from storage.answer_cache import AnswerCache
+from storage.files import read_json
+from tiny import read_lines, save_tiny, tiny_model, write_lines
 
 
 def test_edits_are_asked_as_paths_are_whatever_they_share(tiny_questions):
@@ -21,8 +25,61 @@ def test_edits_are_asked_as_paths_are_whatever_they_share(tiny_questions):
     for k, path in enumerate(paths):
         judged, _ = grade_paths(model, tokenizer, prompts, torch.tensor([path] * len(prompts)))
         assert torch.equal(correct[:, k], judged)
-        _, alone = ask_batch(model, prompts, [path])
-        torch.testing.assert_close(logprobs[:, k], alone[:, 0])
+        for n, prompt in enumerate(prompts):
+            _, alone = ask_batch(model, [prompt], [paths[0], path])
+            torch.testing.assert_close(logprobs[n, k], alone[0, 1])
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3])
+def test_tokens_that_all_prompts_begin_with_change_nothing(tiny_questions, shared):
+    """Catches positions or keys of the shared tokens that are not those of the row alone, also of
+    options that are compared by likelihood, and prompts that share no token."""
+    model, _, prompts = tiny_questions
+    paths = [*single_edit_paths(3), (0, 2, 1), (2, 1, 0)]
+    begun = tuple(range(7, 7 + shared))
+    for options in ((), ((3, 4), (5,), (9, 2, 6))):
+        question = replace(prompts[0].question, choices=("x", "y", "z")[:len(options)], answer="B",
+                           metric="likelihood" if options else "exact")
+        asked = [Prompt(question, begun + prompt.ids, () if options else (4, 8, 3), options=options,
+                        scored=tuple(map(len, options))) for prompt in prompts]
+        together = ask_batch(model, asked, paths)
+        for n, prompt in enumerate(asked):
+            for k, path in enumerate(paths):
+                whole = Prompt(question, prompt.ids, prompt.gold, options=options,
+                               scored=prompt.scored)
+                positions = option_positions(model, [whole]) if options else None
+                hidden, _ = final_states(model, [whole.sequence], [len(whole.ids)],
+                                         FixedRoute(path), positions=positions)
+                expected = edits.grade_gold(model, [whole], hidden)
+                torch.testing.assert_close(together[:, n, k], expected[:, 0])
+
+
+def test_only_questions_that_the_cache_lacks_are_asked(tiny_questions, tmp_path):
+    """Catches a value stored for another question, and a cache of whole batches, which a further
+    question would empty."""
+    model, _, prompts = tiny_questions
+    paths, cache = single_edit_paths(3), AnswerCache(tmp_path / "answers.jsonl")
+    some = ask_edits(model, prompts[2:5], paths, cache, batch_size=2)
+    everything = ask_edits(model, prompts, paths, cache, batch_size=3)
+    assert torch.equal(everything[:, 2:5], some)
+    torch.testing.assert_close(everything, ask_batch(model, prompts, paths))
+    assert len(cache.values) == len(prompts)
+
+
+def test_cross_validation_credits_an_edit_that_helps_others_and_no_luck():
+    """Edit 1 always corrects; then it corrects single questions only, which their own effect would
+    have told."""
+    space = torch.zeros(80, 2)
+    correct, logprobs = torch.zeros(80, 7), torch.zeros(80, 7)
+    correct[:, 1] = logprobs[:, 1] = 1
+    default = lambda _: 0
+    assert cross_validated(space, correct, logprobs, correct, default).eq(1).all()
+    of_no_use = lambda _: 1  # the edit is already the reference
+    assert cross_validated(space, correct, logprobs, correct, of_no_use).eq(0).all()
+    alone = torch.arange(80) == 7
+    correct[:, 1] = alone.float()
+    logprobs[:, 1] = torch.where(alone, 4.0, -0.01)
+    assert cross_validated(space, correct, logprobs, correct, default).eq(0).all()
 
 
 def test_standard_errors_count_against_edits_and_never_against_doing_nothing():
@@ -61,22 +118,19 @@ def test_the_command_labels_trains_and_evaluates_and_goes_on(tmp_path, capsys, m
     folder = save_tiny(tmp_path / "model", tiny_model(5, dtype=torch.float32))
     for name, seed in ("label", 0), ("test", 1):
         rows = [row | {"id": f"{name}{row['id']}"} for row in own_answers(folder, 40, seed)]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (tmp_path / name).write_text("".join(lines), encoding="utf-8")
+        write_lines(tmp_path / name, rows)
     command = ["--model", str(folder), "--data", str(tmp_path / "label"), "--test",
                str(tmp_path / "test"), "--out", str(tmp_path / "out"), "--seeds", "2"]
-    asked, real = [], rules.ask_batch
-    monkeypatch.setattr(rules, "ask_batch", lambda model, prompts, paths: (
+    asked, real = [], edits.ask_batch
+    monkeypatch.setattr(edits, "ask_batch", lambda model, prompts, paths: (
         asked.extend(p.question.id for p in prompts), real(model, prompts, paths))[1])
     rules.main(command)
     printed = capsys.readouterr().out
-    assert sorted(asked) == sorted(f"label{row}" for row in [
-        json.loads(line)["id"].removeprefix("label")
-        for line in (tmp_path / "label").read_text(encoding="utf-8").splitlines()])
+    assert sorted(asked) == sorted(row["id"] for row in read_lines(tmp_path / "label"))
     assert "40 training questions, " in printed
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "out/metrics.json")
     assert metrics["routes"]["dr.llm"]["n"] == 40 and len(metrics["seeds"]) == 2
     assert {"vanilla", "dr.llm", "fixed below", "shuffled"} <= metrics["routes"].keys()
-    monkeypatch.setattr(rules, "ask_batch", None)  # all of it is kept
+    monkeypatch.setattr(edits, "ask_batch", None)  # all of it is kept
     rules.main(command)
     assert capsys.readouterr().out == printed

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from storage.files import InputError, write_json
-from storage.run_folder import (CARD, claim, folder_of, make_folder, read_chosen, read_config,
-                                read_metrics, read_result, take)
+from storage.run_folder import (CARD, folder_of, make_folder, read_candidate_paths, read_chosen,
+                                read_config, read_fixed_paths, read_metrics, read_result,
+                                refuse_other_run, replace_other_run, write_candidate_paths)
+from tiny import ABSENT, edit_json
 
 
 @pytest.fixture
@@ -24,9 +26,9 @@ def finished(tmp_path):
 def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
     before = sorted(finished.rglob("*"))
     with pytest.raises(InputError, match="config.json: a finished run with seed 1; .* seed 2.*"):
-        claim(finished, {"seed": 2, "threads": 2}, overwrite=False)
+        refuse_other_run(finished, {"seed": 2, "threads": 2}, overwrite=False)
     with pytest.raises(InputError, match="with choose None; this run has choose safe"):
-        claim(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
+        refuse_other_run(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
     assert sorted(finished.rglob("*")) == before
 
 
@@ -34,32 +36,33 @@ def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
 def test_the_same_settings_go_on_and_remove_nothing(finished, overwrite):
     """The number of threads, the batch size and the device make no other run."""
     before = sorted(finished.rglob("*"))
-    claim(finished, {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}, overwrite)
+    settings = {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}
+    refuse_other_run(finished, settings, overwrite)
     assert sorted(finished.rglob("*")) == before
 
 
 def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
     before = sorted(finished.rglob("*"))
-    claim(finished, {"seed": 2}, overwrite=True)
+    refuse_other_run(finished, {"seed": 2}, overwrite=True)
     assert sorted(finished.rglob("*")) == before  # what follows may still refuse the run
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
                                                           "paths.json"}
     (finished / "metrics.json").unlink(missing_ok=True)
-    claim(finished, {"seed": 3}, overwrite=False)  # not finished any more
+    refuse_other_run(finished, {"seed": 3}, overwrite=False)  # not finished any more
 
 
 def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
     (finished / "README.md").write_text("my notes", encoding="utf-8")
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert (finished / "README.md").read_text(encoding="utf-8") == "my notes"
 
 
 def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
     write_json(tmp_path / "metrics.json", {})
     with pytest.raises(InputError, match="metrics.json: of an evaluation"):
-        claim(tmp_path, {"seed": 2}, overwrite=False)
-    claim(tmp_path, {"seed": 2}, overwrite=True)
+        refuse_other_run(tmp_path, {"seed": 2}, overwrite=False)
+    refuse_other_run(tmp_path, {"seed": 2}, overwrite=True)
 
 
 def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
@@ -98,7 +101,7 @@ def test_a_run_without_searches_is_the_folder_of_its_routers(tmp_path):
 def test_a_readme_in_another_encoding_is_kept(finished):
     """Catches a traceback, after labels are made, at a person's own notes."""
     (finished / "README.md").write_bytes("Übung".encode("latin-1"))
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert (finished / "README.md").exists() and not (finished / "metrics.json").exists()
 
 
@@ -152,3 +155,41 @@ def test_a_result_is_that_of_its_key_or_none(tmp_path):
         write_json(file, damaged)
         with pytest.raises(InputError, match=r"result\.json: "):
             read_result(file, {"a": 1}, "row")
+
+
+PATHS = [(1, 1, 1), (1, 0, 2)]
+CORRECT = [[True, False], [False, True], [True, True]]
+DAMAGED_PATHS = [  # changes to the object of a paths.json of two paths and three questions
+    {"key": ABSENT}, {"paths": ABSENT}, {"correct": ABSENT}, {"correct": None},
+    {"correct": ["10", "01"]}, {"correct": ["1", "0", "1"]},
+    {"correct": [1, 1, 1]}, {"correct": ["10", "02", "11"]},
+    {"correct": "101"}, {"paths": []}, {"paths": [[1, 1], [1, 0, 2]]},
+    {"paths": [[1, 1, 3], [1, 0, 2]]}, {"paths": 3}]
+
+
+def test_candidate_paths_come_back_as_they_were_written_and_under_their_key_alone(tmp_path):
+    file = tmp_path / "paths.json"
+    assert read_candidate_paths(file, "k", 3, 3) is None
+    write_candidate_paths(file, "k", PATHS, CORRECT, [(3, PATHS[0])])
+    assert read_candidate_paths(file, "k", 3, 3) == (PATHS, CORRECT)
+    assert read_candidate_paths(file, "of other labels", 3, 3) is None
+    assert read_fixed_paths(file, 3) == [(3, PATHS[0])] and read_fixed_paths(file, 3, False) == []
+
+
+@pytest.mark.parametrize("changes", DAMAGED_PATHS, ids=str)
+def test_damaged_candidate_paths_are_refused_by_name(tmp_path, changes):
+    """Catches a figure that is computed from half a table."""
+    file = tmp_path / "paths.json"
+    write_candidate_paths(file, "k", PATHS, CORRECT, [])
+    edit_json(file, **changes)
+    with pytest.raises(InputError, match=r"paths\.json: not what a run wrote.* Remove the file"):
+        read_candidate_paths(file, "k", 3, 3)
+
+
+@pytest.mark.parametrize("fixed_paths", [
+    ABSENT, 3, [3], [[3]], [[99, [1, 1, 1]]], [[2, [1, 1]]], [[4, [1, 3, 0]]]], ids=str)
+def test_damaged_fixed_paths_are_refused_by_name(tmp_path, fixed_paths):
+    """Catches a control of another depth than the table says."""
+    edit_json(tmp_path / "paths.json", frontier=fixed_paths)
+    with pytest.raises(InputError, match=r"paths\.json: .* no frontier of fixed paths"):
+        read_fixed_paths(tmp_path / "paths.json", 3)

@@ -2,7 +2,6 @@
 
 The rows here are made up, in the form in which the owners of each benchmark publish theirs.
 """
-import csv
 import json
 
 import pytest
@@ -14,21 +13,7 @@ from storage.files import InputError
 from questions.loading import Question, read_row
 from questions.schemas import LETTERS
 from questions.loading import load_questions
-
-
-def write(folder, rows, name="q.jsonl"):
-    """A file of rows: JSON lines, or CSV if the name says so; text is written as it is."""
-    file = folder / name
-    if isinstance(rows, str):
-        file.write_text(rows, encoding="utf-8")
-    elif name.endswith(".csv"):
-        with open(file, "w", newline="", encoding="utf-8") as out:
-            table = csv.DictWriter(out, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-    else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+from tiny import write_questions as write
 
 
 def load(folder, rows, name="q.jsonl", **options):

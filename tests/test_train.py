@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,10 +18,10 @@ from choose import CHOICES, Choice
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import FixedRoute, generate, load_model, load_tokenizer
-from storage.files import InputError, locked, write_json
+from storage.files import InputError, locked, read_json, write_json
 from answers import Prompt
 from questions.loading import Question
-from tiny import WORDS, save_tiny, tiny_model
+from tiny import WORDS, read_lines, save_tiny, tiny_model, write_lines
 
 
 def test_learning_rate_warms_up_for_eight_percent_then_falls_to_zero():
@@ -167,17 +168,9 @@ def test_split_depends_on_the_words_alone_and_shares_nothing():
 # ---- whole runs ----
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, request):
-    """A tiny model folder and questions it answers along some path, by its own greedy answers."""
-    from conftest import own_answers
-    base = tmp_path_factory.mktemp("run")
-    model = tiny_model(5, dtype=torch.float32)
-    save_tiny(base / "model", model)
-    for name, seed in ("q", 0), ("others", 1):
-        rows = own_answers(base / "model", 60, seed)
-        (base / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                            encoding="utf-8")
-    return base
+def folder(own_folder, tmp_path_factory):
+    """A tiny model, files of its questions, and room for runs."""
+    return shutil.copytree(own_folder, tmp_path_factory.mktemp("train") / "own")
 
 
 ARGS = ["--simulations", "8", "--seeds", "2", "--clusters", "2"]
@@ -192,12 +185,12 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     before = (folder / "model" / "model.safetensors").read_bytes()
     run(folder)
     assert (folder / "model" / "model.safetensors").read_bytes() == before
-    metrics = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "out" / "metrics.json")
     assert {"routes", "tasks", "seeds"} <= metrics.keys() and len(metrics["seeds"]) == 2
     for route in ("vanilla", "dr.llm", "dr.llm shortest", "shuffled"):
         assert {"accuracy", "layers", "n", "interval"} <= metrics["routes"][route].keys()
     assert metrics["routes"]["vanilla"]["layers"] == 3.0 and metrics["fixed"]
-    config = json.loads((folder / "out" / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "out" / "config.json")
     assert config["simulations"] == 8 and "fingerprint" in config
     printed = capsys.readouterr().out
     assert "In domain, 11 questions" in printed and "\nin own 0" in printed
@@ -211,7 +204,7 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     assert routers.metadata["questions"] == sorted(q.wording for q in training)
     evaluate.main(["--model", str(folder / "model"), "--data", str(folder / "q.jsonl"), "--limit",
                    "5", "--routers", str(folder / "out"), "--out", str(folder / "again")])
-    again = json.loads((folder / "again" / "metrics.json").read_text(encoding="utf-8"))["routes"]
+    again = read_json(folder / "again" / "metrics.json")["routes"]
     assert again["vanilla"]["n"] == 5  # of the eleven kept for the test, not of the first five
     names = set(load_file(folder / "out" / "routers.safetensors"))
     assert names == {"w1", "b1", "w2", "b2", *GUARD}    # nothing of the base model is stored
@@ -219,14 +212,14 @@ def test_a_run_leaves_the_documented_files_and_never_touches_the_model(folder, c
     labels = (folder / "out" / "labels.jsonl").read_bytes()
     right_paths = {row["id"]: [path for path, _ in row["correct"]]
                    for row in map(json.loads, labels.splitlines())}
-    chosen = json.loads((folder / "out" / "chosen.json").read_text(encoding="utf-8"))
+    chosen = read_json(folder / "out" / "chosen.json")
     assert len(chosen) == routers.metadata["labels"] and chosen.keys() <= right_paths.keys()
     kept = {file: file.stat().st_mtime_ns for file in (folder / "out" / "routers").iterdir()}
     run(folder)    # the same command again makes nothing twice
     assert (folder / "out" / "labels.jsonl").read_bytes() == labels
     routers = folder / "out" / "routers"
     assert kept == {file: file.stat().st_mtime_ns for file in routers.iterdir()}
-    again = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+    again = read_json(folder / "out" / "metrics.json")
     assert again["routes"] == metrics["routes"]
 
 
@@ -277,10 +270,10 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(train, "candidate_paths", lambda *_, **__: pytest.fail("looked for paths"))
     run(folder, "--choose", "deep", "--no-guard", "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out" / "labels.jsonl").exists()
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "out" / "metrics.json")
     assert metrics["routes"]["dr.llm"]["layers"] > 3.9
     assert "dr.llm shortest" not in metrics["routes"] and metrics["fixed"] == []
-    labels = json.loads((tmp_path / "out" / "chosen.json").read_text(encoding="utf-8"))
+    labels = read_json(tmp_path / "out" / "chosen.json")
     assert len(labels) == 48 and set(map(tuple, labels.values())) == {(1, 1, 2)}
     printed = capsys.readouterr().out
     assert "paths.json" not in printed
@@ -290,17 +283,16 @@ def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, 
 
 def test_test_questions_beyond_the_context_are_named_and_counted(folder, tmp_path, capsys):
     """Catches a table over fewer questions than were given, without a word."""
-    rows = [json.loads(line) for line in (folder / "others.jsonl").read_text("utf-8").splitlines()]
+    rows = read_lines(folder / "others.jsonl")
     rows = [row | {"id": f"test-{row['id']}"} for row in rows]
     for n, row in enumerate(rows[10:15]):
         row["prompt"] = " ".join(WORDS[2:38] * 2)[2 * n:]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:20]),
-                                         encoding="utf-8")
+    write_lines(tmp_path / "test.jsonl", rows[:20])
     run(folder, "--out", str(tmp_path / "out"), "--choose", "shortest", "--test",
         str(tmp_path / "test.jsonl"))
     printed = capsys.readouterr().out
     assert "5 of 20 test questions exceed the context (64 tokens)" in printed
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(tmp_path / "out" / "metrics.json")
     assert metrics["too_long"] == 5 and metrics["routes"]["vanilla"]["n"] == 15
 
 
@@ -309,8 +301,7 @@ def test_a_model_at_chance_is_refused_before_the_search_unless_forced(tmp_path):
     model = save_tiny(tmp_path / "model", tiny_model(2, dtype=torch.float32))
     rows = [{"id": str(n), "question": f"{n}?", "choices": ["a", "b"], "answer": "AB"[n % 2]}
             for n in range(40)]
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    write_lines(tmp_path / "q.jsonl", rows)
     command = ["--model", str(model), "--data", str(tmp_path / "q.jsonl"), "--out",
                str(tmp_path / "run"), "--simulations", "2", "--seeds", "1"]
     with pytest.raises(InputError, match="chance 50.0% ± .* --force continues"):
@@ -326,8 +317,7 @@ def test_training_questions_never_appear_in_the_test(folder, monkeypatch):
         test={p.question.id for p in prompts}) or (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    labelled = {json.loads(line)["id"] for line in
-                (folder / "out" / "labels.jsonl").read_text(encoding="utf-8").splitlines()}
+    labelled = {row["id"] for row in read_lines(folder / "out" / "labels.jsonl")}
     assert labelled and seen["test"] and not labelled & seen["test"]
 
 
@@ -335,8 +325,7 @@ def test_a_model_that_answers_nothing_ends_with_a_clear_statement(folder, tmp_pa
     rows = [{"id": str(n), "prompt": "a b c", "answer": "zz", "max_new_tokens": 2}
             for n in range(5)]
     rows = [row | {"prompt": f"a b {n}"} for n, row in enumerate(rows)]
-    (tmp_path / "none.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                         encoding="utf-8")
+    write_lines(tmp_path / "none.jsonl", rows)
     command = ["--model", str(folder / "model"), "--data", str(tmp_path / "none.jsonl"),
                "--out", str(tmp_path / "o"), *ARGS]
     with pytest.raises(InputError, match="jsonl: 0 questions with a correct path; routers need 8"):
@@ -361,11 +350,10 @@ def test_seven_questions_with_a_right_path_are_refused_and_eight_are_enough(
 
 def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, tmp_path, capsys):
     file = own_questions(folder, tmp_path / "mine.jsonl")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(file)
     many = [row | {"id": f"{n} {row['id']}", "prompt": f"{WORDS[2 + n]} {row['prompt']}"}
             for n in range(4) for row in rows]
-    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many),
-                                         encoding="utf-8")
+    write_lines(tmp_path / "many.jsonl", many)
     for number in (99, 100):
         train_on(folder, tmp_path / f"out{number}", file, "shortest", number,
                  tmp_path / "many.jsonl")
@@ -378,9 +366,8 @@ def test_a_warning_of_wide_intervals_stops_at_a_hundred_test_questions(folder, t
 def test_tasks_are_known_whatever_the_limit_leaves_of_the_label_questions(folder, tmp_path):
     """Catches a test question out of domain because its task comes late in the file."""
     file = own_questions(folder, tmp_path / "mine.jsonl", task="early")
-    with open(file, "a", encoding="utf-8") as more:
-        late = (folder / "others.jsonl").read_text("utf-8").splitlines()[0].replace("own-0", "late")
-        more.write(late + "\n")
+    late = read_lines(folder / "others.jsonl")[0] | {"id": "late"}
+    write_lines(file, [*read_lines(file), late])
     metrics = train_on(folder, tmp_path / "out", file, "shortest", 9)
     assert metrics["tasks"]["own"]["domain"] == "in"
 
@@ -399,17 +386,14 @@ def far(folder):
         gold = say((0, 0, 1))
         if gold.strip() and gold not in map(say, near):
             rows.append({"prompt": prompt, "answer": gold, "max_new_tokens": 2, "task": "own"})
-    (folder / "far.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                      encoding="utf-8")
+    write_lines(folder / "far.jsonl", rows)
     return folder / "far.jsonl"
 
 
 def own_questions(folder, file, **changes):
     """A file of thirty questions that the model answers right on the default path."""
-    lines = (folder / "others.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[1::2]]
-    rows = [row | {"id": f"mine-{row['id']}"} | changes for row in rows]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = read_lines(folder / "others.jsonl")[1::2]
+    write_lines(file, [row | {"id": f"mine-{row['id']}"} | changes for row in rows])
     return file
 
 
@@ -418,10 +402,10 @@ def train_on(folder, out, file, choice, number, test=None):
     train.main(["--model", str(folder / "model"), "--data", str(file), "--test",
                 str(test or folder / "q.jsonl"), "--out", str(out), "--simulations", "26",
                 "--seeds", "1", "--clusters", "2", "--choose", choice, "--limit", str(number)])
-    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return read_json(out / "metrics.json")
 
 
-@pytest.mark.parametrize("number", [8, 9, 12])
+@pytest.mark.parametrize("number", [8, 12])
 @pytest.mark.parametrize("choice", [name for name in CHOICES if name != "consensus"])
 def test_questions_that_no_usual_path_answers_train_routers_all_the_same(
         folder, far, tmp_path, choice, number):
@@ -437,7 +421,7 @@ def test_consensus_that_labels_no_question_says_so(folder, far, tmp_path):
         train_on(folder, tmp_path / "out", far, "consensus", 12)
 
 
-@pytest.mark.parametrize("number", [8, 9, 11])
+@pytest.mark.parametrize("number", [8, 11])
 @pytest.mark.parametrize("choice", ["safe", "consensus"])
 def test_a_handful_of_questions_is_enough(folder, tmp_path, choice, number):
     """Catches statistics of folds that are small or empty."""
@@ -470,11 +454,9 @@ def test_the_folder_one_is_in_may_be_the_runs(folder, tmp_path, monkeypatch):
 
 def test_label_questions_in_the_words_of_a_test_question_are_left_out(folder, tmp_path, capsys):
     """Catches one question under two ids, on both sides."""
-    rows = [json.loads(line) for name in ("others", "q")
-            for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:30]]
+    rows = read_lines(folder / "others.jsonl")[:30] + read_lines(folder / "q.jsonl")[:30]
     rows = [row | {"id": f"r{n}", "task": "renamed"} for n, row in enumerate(rows)]
-    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
-                                         encoding="utf-8")
+    write_lines(tmp_path / "both.jsonl", rows)
     args = train.parse_args(["--data", str(tmp_path / "both.jsonl"),
                              "--test", str(folder / "q.jsonl")])
     training, test = train.load_data(args)

@@ -1,5 +1,6 @@
 """Tiny random models and folders for tests: seconds on a CPU, every branch of the decoder.
 And the tools to damage such a folder."""
+import csv
 import json
 
 import torch
@@ -78,6 +79,32 @@ def save_tokenizer(folder):
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}),
                                                   encoding="utf-8")
+
+
+def write_lines(file, rows):
+    """Writes rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_questions(folder, rows, name="q.jsonl"):
+    """A file of question rows: JSON lines, or CSV if the name says so. Text and bytes are written
+    as they are."""
+    file = folder / name
+    if isinstance(rows, str | bytes):
+        file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    elif name.endswith(".csv"):
+        with open(file, "w", newline="", encoding="utf-8") as out:
+            table = csv.DictWriter(out, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        write_lines(file, rows)
+    return file
+
+
+def read_lines(file):
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()  # deletes the key

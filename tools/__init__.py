@@ -1,1 +1,1 @@
-"""What one does with a model or a finished run; each is run as python -m tools.NAME."""
+"""Commands for a model or a finished run; run as python -m tools.NAME."""

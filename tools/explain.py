@@ -27,7 +27,7 @@ from answers import Answers, answer, batches, prepare
 from cli import progress_bar
 from drllm import RouterRoute, Routers
 from model_llama import load
-from paths import DECISIONS
+from paths import DECISIONS, blocks
 from questions.loading import Question, load_all
 from questions.schemas import LETTERS
 from storage.files import InputError, write_whole
@@ -123,7 +123,7 @@ def answer_record(answers, n, question):
     return {"answer": answers.texts[n],
             "correct": round(answers.correct[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
-            "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
+            "layers": int(blocks(answers.decisions[n])), "passes": int(answers.passes[n])}
 
 
 def text_of(question):

@@ -379,7 +379,8 @@ def load_or_train(run, choice, prompts, labels, seeds):
 
 
 def save_chosen(run, prompts, labels, routers):
-    """Writes what the run is about: its own choice of label, and the first seed's routers."""
+    """Writes the main results of the run: each training question's label, and the first seed's
+    routers."""
     routers[0].save(run.out / "routers.safetensors")
     chosen = {}
     for prompt, path in zip(prompts, labels):

@@ -36,7 +36,7 @@ LETTERS = "ABCDEFGHIJKLM"
 METRICS = ("exact", "f1")
 NO_ANSWER = ("unanswerable", "not answerable", "no answer")
 NUMBERS = ("answer", "answers", "choices", "id", "level", "max_new_tokens")  # these may be numbers
-CARRIED = ("id", "prompt", "stop", "max_new_tokens")  # ours, read beside any schema
+CARRIED = ("id", "prompt", "stop", "max_new_tokens")  # ours, read with any schema
 BEYOND = "cells beyond the header"  # the field for those of a CSV
 
 
@@ -82,7 +82,7 @@ def rows_of(file):
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 ({error})") from error
         rows = [*csv_rows(file, text)] if suffix == ".csv" else [*json_rows(file, text)]
-    label_file = file.with_name(file.stem + "-labels.lst")  # PIQA's correct options are beside it
+    label_file = file.with_name(file.stem + "-labels.lst")  # PIQA's correct options are next to it
     if not label_file.exists():
         return [(number, row, {}) for number, row in rows]
     labels = read_file(label_file).decode(errors="replace").split()

@@ -207,7 +207,7 @@ def check_row(row, texts, choices, answers):
              f"answer {answer!r} is not a letter of its {len(choices)} choices"),
             (choices.count(chosen_text) > 1,
              f"the correct choice occurs twice: {chosen_text!r}"[:80]),
-            (choices and answers, "several answers beside choices: only one letter is correct"),
+            (choices and answers, "several answers next to choices: only one letter is correct"),
             (texts["continuation"] and not choices, "a continuation without choices"),
             (unfinished not in (None, True, False),
              f"unfinished must be true or false, got {unfinished!r}"[:80])):
@@ -294,8 +294,8 @@ def refuse_loss(row, claimed):
     for name, value in row.items():
         is_read = name in claimed or value in (None, "", [], {})
         if not is_read and LOOKS_NEEDED.match(name):
-            beside = ", ".join(sorted(claimed & row.keys()))
-            raise ValueError(f"no known schema reads {name!r} beside {beside}; "
+            others = ", ".join(sorted(claimed & row.keys()))
+            raise ValueError(f"no known schema reads {name!r} next to {others}; "
                              "it looks like a part of the question")
 
 

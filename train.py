@@ -527,7 +527,7 @@ def main(argv=None):
             records = search_questions(run, prompts)
             choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the table has both
         wait()
-        if is_first():  # only now: what was refused above has cost another run nothing
+        if is_first():  # only now: the refusals above cost another run nothing
             replace_other_run(args.out, run.settings)
         wait()
         run.cache.start_writing()

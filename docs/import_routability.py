@@ -15,6 +15,7 @@ from make_results import ASSETS
 
 import cli
 from cli import bounds, percent, with_interval
+from evaluate import FEW
 from experiments.routability import as_row
 from experiments.statistics import bootstrap, rank_correlation
 from storage.files import read_json, write_json
@@ -29,14 +30,17 @@ def table(rows, command, note=""):
 
 
 def routability_tables(runs):
-    """The shares and bounds of every model and task, and the order of bounds and gains."""
+    """The shares and bounds of every model and task, and the order of bounds and gains: over tasks
+    of FEW questions at least, or over all questions of a model that has no such task."""
     rows, controls, pairs = [], [], []
     for model, folder in runs:
         made = read_json(folder / "routability.json")
+        large = {task for task, figures in made["rows"].items()
+                 if figures["n"] >= FEW and task != "all"} or {"all"}
         for task, figures in made["rows"].items():
             rows.append({"model": model, "task": task} | as_row(task, figures))
             rows[-1].pop("")
-            if "routers" in figures and (task != "all" or len(made["rows"]) == 1):
+            if task in large and "routers" in figures:
                 gain = figures["routers"]
                 pairs.append((figures["bound"], gain, figures["best fixed"] + figures["bound"]))
         low, high = made["shuffled"]["reliability"]

@@ -1,4 +1,4 @@
-"""The main job: searches, labels, routers, and a first evaluation, in one command.
+"""Searches, labels, routers and a first evaluation in one command.
 
 Paper §3.3. Questions that have not been searched yet are searched first (label.py). Under teacher
 forcing (the labelled paths are run, not the routers' decisions) the hidden states do not depend on

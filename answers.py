@@ -61,7 +61,7 @@ class Prompt:
         return digest(asdict(self))
 
     def key(self):
-        """What tells this prompt, and what is correct for it, from all others: 16 hex digits."""
+        """16 hex digits that identify the prompt together with what is correct for it."""
         return self._key
 
 
@@ -467,12 +467,12 @@ def what_answers_depend_on(model, tokenizer=None, prompts=()):
 
 @functools.lru_cache
 def tokenizer_key(tokenizer):
-    """What tells a tokenizer from others: equal ids may be decoded to different texts."""
+    """Identifies a tokenizer: another one may decode the same ids to another text."""
     return digest(tokenizer.fast.to_str())
 
 
 def route_key(route):
-    """What tells a route, None or decisions (N, L) from all others, as plain values; None for a
+    """Plain values that identify a route, which may also be None or decisions (N, L). None for a
     route without a key."""
     if route is None:
         return "default path"
@@ -482,7 +482,8 @@ def route_key(route):
 
 
 def get_answers(cache, about, make):
-    """The Answers that make() returns, or returned before about these plain values."""
+    """The Answers that the cache has under the plain values `about`; if it has none, those that
+    make() returns, which are then stored."""
     def plain_answers():
         fields = vars(make())
         return {name: value if name == "texts" else value.tolist()
@@ -494,10 +495,10 @@ def get_answers(cache, about, make):
 
 def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None,
                   each=shared_map):
-    """answer(), of which only those batches are asked that the cache lacks. A route without a key
-    is always asked. each: map, or shared_map, which shares the batches among the processes of
-    torchrun, and is map in a single one. The batches are the same however many processes there are;
-    so every answer is the same to the bit."""
+    """Like answer(), but runs the model only on batches that are not in the cache. A route without
+    a key is always run. each: map, or shared_map, which divides the batches among the processes of
+    torchrun and is map in a single one. The batches do not depend on the number of processes, so
+    every answer is the same to the bit."""
     paths = route if isinstance(route, torch.Tensor) else None
     key = None if paths is not None else route_key(route)
 

@@ -1,4 +1,4 @@
-"""What the base model can do, measured before a search: is there anything to find?
+"""Before a search: what the base model can do.
 
 A search needs questions that the model answers sometimes, and answers that depend on the path.
 Otherwise it finds nothing, or only luck, and a run of hours is in vain. So the model answers a few

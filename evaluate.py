@@ -70,10 +70,10 @@ def interval(difference, resamples=1000, seed=0):
     return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
-def summarise(outcome, vanilla, chosen):
+def summarise(outcome, base, chosen):
     """The figures of one route on the chosen questions, (N,) bool. sd: over seeds."""
     correct = outcome.correct[chosen]
-    gain = correct - vanilla.correct[chosen]  # paired: question by question
+    gain = correct - base.correct[chosen]  # paired: question by question
     decisions = outcome.decisions[:, chosen]  # (seeds, n, L)
     by_seed = [answers.correct[chosen].mean().item() for answers in outcome.seeds]
     sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
@@ -144,14 +144,14 @@ class Comparison:
         return Outcome(title, seeds, depth)
 
     def add(self, name, routes, title=None, **view):
-        """Asks along the routes, and makes their Outcome a row of the tables."""
+        """Answers along the routes, and makes their Outcome a row of the tables."""
         self.outcomes[name] = self.ask(title or name, routes, **view)
         return self.outcomes[name]
 
     def summary(self, chosen):
         """{key of a route: its figures on the chosen questions, (N,) bool}."""
-        vanilla = self.outcomes["vanilla"]
-        return {name: summarise(outcome, vanilla, chosen)
+        base = self.outcomes["vanilla"]
+        return {name: summarise(outcome, base, chosen)
                 for name, outcome in self.outcomes.items()}
 
     def task_metrics(self, task):

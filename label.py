@@ -1,4 +1,4 @@
-"""Supervision: a search, for every question, for the layers to skip and repeat.
+"""Supervision: searches, for every question, for paths that skip and repeat layers.
 
 Hundreds of searches (paper Algorithm 1) advance in lockstep: a step gathers one path per question
 and grades all answers in a few batched calls. When a search ends, its *record* is written at once,

@@ -1,4 +1,4 @@
-"""The main job: searches, labels, routers, and a first evaluation, in one command.
+"""Searches, labels, routers and a first evaluation in one command.
 
 Paper §3.3. Questions that have not been searched yet are searched first (label.py). Under teacher
 forcing (the labelled paths are run, not the routers' decisions) the hidden states do not depend on
@@ -379,7 +379,8 @@ def load_or_train(run, choice, prompts, labels, seeds):
 
 
 def save_chosen(run, prompts, labels, routers):
-    """Writes what the run is about: its own choice of label, and the first seed's routers."""
+    """Writes the main results of the run: each training question's label, and the first seed's
+    routers."""
     routers[0].save(run.out / "routers.safetensors")
     chosen = {}
     for prompt, path in zip(prompts, labels):
@@ -526,7 +527,7 @@ def main(argv=None):
             records = search_questions(run, prompts)
             choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the table has both
         wait()
-        if is_first():  # only now: what was refused above has cost another run nothing
+        if is_first():  # only now: the refusals above cost another run nothing
             replace_other_run(args.out, run.settings)
         wait()
         run.cache.start_writing()

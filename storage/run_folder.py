@@ -28,7 +28,7 @@ def is_run(folder):
 
 
 def flat(settings):
-    """Settings with those that are in an object of their own beside the others."""
+    """Settings with those that are in an object of their own next to the others."""
     objects = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     pairs = [pair for values in objects for pair in values.items()]
     return {key: value for key, value in pairs if not isinstance(value, dict)}

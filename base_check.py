@@ -1,12 +1,12 @@
-"""What the base model can do, asked before a search: is there anything to find?
+"""Before a search: what the base model can do.
 
 A search needs questions that the model answers sometimes, and answers that depend on the path.
-Otherwise it finds nothing, or only luck, and a run of hours is in vain. So a few hundred questions
-are asked first:
+Otherwise it finds nothing, or only luck, and a run of hours is in vain. So the model answers a few
+hundred questions first:
 
 1. Without question files, arithmetic is made of those kinds that the model answers sometimes.
-2. `check_base_model` says how often the model is correct, beside the chance of guessing. It also
-   checks that another path changes the answers, and that they have a form that counts.
+2. `check_base_model` says how often the model is correct, next to the chance of guessing. It also
+   checks that another path changes the answers, and that they have a form that can be graded.
 
     python train.py --model DIR    # begins with both
 """
@@ -38,8 +38,8 @@ SOMETIMES = " to ".join(f"{share:.0%}" for share in BETWEEN)
 
 def make_arithmetic(args, tokenizer, model, folder=None, any_seed=False):
     """(training questions, test questions, kinds as storage.run_folder.read_kinds has them) of what
-    the base model answers sometimes. folder: of a run, whose kinds are taken if it recorded them,
-    of this seed or of any; else the model is asked."""
+    the base model answers sometimes. folder: of a run; the kinds that it recorded (for this seed,
+    or with any_seed for any) are used again. Otherwise the model is asked."""
     if args.begin or args.score != cli.SCORES[0]:
         raise InputError("--begin and --score are for questions of --data FILE; without it, "
                          "arithmetic is made, which has prompts of its own and no options")
@@ -84,9 +84,9 @@ def as_text(shares):
 # ---- how often is the base model correct? ----
 
 def check_base_model(model, tokenizer, prompts, args, cache, refuse=False):
-    """Prints how often the base model is correct on the first questions, beside chance. cache: an
-    AnswerCache, which is asked first. InputError if paths change nothing and, with refuse, if
-    chance explains the correct answers to multiple choice."""
+    """Prints how often the base model is correct on the first questions, next to chance. cache: an
+    AnswerCache. InputError if paths change nothing and, with refuse, if chance explains the correct
+    answers to multiple choice."""
     prompts = prompts[:ASKED]
     check_paths_matter(model, tokenizer, prompts[:CHECKED], cache)
     check_form(model, tokenizer, prompts[:CHECKED], cache)
@@ -125,8 +125,8 @@ def check_paths_matter(model, tokenizer, prompts, cache):
 
 
 def check_form(model, tokenizer, prompts, cache):
-    """Prints a hint if most answers of the base model through its chat template have no form that
-    counts."""
+    """Prints a hint if most answers of the base model, asked with its chat template, have no form
+    that can be graded."""
     written = [prompt for prompt in prompts
                if prompt.question.prompt is None and not prompt.options]
     if not written or not tokenizer.has_template:
@@ -145,7 +145,7 @@ def check_form(model, tokenizer, prompts, cache):
 
 def describe_base_score(correct, num_options, paths):
     """(a sentence on the base model's answers, whether chance explains them). correct (N,):
-    rewards; num_options (N,): of each question, 0 for an open one; paths: tried per question."""
+    rewards; num_options (N,): of each question, 0 if all are open; paths: tried per question."""
     share, number = correct.mean().item(), len(correct)
     if not num_options[0]:
         sentence = f"the base model answers {percent(share)}% of {number} open questions"

@@ -1,13 +1,15 @@
 """Which of a question's correct paths becomes its label.
 
-A search finds about thirty correct paths per question, most of them correct by luck. Routers learn
-what holds for many questions, so the choice of the label decides whether routing pays:
+A search of the demo finds about thirty correct paths per question. Some are correct by luck, most
+of all the shortest. Routers learn what holds for many questions, so the choice of the label decides
+whether routing pays off:
 
     shortest    the paper's: the shortest correct path; if the default path is incorrect, the first
                 correct path that the search met
-    confident   the correct path with the most probable answer, less a cost per layer
-    consensus   the correct path that also works for similar questions, less a cost per layer
-    safe        consensus if routing is expected to pay (train.routing_pays), else the default path
+    confident   the correct path with the most probable answer, minus a cost per layer
+    consensus   the correct path that also works for similar questions, minus a cost per layer
+    safe        consensus if routing is expected to pay off (train.routing_pays), else the default
+                path
 
 Consensus needs to know what the same few paths, the *candidate paths*, do for every question:
 
@@ -16,7 +18,8 @@ Consensus needs to know what the same few paths, the *candidate paths*, do for e
     3. combine good edits into candidate paths         combine_edits, propose_paths, candidate_paths
     4. choose a correct one with the neighbours' help  neighbours, consensus
 
-A question that no candidate path answers gets no label. `CHOICES` lists the choices.
+A question that no candidate path answers gets no label. `CHOICES` lists the choices. The records
+of the searches are those of label.search_record.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +29,7 @@ import torch
 from answers import batches, grade_paths
 from cli import progress_bar
 from drllm import mean_state
-from paths import (DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal,
-                   with_decision)
+from paths import DECISIONS, EDITS, EXECUTE, blocks, default_path, is_legal, with_decision
 from storage.processes import shared_map
 
 # N questions   L layers   K candidate paths   S numbers that describe a question
@@ -50,8 +52,8 @@ def shortest(records):
 
 
 def confident(records, cost_per_layer=CONFIDENT_COST):
-    """argmax over the correct paths of P(answer) - cost_per_layer * |path|, None if there
-    is none."""
+    """argmax over the correct paths of P(answer) - cost_per_layer * |path|, None if there are none.
+    """
     def worth(path_and_probability):
         path, probability = path_and_probability
         return probability - cost_per_layer * blocks(path)
@@ -79,7 +81,7 @@ def states_at_depths(pooled, num_windows):
 
 
 def standardised(states):
-    """States (N, S), each column less its mean and over its spread."""
+    """States (N, S), each column minus its mean and divided by its spread."""
     spread = states.std(0, correction=0) + 1e-3  # some numbers may be the same for all questions
     return (states - states.mean(0)) / spread
 
@@ -103,7 +105,7 @@ def cluster(space, number, seed=0, rounds=20):
 def edit_effects(records, ridge=20.0):
     """(L, 3): by how much a decision at a layer changes the chance of a correct answer; 0 for
     executing it. Least squares on all paths that the searches of these records tried. The ridge
-    counts as 20 tries without effect, so that an edit seen seldom promises little."""
+    counts as 20 tries without effect, so that a rarely tried edit gets a small effect."""
     edits_tried, outcome = [], []
     for record in records:
         correct_paths = [path for path, _ in record["correct"]]
@@ -143,8 +145,8 @@ def combine_edits(effects, cost_per_layer):
 def propose_paths(model, tokenizer, prompts, records, **how):
     """The paths that the searches of a group suggest and that do best at their depth.
 
-    Edits are combined at several costs per layer, so that short and deep paths are proposed. The
-    first prompts of the group are asked along each. how: see confidence_if_correct.
+    Edits are combined at several costs per layer, so that short and deep paths are proposed. Each
+    is tried on the first prompts of the group. how: see confidence_if_correct.
     """
     L = model.config.num_layers
     effects = edit_effects(records)
@@ -160,7 +162,7 @@ def propose_paths(model, tokenizer, prompts, records, **how):
 
 def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
     """(candidate paths, correct (N, K)): the default path, and what all questions together and
-    every group of similar ones propose; each is asked of all questions. records: of their
+    every group of similar ones propose; each is tried on all questions. records: of their
     searches. space (N, S): see similarity_space. how: see confidence_if_correct."""
     N = len(prompts)
     everyone = torch.randperm(N, generator=torch.Generator().manual_seed(0)).tolist()
@@ -172,9 +174,9 @@ def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
             groups.append(members)
 
     def propose(members):
-        asked = [prompts[n] for n in members]
-        searched = [records[n] for n in members]
-        return propose_paths(model, tokenizer, asked, searched, **how)
+        group_prompts = [prompts[n] for n in members]
+        group_records = [records[n] for n in members]
+        return propose_paths(model, tokenizer, group_prompts, group_records, **how)
 
     with progress_bar(total=len(groups), desc="paths for groups of questions", unit="group") as bar:
         proposed = shared_map(propose, groups, bar.update)
@@ -189,33 +191,33 @@ def candidate_paths(model, tokenizer, prompts, records, space, clusters, **how):
 def confidence_if_correct(model, tokenizer, prompts, paths, batch_size=256, progress=None,
                           ask=grade_paths, each=map):
     """(N, K) probability of the model's answer to question n along path k; 0 if it is incorrect.
-    ask: like grade_paths, e.g. with a cache. each: map, or what shares the batches among
+    ask: like grade_paths, e.g. with a cache. each: map, or shared_map to share the batches among
     processes."""
     # sorted, so that paths which share their first layers follow each other
     order = sorted(range(len(paths)), key=paths.__getitem__)
 
     def ask_batch(rows):
-        asked = torch.zeros(len(rows), len(paths))
+        values = torch.zeros(len(rows), len(paths))
         batch = [prompts[n] for n in rows]
         shared_states = [{} for _ in rows]  # per prompt, see answers.final_states
         for k in order:
             shared_states = [states_on_path(states, paths[k]) for states in shared_states]
             decisions = torch.tensor(paths[k]).expand(len(batch), -1)
-            correct, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
+            rewards, confidence = ask(model, tokenizer, batch, decisions, batch_size, progress,
                                       shared_states)
             # a correct answer stays above 0, however improbable it is
-            asked[:, k] = correct * confidence.clamp(min=1e-9)
-        return asked
+            values[:, k] = rewards * confidence.clamp(min=1e-9)
+        return values
 
     groups = list(batches(prompts, batch_size))
     result = torch.zeros(len(prompts), len(paths))
-    for rows, asked in zip(groups, each(ask_batch, groups)):
-        result[rows] = asked
+    for rows, values in zip(groups, each(ask_batch, groups)):
+        result[rows] = values
     return result
 
 
 def states_on_path(states, path):
-    """Those of {first decisions: hidden states} that a path begins with."""
+    """Those of {first decisions: hidden states} with which a path begins."""
     return {first: hidden for first, hidden in states.items() if first == path[:len(first)]}
 
 
@@ -251,9 +253,9 @@ def consensus_of_neighbours(space, correct, paths, cost_per_layer=None):
 def cost_keeping_half_the_gain(correct, share, paths):
     """The largest cost per layer that keeps half of the accuracy gained over the default path.
 
-    Each question takes the path that its neighbours like best at a cost; whether that path is
-    correct for the question itself has no say in it, as for a new question. The gain is the best
-    accuracy at any cost, less that of the default path, paths[0]. Training questions decide alone.
+    Each question takes the path that its neighbours favour at a cost; whether that path is correct
+    for the question itself has no say in it, as for a new question. The gain is the best accuracy
+    at any cost, minus that of the default path, paths[0]. Training questions decide alone.
     """
     lengths = block_counts(paths)
     accuracy_at = {}
@@ -298,16 +300,17 @@ def block_counts(paths):
 
 
 def frontier(paths, values):
-    """[(length, path)] that no mix of two other paths beats by its mean value, shortest first.
-    values (N, K): what path k is worth for question n, e.g. 1 if it is correct."""
+    """[(length, path)] that no mix of two others beats by its mean value, shortest first. A mix is
+    one path for a share of the questions and another for the rest. values (N, K): what path k is
+    worth for question n, e.g. 1 if it is correct."""
     means = values.float().mean(0).tolist()
     points = sorted(zip(map(blocks, paths), means, paths))
     return [(length, path) for length, _, path in upper_hull(points)]
 
 
 def upper_hull(points):
-    """The points (length, value, ...) that no mix of two others beats, shortest first; of points
-    with the same length and value the first."""
+    """The points (length, value, ...) that no mix of two others beats, shortest first: the convex
+    hull from above, as far as it rises. Of points with the same length and value, the first."""
     def slope(left, right):
         return (right[1] - left[1]) / (right[0] - left[0])
 
@@ -329,7 +332,7 @@ class Choice:
 
     label: a function of train.Evidence, which holds the training questions and what is known of
     them, that returns a path or None per question. needs_search: it reads the searches' records;
-    if it does not, no search is run. has_fixed_paths: it asks candidate paths of every question;
+    if it does not, no search is run. has_fixed_paths: it tries candidate paths on every question;
     the best of them are fixed paths that routing is compared with.
     """
     label: Callable
@@ -349,7 +352,7 @@ def label_by_confidence(evidence):
 def label_by_consensus(evidence):
     paths, _ = evidence.candidates
     labels, cost_per_layer = evidence.consensus()
-    print(f"{len(paths)} candidate paths asked of every question; cost per layer: {cost_per_layer}")
+    print(f"{len(paths)} candidate paths tried on every question; cost per layer: {cost_per_layer}")
     return labels
 
 

@@ -1,12 +1,14 @@
 """The routers of Dr.LLM: one small MLP per layer that decides skip, execute or repeat.
 
 Paper §3.1: the prompt's hidden states that enter a layer are averaged in W windows; each window
-passes Linear - GELU - Linear; the windows' logits are averaged; the decision with the largest one
-is taken. The routers of all layers are stacked, so that training them is one batched problem.
+passes through Linear - GELU - Linear; the logits are averaged over the windows; the decision with
+the largest average is taken. The routers of all layers are stacked, so that training them is one
+batched problem.
 Paper §3.3: focal loss with effective-number class weights. The base model is never changed.
 
 Ours: an out-of-distribution guard per layer; a bias on the logits that moves trained routers along
-the trade-off of accuracy and layers; a router file that names the model it belongs to.
+the trade-off of accuracy and layers; a router file with the *fingerprint* of its model, a hash of
+the weights.
 
     generate(model, ids, Routers.load("runs/demo/routers.safetensors", model).route)
 """
@@ -113,7 +115,7 @@ def nearest_distance(states, points):
 
 def fit_guard(pooled, num_windows, seed=0, points=512, dimensions=32, quantile=0.99):
     """(projection (D, G), points (L, M, G), limits (L,)) from the prompts that routers are trained
-    on: pooled (N, L, W, D), num_windows (N,), N >= 8. points: the most that are stored."""
+    on: pooled (N, L, W, D), num_windows (N,), N >= 8. points: store at most this many."""
     rng = torch.Generator().manual_seed(seed)
     N, L, W, D = pooled.shape
     # distances are measured in a few random directions: the stored points stay small
@@ -179,8 +181,8 @@ class Routers(nn.Module):
         return RouterRoute(self)
 
     def key(self):
-        """What tells these routers from all others, as plain values; None for a subclass, which may
-        compute otherwise."""
+        """What tells these routers from all others, as plain values: answers are cached under it.
+        None for a subclass, which may compute otherwise."""
         if type(self) is not Routers:
             return None
         weights = hashlib.sha256()
@@ -213,11 +215,12 @@ class RouterRoute:
     """Routers as a Route. Their decisions are formed in this order:
 
     1. logits, plus depth_bias times the number of passes (0, 1, 2) of each decision;
-    2. guard: a layer for which the prompt is out of distribution has decided to execute;
-       guard=False trusts the routers on any prompt, as the paper does;
+    2. guard: a layer for which the prompt is out of distribution executes; guard=False trusts the
+       routers on any prompt, as the paper does;
     3. control, the paper's p: at -0.5 nothing changes, -1 skips and 1 repeats every layer, also
        for prompts out of distribution;
-    4. allowed: the likeliest of the decisions that are allowed. The guard may always execute.
+    4. allowed, for experiments that forbid a decision: the likeliest allowed decision is taken; a
+       layer that the guard executes may execute even if that is not allowed.
     """
 
     def __init__(self, routers, depth_bias=0.0, control=ROUTERS_THEMSELVES, guard=True,

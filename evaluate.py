@@ -1,12 +1,13 @@
 """Every route side by side on test questions, with uncertainty.
 
-Routing has to beat what needs no router, so two controls are in every table: the best *fixed paths*
-of the training questions, of which the two around the routers' mean depth are shown, and the
-routers' own decisions *shuffled* over the layers. Gains are paired: a bootstrap over the same
-questions.
+Routing has to beat methods that need no router, so every table has two controls. One is the best
+*fixed paths* of the training questions, of which the two around the routers' mean depth are shown.
+The other is the routers' own decisions *shuffled* over the layers. Gains over the base model (the
+route `vanilla`) are paired: a bootstrap over the same questions.
 
 "in" domain are the tasks of the training questions, "out" all others. layers: blocks per forward
 pass; layers_executed: total blocks per answer, over all of its forward passes, as the paper counts.
+A *seed* is one of several trainings of the same routers, which differ in their random numbers.
 
     python evaluate.py --routers runs/demo/routers.safetensors --out runs/again
     python evaluate.py --routers runs/mine --model DIR --data arc=FILE --routes vanilla,dr.llm
@@ -34,7 +35,7 @@ from storage.run_folder import folder_of, make_folder, read_fixed_paths
 
 ROUTES = ("vanilla", "dr.llm", "fixed", "shuffled")
 ACTIONS = tuple(decision.name for decision in DECISIONS)
-OTHER_METHODS = "python -m experiments.methods --routes"  # what asks the paper's other methods
+OTHER_METHODS = "python -m experiments.methods --routes"  # evaluates the paper's other methods
 
 # N questions   L layers
 
@@ -43,8 +44,8 @@ OTHER_METHODS = "python -m experiments.methods --routes"  # what asks the paper'
 
 @dataclass
 class Outcome:
-    """A route's answers: one Answers per router seed, a single one for routes without seeds.
-    depth: (N,) layers per forward pass, for routes whose decisions do not say it."""
+    """A route's answers: one Answers per seed, a single one for routes without routers. depth:
+    (N,) layers per forward pass, for routes whose decisions do not say it."""
     name: str
     seeds: list
     depth: torch.Tensor = None
@@ -69,10 +70,10 @@ def interval(difference, resamples=1000, seed=0):
     return tuple(np.percentile(means, (2.5, 97.5)).tolist())
 
 
-def summarise(outcome, vanilla, chosen):
-    """The figures of one route on the chosen questions, (N,) bool. sd: over router seeds."""
+def summarise(outcome, base, chosen):
+    """The figures of one route on the chosen questions, (N,) bool. sd: over seeds."""
     correct = outcome.correct[chosen]
-    gain = correct - vanilla.correct[chosen]  # paired: question by question
+    gain = correct - base.correct[chosen]  # paired: question by question
     decisions = outcome.decisions[:, chosen]  # (seeds, n, L)
     by_seed = [answers.correct[chosen].mean().item() for answers in outcome.seeds]
     sd = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
@@ -99,7 +100,7 @@ def shuffled(decisions, seed=0):
 
 
 def add_fixed_paths(table, main, fixed_paths):
-    """Asks every fixed path of fixed_paths, [(length, path)]. The two whose lengths are around the
+    """Evaluates every one of fixed_paths, [(length, path)]. The two whose lengths are around the
     depth of the route `main` become routes of the table; table.fixed_paths has them all."""
     for length, path in fixed_paths:
         decisions = torch.tensor([path] * len(table.prompts))  # (N, L)
@@ -116,7 +117,7 @@ def add_fixed_paths(table, main, fixed_paths):
 # ---- the comparison ----
 
 class Comparison:
-    """Asks every route the same questions and keeps what the tables need.
+    """Answers the same questions along every route and keeps what the tables need.
 
     outcomes: {key of a route: Outcome}. fixed_paths: {length: Outcome}. inside: (N,) which
     questions are in domain. counted: (N,) which questions the totals are over."""
@@ -131,8 +132,8 @@ class Comparison:
         self.fixed_paths = {}
 
     def ask(self, title, routes, model=None, layers_of=None):
-        """The Outcome of routes, one per seed. model: a view of the model that the routes go
-        through, whose layers_of(decisions) are (N,)."""
+        """The Outcome of routes, one per seed. model: the model in another arrangement, for the
+        paper's other methods; layers_of(decisions): (N,) layers that run in it."""
         ask = answer if model else partial(cached_answer, self.cache)
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
             seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
@@ -143,14 +144,14 @@ class Comparison:
         return Outcome(title, seeds, depth)
 
     def add(self, name, routes, title=None, **view):
-        """Asks the routes, and makes their Outcome a route of the tables."""
+        """Answers along the routes, and makes their Outcome a row of the tables."""
         self.outcomes[name] = self.ask(title or name, routes, **view)
         return self.outcomes[name]
 
     def summary(self, chosen):
         """{key of a route: its figures on the chosen questions, (N,) bool}."""
-        vanilla = self.outcomes["vanilla"]
-        return {name: summarise(outcome, vanilla, chosen)
+        base = self.outcomes["vanilla"]
+        return {name: summarise(outcome, base, chosen)
                 for name, outcome in self.outcomes.items()}
 
     def task_metrics(self, task):
@@ -195,14 +196,122 @@ def compare(model, tokenizer, prompts, known_tasks, routed, fixed_paths, routes=
         table.add("shuffled", [shuffled(table.outcomes[main].decisions[0])])
     for add_methods in others:
         add_methods(table, main)
-    if "dr.llm" not in routes:  # it was asked for its depth and decisions only
+    if "dr.llm" not in routes:  # its depth and decisions were needed for the controls only
         del table.outcomes[main]
     return table
 
 
+def report(table, main, out, first_seed=0, extra=None, checked=True,
+           first_file="routers.safetensors"):
+    """Prints the tables, writes metrics.json and returns it. main: the route whose seeds, from
+    first_seed on, are listed; the first of them is in first_file. extra: further values of
+    metrics.json. checked: no question is a training question, as far as the router files know."""
+    metrics = table.metrics()
+    if main in table.outcomes:
+        metrics["seeds"] = []
+        for seed, answers in enumerate(table.outcomes[main].seeds, first_seed):
+            metrics["seeds"].append({
+                "seed": seed, "accuracy": answers.correct[table.counted].mean().item(),
+                "layers": blocks(answers.decisions[table.counted]).float().mean().item()})
+    metrics["fixed"] = []
+    for length, outcome in table.fixed_paths.items():
+        accuracy = outcome.correct[table.counted].mean().item()
+        metrics["fixed"].append({"layers": length, "accuracy": accuracy})
+    # first the file: a closed pipe (`| head`) ends the command while it prints
+    if is_first():
+        write_json(Path(out) / "metrics.json", metrics | (extra or {}))
+    titles = {key: outcome.name for key, outcome in table.outcomes.items()}
+    domain = "In" if table.inside.any() else "Out of"
+    known = ("none of them labelled or trained on" if checked
+             else "perhaps some of them labelled or trained on")
+    print(f"\n{domain} domain, {int(table.counted.sum())} questions, {known}")
+    print(aligned([total_row(titles[key], row) for key, row in metrics["routes"].items()]))
+    print("\nAccuracy % (layers) by task and level, in domain and out of it")
+    print(aligned(task_rows(metrics, titles)))
+    print("", *gain_sentences(metrics, titles), *seed_sentences(table, main, first_file),
+          *chance_sentences(table), sep="\n")
+    return metrics
+
+
+# ---- an evaluation ----
+
+def evaluate_routes(args, inputs, others=()):
+    """Compares and reports the routes that the flags name. others: see compare()."""
+    model, seeds = inputs.model, inputs.seeds
+    folder = folder_of(args.routers) or args.out
+    fixed_paths = read_fixed_paths(folder / "paths.json", model.config.num_layers,
+                                   wanted="fixed" in args.routes)
+    if seeds:
+        known_tasks = seeds[0].metadata["tasks"]
+    else:
+        known_tasks = {question.task for question in inputs.questions}
+    routes = [RouterRoute(routers, args.depth_bias, args.control) for routers in seeds]
+    cache = AnswerCache(args.out / "answers.jsonl")
+    table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
+                    {"dr.llm": ("Dr.LLM", routes)}, fixed_paths, args.routes, args.batch_size,
+                    cache, others)
+    report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
+           checked=all(routers.metadata.get("questions") for routers in seeds),
+           first_file=args.routers[0] if seeds else None)
+    cache.merge()
+    print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
+          sep="\n")
+
+
+@dataclass
+class Inputs:
+    """What an evaluation's flags name, read and checked. seeds: Routers, one per file. questions:
+    all of --data. prompts: of those that are asked. too_long: how many exceed the context."""
+    model: Llama
+    tokenizer: object
+    seeds: list
+    questions: list
+    prompts: list
+    too_long: int
+
+
+def read_inputs(args):
+    """The Inputs that the flags name."""
+    make_folder(args.out)  # rather now than after an hour
+    tokenizer, model = load(args)
+    seeds = load_seeds(args.routers, model)
+    if args.begin is None and seeds:  # as the routers learned
+        args.begin = seeds[0].metadata.get("begin")
+    if cli.asks_arithmetic(args):
+        run = folder_of(args.routers)
+        _, questions, _ = make_arithmetic(args, tokenizer, model, run, any_seed=True)
+    else:
+        questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
+    learned = set()  # wordings of training questions
+    for routers in seeds:
+        learned.update(routers.metadata.get("questions", ()))
+    new = left_out(args.data, questions, learned, "were labelled for these routers")
+    prompts, too_long = prompts_that_fit(new[:args.limit], tokenizer, model)
+    return Inputs(model, tokenizer, seeds, questions, prompts, too_long)
+
+
+def load_seeds(files, model):
+    """The Routers of every file, which must be of one recipe and of different seeds."""
+    seeds = [Routers.load(file, model) for file in files]
+    for file, routers in zip(files, seeds):
+        for key in sorted({*routers.metadata, *seeds[0].metadata} - {"seed"}):
+            value, first = routers.metadata.get(key), seeds[0].metadata.get(key)
+            if value != first:
+                raise InputError(f"{file}: {key} {str(value)[:60]}; {files[0]}: {str(first)[:60]}. "
+                                 "Seeds of one recipe agree")
+    # by their weights, not by the files' names: train.py itself writes one seed to two files
+    file_of = {}
+    for file, routers in zip(files, seeds):
+        key = str(routers.key())
+        if key in file_of:
+            raise InputError(f"{file}: the same routers as {file_of[key]}; a seed counts once")
+        file_of[key] = file
+    return seeds
+
+
 # ---- the tables that a person reads ----
 
-MOST_COLUMNS = 6  # routes beside each other in the table by task: what fits on a screen
+MOST_COLUMNS = 6  # routes side by side in the table by task: what fits on a screen
 
 
 def total_row(name, figures):
@@ -252,8 +361,8 @@ def gain_sentences(metrics, titles):
 
 
 def sentences_on(title, routed, base):
-    """One sentence on a trained route's gain, and one on the length of its answers where fewer
-    layers per pass are more in total."""
+    """One sentence on a trained route's gain, and one on the length of its answers if fewer layers
+    per pass are more blocks in total."""
     low, high = routed["interval"]
     change = f"{with_interval(routed['gain'], routed['interval'])} points"
     if low == high == 0:
@@ -285,7 +394,7 @@ def seed_sentences(table, main, first_file):
 
 
 def first_seed_sentence(table, main, first_file):
-    """Sets the routers that are handed on, of the first seed, beside the mean of all seeds."""
+    """Compares the routers that are handed on, of the first seed, with the mean of all seeds."""
     outcome, base = table.outcomes[main], table.outcomes["vanilla"].correct
     mean_gain = (outcome.correct - base)[table.counted]
     first_gain = (outcome.seeds[0].correct - base)[table.counted]
@@ -338,36 +447,6 @@ def score_sentences(seeds, score, prompts):
             f"{score}: see --score." for other in sorted(learned)]
 
 
-def report(table, main, out, first_seed=0, extra=None, checked=True,
-           first_file="routers.safetensors"):
-    """Prints the tables, writes metrics.json and returns it. main: the route whose router seeds,
-    from first_seed on, are listed; the first of them is in first_file. extra: further values of
-    metrics.json. checked: no question is a training question, as far as the router files know."""
-    metrics = table.metrics()
-    if main in table.outcomes:
-        metrics["seeds"] = []
-        for seed, answers in enumerate(table.outcomes[main].seeds, first_seed):
-            metrics["seeds"].append({
-                "seed": seed, "accuracy": answers.correct[table.counted].mean().item(),
-                "layers": blocks(answers.decisions[table.counted]).float().mean().item()})
-    metrics["fixed"] = [{"layers": length, "accuracy": outcome.correct[table.counted].mean().item()}
-                         for length, outcome in table.fixed_paths.items()]
-    # first the file: a closed pipe (`| head`) ends the command while it prints
-    if is_first():
-        write_json(Path(out) / "metrics.json", metrics | (extra or {}))
-    titles = {key: outcome.name for key, outcome in table.outcomes.items()}
-    domain = "In" if table.inside.any() else "Out of"
-    known = ("none of them labelled or trained on" if checked
-             else "perhaps some of them labelled or trained on")
-    print(f"\n{domain} domain, {int(table.counted.sum())} questions, {known}")
-    print(aligned([total_row(titles[key], row) for key, row in metrics["routes"].items()]))
-    print("\nAccuracy % (layers) by task and level, in domain and out of it")
-    print(aligned(task_rows(metrics, titles)))
-    print("", *gain_sentences(metrics, titles), *seed_sentences(table, main, first_file),
-          *chance_sentences(table), sep="\n")
-    return metrics
-
-
 # ---- the command ----
 
 def add_flags(parser, names=ROUTES):
@@ -383,7 +462,7 @@ def add_flags(parser, names=ROUTES):
     parser.add_argument("--routes", type=cli.names, default=",".join(ROUTES),
                         help=f"of {', '.join(names)}. vanilla, the base model, is always asked, "
                              "since gains are against it; fixed needs the paths.json that "
-                             "training leaves beside the routers")
+                             "training leaves next to the routers")
     parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
                         help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "
                              "decide alone")
@@ -408,80 +487,6 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     check_routes(parser, args)
     return args
-
-
-def load_seeds(files, model):
-    """The Routers of every file, which must be of one recipe and of different seeds."""
-    seeds = [Routers.load(file, model) for file in files]
-    for file, one in zip(files, seeds):
-        for key in sorted({*one.metadata, *seeds[0].metadata} - {"seed"}):
-            mine, first = (routers.metadata.get(key) for routers in (one, seeds[0]))
-            if mine != first:
-                raise InputError(f"{file}: {key} {str(mine)[:60]}; {files[0]}: {str(first)[:60]}. "
-                                 "Seeds of one recipe agree")
-    # by their weights, not by the files' names: train.py itself writes one seed to two files
-    file_of = {}
-    for file, routers in zip(files, seeds):
-        key = str(routers.key())
-        if key in file_of:
-            raise InputError(f"{file}: the same routers as {file_of[key]}; a seed counts once")
-        file_of[key] = file
-    return seeds
-
-
-@dataclass
-class Inputs:
-    """What an evaluation's flags name, read and checked. seeds: Routers, one per file. questions:
-    all of --data. prompts: of those that are asked. too_long: how many exceed the context."""
-    model: Llama
-    tokenizer: object
-    seeds: list
-    questions: list
-    prompts: list
-    too_long: int
-
-
-def read_inputs(args):
-    """The Inputs that the flags name."""
-    make_folder(args.out)  # rather now than after an hour
-    tokenizer, model = load(args)
-    seeds = load_seeds(args.routers, model)
-    if args.begin is None and seeds:  # as the routers learned
-        args.begin = seeds[0].metadata.get("begin")
-    if cli.asks_arithmetic(args):
-        run = folder_of(args.routers)
-        _, questions, _ = make_arithmetic(args, tokenizer, model, run, any_seed=True)
-    else:
-        questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
-    learned = set()  # wordings of training questions
-    for routers in seeds:
-        learned.update(routers.metadata.get("questions", ()))
-    new = left_out(args.data, questions, learned, "were labelled for these routers")
-    prompts, too_long = prompts_that_fit(new[:args.limit], tokenizer, model)
-    return Inputs(model, tokenizer, seeds, questions, prompts, too_long)
-
-
-def evaluate_routes(args, inputs, others=()):
-    """Compares and reports the routes that the flags name. others: see compare()."""
-    model, seeds = inputs.model, inputs.seeds
-    folder = folder_of(args.routers) or args.out
-    fixed_paths = read_fixed_paths(folder / "paths.json", model.config.num_layers,
-                                   wanted="fixed" in args.routes)
-    if seeds:
-        known_tasks = seeds[0].metadata["tasks"]
-    else:
-        known_tasks = {question.task for question in inputs.questions}
-    routes = [RouterRoute(routers, args.depth_bias, args.control) for routers in seeds]
-    cache = AnswerCache(args.out / "answers.jsonl")
-    table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
-                    {"dr.llm": ("Dr.LLM", routes)}, fixed_paths, args.routes, args.batch_size,
-                    cache, others)
-    report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
-           checked=all(routers.metadata.get("questions") for routers in seeds),
-           first_file=args.routers[0] if seeds else None)
-    cache.merge()
-    print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
-          sep="\n")
 
 
 def main(argv=None):

@@ -1,9 +1,9 @@
-"""Supervision: searches, for every question, which layers to skip and repeat.
+"""Supervision: searches, for every question, for paths that skip and repeat layers.
 
-Hundreds of searches advance in lockstep (paper Algorithm 1 each): a step gathers one path per
-question and answers them all in a few batched calls. A finished question is a line of labels.jsonl,
-flushed at once, so the same command continues where it stopped; a file of another model or search
-is refused. A question's seed comes from its id, so its tree does not depend on others.
+Hundreds of searches (paper Algorithm 1) advance in lockstep: a step gathers one path per question
+and grades all answers in a few batched calls. When a search ends, its *record* is written at once,
+as a line of labels.jsonl, so the same command continues where it stopped; a file of another model
+or search is refused. A question's seed comes from its id, so its tree does not depend on others.
 
     python label.py --model demo/model --out labels.jsonl --limit 100
     torchrun --nproc-per-node 2 label.py --model DIR --data FILE --out labels.jsonl
@@ -42,23 +42,24 @@ PATHS_KEPT = 12  # whose states a search holds at least, of 51 paths: see search
 class Search:
     """A question's search under way.
 
-    path: what it asks about now. confidence: {path: the model's confidence} of the correct paths
-    met so far, in order. shared_states: the hidden states that its paths share (answers.py).
-    memory: bytes that they may take.
+    path: the one it tries now. confidence: {path: the model's confidence} of the correct paths met
+    so far, in order. shared_states: the hidden states that its paths share (see
+    answers.final_states). memory: bytes that they may take.
     """
 
     def __init__(self, prompt, model, config, seed, memory=0):
         L = model.config.num_layers
         self.prompt, self.memory = prompt, memory
         self.confidence, self.shared_states = {}, {}
-        paths_held = memory // path_bytes(model, prompt)  # the next one included
+        # with room for 13 paths, the states of 12 are kept while the 13th is run
+        paths_held = memory // path_bytes(model, prompt)
         self.most_states = L * max(0, paths_held - 1)
         self.steps = search(L, config, question_rng(prompt.question.id, seed))
         self.path = next(self.steps)
 
     def advance(self, reward, confidence):
         """Takes the reward and the confidence of the answer along `path`. The SearchResult if that
-        ends this search; else None, and `path` is the next one to ask about."""
+        ends this search; else None, and `path` is the next one to try."""
         drop_deepest(self.shared_states, self.most_states)
         if reward > 0:
             self.confidence[self.path] = confidence
@@ -80,11 +81,14 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
         memory = shared_memory(model)
 
     def bytes_needed(prompt):
+        if not share:
+            return 0
         # an equal part of the memory, if that is more than it needs: then nothing is dropped
-        return max(memory // batch_size, search_bytes(model, prompt, config)) if share else 0
+        return max(memory // batch_size, search_bytes(model, prompt, config))
 
     begin = partial(Search, model=model, config=config, seed=seed)
-    # searches begin a few at a time, so that they also end so, and an interruption loses little
+    # 256 / 51: six searches begin with every step, and later six end with every step, so that an
+    # interruption loses little
     most_new = math.ceil(batch_size / (config.simulations + 1))
     # the longest first: a lack of memory shows at once
     waiting = deque(sorted(prompts, key=lambda prompt: len(prompt.sequence), reverse=True))
@@ -96,19 +100,19 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
         if progress:
             progress(len(running))
         unfinished = []
-        for state, reward, sure in zip(running, rewards, confidence):
-            result = state.advance(reward, sure)
+        for current, reward, sure in zip(running, rewards, confidence):
+            result = current.advance(reward, sure)
             if result is None:
-                unfinished.append(state)
+                unfinished.append(current)
             else:
-                yield state.prompt, result, state.confidence
+                yield current.prompt, result, current.confidence
         running = unfinished
 
 
 def begin_searches(begin, waiting, running, room, bytes_needed, memory):
-    """The searches that begin now beside those that are running: at most `room`, and no more than
+    """The searches that begin now, next to those that are running: at most `room`, and no more than
     the memory holds. Their prompts are taken from those that are waiting."""
-    taken = sum(state.memory for state in running)
+    taken = sum(current.memory for current in running)
     new = []
     while waiting and len(new) < room:
         needed = bytes_needed(waiting[0])
@@ -121,15 +125,109 @@ def begin_searches(begin, waiting, running, room, bytes_needed, memory):
 
 
 def ask_one_path_each(model, tokenizer, running, batch_size, share):
-    """(rewards, confidence), two lists: of the answer along the path that each search asks about.
+    """(rewards, confidence), two lists: of the answer along the path that each search tries now.
     share: the paths of a search share hidden states."""
-    prompts = [state.prompt for state in running]
-    paths = torch.tensor([state.path for state in running])  # (len(running), L)
-    shared_states = [state.shared_states for state in running] if share else None
+    prompts = [current.prompt for current in running]
+    paths = torch.tensor([current.path for current in running])  # (len(running), L)
+    shared_states = [current.shared_states for current in running] if share else None
     rewards, confidence = grade_paths(model, tokenizer, prompts, paths, batch_size,
                                       shared_states=shared_states)
     return rewards.tolist(), confidence.tolist()
 
+
+def question_rng(name, seed):
+    """Seeded by (seed, question id), so that batching and processes do not change the tree."""
+    digits = hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+    return random.Random(int(digits[:16], 16))
+
+
+def search_record(prompt, result, confidence):
+    """A line of labels.jsonl. decisions: the paper's label, or the default path if no path was
+    correct. correct: every correct path in the order it was met, with the probability of its
+    answer. wrong: the other paths tried."""
+    question, tried = prompt.question, list(result.rewards)
+    decisions = tried[0] if result.paper_label is None else result.paper_label
+    return {"id": question.id, "task": question.task, "level": question.level,
+            "content": prompt.key(), "default_correct": bool(result.default_reward),
+            "decisions": decisions, "length": blocks(decisions),
+            "correct": [(path, round(sure, 6)) for path, sure in confidence.items()],
+            "wrong": [path for path in tried if not result.rewards[path]],
+            "simulations": len(tried) - 1}
+
+
+# ---- all questions ----
+
+def header(model, config, seed):
+    """What must be the same for records to be in one file."""
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    # the fingerprint is of the weights alone; rotary angles, for example, are in the config
+    return {"model": model.fingerprint(), "config": digest(repr(model.config)), "dtype": dtype,
+            "search": asdict(config), "seed": seed}
+
+
+def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None,
+          before_search=None):
+    """The search records of the prompts, made now or read from the file, in their order. memory:
+    see search_all. before_search: called if there is anything to search.
+
+    Under torchrun each process searches the questions whose id falls to its rank.
+    """
+    file, num_layers = Path(file), model.config.num_layers
+    rank, world = process()
+    source = "--memory"
+    if memory is None:
+        memory, source = shared_memory(model), "half of what is free; see --memory"
+    searches_that_fit(model, prompts, config, batch_size, memory)  # refused before a file is made
+    ids = [prompt.question.id for prompt in prompts]
+    # settings of the search that a file does not name had these values when it was made
+    defaults = {"search": asdict(SearchConfig())}
+    with opened(file, header(model, config, seed), num_layers, ids, defaults) as (my_file, records):
+        missing = []
+        for prompt in prompts:
+            stored = records.get(prompt.question.id, {"content": None})
+            is_mine = int(digest(prompt.question.id), 16) % world == rank
+            if is_mine and stored["content"] != prompt.key():  # never searched, or edited since
+                missing.append(prompt)
+        if missing:
+            if before_search and is_first():
+                before_search()
+            at_once = searches_that_fit(model, missing, config, batch_size, memory)
+            print(f"{at_once} searches at once, whose paths share hidden states in "
+                  f"{memory / 1e9:.3g} GB ({source})")
+        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,
+                           memory=memory)
+        append_records(my_file, searches, records, len(missing), config.simulations + 1)
+    return [records[name] for name in ids]
+
+
+def append_records(file, searches, records, number, paths_each):
+    """Appends the record of every finished search as a line, and puts it into records {id: record}.
+    searches: of `number` questions, with up to paths_each paths each."""
+    if not number:
+        return
+    bar = progress_bar(total=number * paths_each, unit="path", desc=f"searching {number} questions")
+    with writing(file), open(file, "a", encoding="utf-8") as stream, bar:
+        for prompt, result, confidence in searches(progress=bar.update):
+            record = search_record(prompt, result, confidence)
+            records[record["id"]] = record
+            stream.write(json.dumps(record) + "\n")
+            stream.flush()
+            # the bar counted on the most paths; a search that ended early tried fewer
+            bar.total -= paths_each - len(result.rewards)
+            bar.set_postfix_str(summary(records.values()), refresh=False)
+
+
+def summary(records):
+    """Table 2 of the paper: how often, and by how much, searches improved on default paths."""
+    correct = [record for record in records if record["default_correct"]]
+    incorrect = [record for record in records if not record["default_correct"]]
+    saved = sum(len(record["decisions"]) - record["length"] for record in correct)  # layers
+    mean_saved = saved / max(1, len(correct))
+    corrected = sum(bool(record["correct"]) for record in incorrect)
+    return f"saved {mean_saved:.2f} layers, corrected {corrected}/{len(incorrect)}"
+
+
+# ---- how many searches the memory holds ----
 
 def path_bytes(model, prompt):
     """Bytes of the hidden states along one path: of the prompt's tokens, entering every layer."""
@@ -143,13 +241,10 @@ def search_bytes(model, prompt, config):
     the path that was run last.
 
     Llama-3.2-3B in bfloat16, 200 tokens: 28 layers * 200 * 3072 * 2 bytes = 34.4 MB a path, 447 MB
-    a search. Beside 6.4 GB of weights, half of what is free lets 82 searches be under way in 80 GB,
-    and 10 in 16 GB.
+    a search. Next to 6.4 GB of weights, half of what is free lets 82 searches be under way in
+    80 GB, and 10 in 16 GB.
 
-    Beginnings in common are stored once, so the states of 51 paths have the size of 29 paths (demo)
-    or 37 (SmolLM2-135M). With the shortest beginnings alone, of the size of 12 paths, 2% (demo) and
-    3% more blocks are run. Which paths were correct says little: on SmolLM2-135M, 363 of 580 paths
-    went on from an incorrect one, 179 from the default path, and 38 from another correct one."""
+    Keeping the states of 12 paths instead of all 51 costs 2 to 3% more blocks."""
     return path_bytes(model, prompt) * (min(PATHS_KEPT, config.simulations) + 1)
 
 
@@ -170,99 +265,7 @@ def searches_that_fit(model, prompts, config, batch_size, memory):
     return max(1, min(batch_size, len(prompts), memory // search_bytes(model, longest, config)))
 
 
-def question_rng(name, seed):
-    """Seeded by (seed, question id), so that batching and processes do not change the tree."""
-    digits = hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
-    return random.Random(int(digits[:16], 16))
-
-
-def row_of(prompt, result, confidence):
-    """One line of labels.jsonl. decisions: the paper's label, or the default path if no path was
-    correct. correct: every correct path in the order it was met, with the probability of its
-    answer. wrong: the other paths tried."""
-    question, tried = prompt.question, list(result.rewards)
-    decisions = tried[0] if result.paper_label is None else result.paper_label
-    return {"id": question.id, "task": question.task, "level": question.level,
-            "content": prompt.key(), "default_correct": bool(result.default_reward),
-            "decisions": decisions, "length": blocks(decisions),
-            "correct": [(path, round(sure, 6)) for path, sure in confidence.items()],
-            "wrong": [path for path in tried if not result.rewards[path]],
-            "simulations": len(tried) - 1}
-
-
-# ---- all questions ----
-
-def header(model, config, seed):
-    """What must be the same for rows to be in one file."""
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    # the fingerprint is of the weights alone; rotary angles, for example, are in the config
-    return {"model": model.fingerprint(), "config": digest(repr(model.config)), "dtype": dtype,
-            "search": asdict(config), "seed": seed}
-
-
-def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None,
-          before_search=None):
-    """Rows of labels of the prepared prompts, made now or found in the file, in their order.
-    memory: bytes for hidden states that paths share, see search_all. before_search: called if
-    there is anything to search.
-
-    Under torchrun each process searches the questions whose id falls to its rank.
-    """
-    file, num_layers = Path(file), model.config.num_layers
-    rank, world = process()
-    source = "--memory"
-    if memory is None:
-        memory, source = shared_memory(model), "half of what is free; see --memory"
-    searches_that_fit(model, prompts, config, batch_size, memory)  # refused before a file is made
-    ids = [prompt.question.id for prompt in prompts]
-    # settings of the search that a file does not name had these values when it was made
-    defaults = {"search": asdict(SearchConfig())}
-    with opened(file, header(model, config, seed), num_layers, ids, defaults) as (mine, rows):
-        missing = []
-        for prompt in prompts:
-            stored = rows.get(prompt.question.id, {"content": None})
-            is_mine = int(digest(prompt.question.id), 16) % world == rank
-            if is_mine and stored["content"] != prompt.key():  # never searched, or edited since
-                missing.append(prompt)
-        if missing:
-            if before_search and is_first():
-                before_search()
-            at_once = searches_that_fit(model, missing, config, batch_size, memory)
-            print(f"{at_once} searches at once, whose paths share hidden states in "
-                  f"{memory / 1e9:.3g} GB ({source})")
-        searches = partial(search_all, model, tokenizer, missing, config, seed, batch_size,
-                           memory=memory)
-        append_rows(mine, searches, rows, len(missing), config.simulations + 1)
-    return [rows[name] for name in ids]
-
-
-def append_rows(file, searches, rows, number, paths_each):
-    """Appends a flushed line per finished search, and puts it into rows {id: row}. searches: of
-    `number` questions, with up to paths_each paths each."""
-    if not number:
-        return
-    bar = progress_bar(total=number * paths_each, unit="path", desc=f"searching {number} questions")
-    with writing(file), open(file, "a", encoding="utf-8") as stream, bar:
-        for prompt, result, confidence in searches(progress=bar.update):
-            row = row_of(prompt, result, confidence)
-            rows[row["id"]] = row
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            # the bar counted on the most paths; a search that ended early asked fewer
-            paths_asked = len(result.rewards)
-            bar.total -= paths_each - paths_asked
-            bar.set_postfix_str(summary(rows.values()), refresh=False)
-
-
-def summary(rows):
-    """Table 2 in a line: how often, and by how much, a search improved on the default path."""
-    correct = [row for row in rows if row["default_correct"]]
-    wrong = [row for row in rows if not row["default_correct"]]
-    saved = sum(len(row["decisions"]) - row["length"] for row in correct)  # layers
-    mean_saved = saved / max(1, len(correct))
-    corrected = sum(bool(row["correct"]) for row in wrong)
-    return f"saved {mean_saved:.2f} layers, corrected {corrected}/{len(wrong)}"
-
+# ---- the command ----
 
 def main(argv=None):
     parser = cli.Parser(__doc__)
@@ -286,9 +289,9 @@ def main(argv=None):
         questions = load_all(args.data, args.skip_bad_rows, args.score, args.begin)
     prompts, _ = prompts_that_fit(questions[:args.limit], tokenizer, model, "questions")
     check = partial(check_base_model, model, tokenizer, prompts, args, AnswerCache())
-    rows = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size,
-                 args.memory, check)
-    print(f"{args.out}: {len(rows)} questions; {summary(rows)}")
+    records = label(model, tokenizer, prompts, args.out, config, args.seed, args.batch_size,
+                    args.memory, check)
+    print(f"{args.out}: {len(records)} questions; {summary(records)}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,37 @@
 """Which layers to skip and repeat for one question: a length-aware tree search over paths.
 
 Paper §3.2 and Algorithm 1. A path is written as *decisions* (paths.py): SKIP, EXECUTE or REPEAT for
-each layer. The search starts at the default path (every layer once), grows a tree of edits, and
-asks for the reward of one new path per simulation. It never sees a model. It is a generator: a
-caller drives it alone, in lockstep with a thousand others, or in a test with a table of rewards.
+each layer. An *edit* decides to skip or repeat one more layer. The search starts at the default
+path (every layer once), grows a tree of edited paths, and asks for the reward of one new path per
+simulation (the paper's word for an iteration). It never sees a model. It is a generator: a caller
+drives it alone, in lockstep with a thousand others, or in a test with a table of rewards.
 
 Departures from the authors' code: the tree branches (theirs always extends its newest leaf) and
-a child may add several edits at once; the logarithm is of the parent's visits; no path is asked
-twice, and an illegal one never.
+a child may add several edits at once; the logarithm is of the parent's visits; no path is tried
+twice, and no illegal path is tried.
 
     search(12, SearchConfig(), random.Random(0))    # yields decisions, is sent a reward in [0, 1]
 """
 import math
 from dataclasses import dataclass
 
-from paths import (DECISIONS, EXECUTE, REPEAT, SKIP, blocks, decisions_of,  # noqa: F401
-                   default_path, edits, is_legal, path_of)
+# not all are used below: who uses the search may import them from this file
+from paths import (EXECUTE, REPEAT, SKIP, blocks, decisions_of, default_path,  # noqa: F401
+                   edits, is_legal, path_of)
 
 
 # ---- the tree ----
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Algorithm 1's constants, and three of ours (the last ones)."""
-    simulations: int = 50            # new paths asked after the default (MCTS iterations)
+    """Algorithm 1's constants, and three of ours (the last ones). Our commands set
+    stop_when_repaired to False, so that there are several correct paths to choose a label from."""
+    simulations: int = 50            # new paths tried after the default path
     exploration: float = 1.8         # c
     length_penalty: float = 3.0      # lambda
     random_child: float = 0.1        # probability of descending to a random child
     stop_when_repaired: bool = True  # if the default is incorrect, stop at the first correct path
-    widening: float = 0.5            # a node with v visits has about v ** widening good children
+    widening: float = 0.5            # a node with v visits may have v ** widening good children
     extra_edit_prob: float = 0.3            # probability that a child adds another edit, repeatedly
     extra_edit_prob_before_success: float = 0.7      # the same until some path has been correct
 
@@ -36,16 +39,16 @@ class SearchConfig:
 @dataclass(frozen=True)
 class SearchResult:
     """paper_label: None if no path was correct. Otherwise there are two cases. If the default path
-    is correct, it is the shortest correct path, of equals the first one asked. If the default path
-    is incorrect, it is the first correct path asked.
-    rewards: {decisions: reward} of every path asked, in the order of asking."""
+    is correct, it is the shortest correct path, of equals the first one tried. If the default path
+    is incorrect, it is the first correct path tried.
+    rewards: {decisions: reward} of every path tried, in this order."""
     paper_label: tuple | None
     default_reward: float
     rewards: dict
 
     @property
     def best(self):
-        """paper_label, by the name that callers from outside know."""
+        """paper_label: the search's answer by the name that any search gives it."""
         return self.paper_label
 
 
@@ -56,8 +59,8 @@ class Node:
         self.decisions, self.reward = decisions, reward
         self.parent, self.children = parent, []
         self.visits, self.total_reward = 0, 0.0
-        self.edits = edits(decisions)
-        self.exhausted = False  # True if all paths at or below this node have been asked
+        self.edits = edits(decisions)  # paths with one more edit
+        self.exhausted = False  # True if all paths at or below this node have been tried
 
 
 # ---- the four steps of a simulation: select, expand, evaluate (by the caller), backpropagate ----
@@ -75,12 +78,12 @@ def ucb_score(child, config):
 
 
 def select_node_to_expand(root, rewards, config, rng):
-    """The node that gets a new child, or None if all legal paths have been asked. rewards: of the
-    paths asked so far, {decisions: reward}.
+    """The node that gets a new child, or None if all legal paths have been tried. rewards: of the
+    paths tried so far, {decisions: reward}.
 
-    The walk starts at the root and ends at the first node that has an edit nobody asked and that
-    may widen: a node with v visits may have v ** widening children (progressive widening). From a
-    node that may not, it continues at one of the children."""
+    The walk starts at the root and ends at the first node that has an untried edit and may get
+    another child. A node with v visits may have v ** widening children whose reward is at least its
+    own (progressive widening). If it has as many, the walk continues at one of its children."""
     node = root
     while not root.exhausted:
         open_children = [child for child in node.children if not child.exhausted]
@@ -102,15 +105,15 @@ def select_node_to_expand(root, rewards, config, rng):
 
 def propose_child_path(parent, rewards, config, rng):
     """Expansion: the decisions of a new child. They add one edit to the parent's, or several, and
-    have not been asked before."""
-    path = rng.choice([edit for edit in parent.edits if edit not in rewards])
+    have not been tried before."""
+    path = rng.choice([edited for edited in parent.edits if edited not in rewards])
     any_correct = any(rewards.values())
     another_edit = config.extra_edit_prob if any_correct else config.extra_edit_prob_before_success
     while rng.random() < another_edit:
-        longer_edits = [edit for edit in edits(path) if edit not in rewards]
-        if not longer_edits:
+        further_paths = [further for further in edits(path) if further not in rewards]
+        if not further_paths:
             break
-        path = rng.choice(longer_edits)
+        path = rng.choice(further_paths)
     return path
 
 
@@ -130,8 +133,9 @@ def search(num_layers, config, rng, select=select_node_to_expand):
     0: correct), returns a SearchResult. rng: a random.Random. select: chooses the node that gets
     a new child."""
     default = default_path(num_layers)
-    rewards = {default: (yield default)}
-    root = Node(default, rewards[default], None)
+    default_reward = yield default
+    rewards = {default: default_reward}
+    root = Node(default, default_reward, None)
     backpropagate(root)
     for _ in range(config.simulations):
         parent = select(root, rewards, config, rng)
@@ -145,9 +149,9 @@ def search(num_layers, config, rng, select=select_node_to_expand):
         # a correct default leaves layers to save, so only an incorrect one ends the search early
         if config.stop_when_repaired and not rewards[default] and rewards[path]:
             break
-    correct = [path for path, reward in rewards.items() if reward > 0]  # in the order of asking
-    if rewards[default]:
+    correct = [path for path, reward in rewards.items() if reward > 0]  # in the order tried
+    if default_reward:
         paper_label = min(correct, key=blocks)
     else:
         paper_label = correct[0] if correct else None
-    return SearchResult(paper_label, rewards[default], rewards)
+    return SearchResult(paper_label, default_reward, rewards)

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cli import DTYPES, check_device, use_device
 from checkpoint.config import read_config
 from checkpoint.tokenizer import load_tokenizer  # noqa: F401 - for importers
 from checkpoint.weights import read_weights
+from cli import DTYPES, check_device, use_device
 from paths import DECISIONS, EXECUTE, PASSES, blocks, default_path
 
 # B batch rows   N of them, those that run a layer   T tokens in this call
@@ -62,7 +62,9 @@ class Positions:
     """Positions and mask of T new tokens per row; made once per call and used by all layers.
 
     All rows store their new tokens in the same columns of the cache. A row with a shorter prompt
-    therefore has a gap of unused columns: the mask hides it and positions do not count it."""
+    therefore has a gap of unused columns: the mask hides it and positions do not count it. Prompts
+    of 2 and 4 tokens, first new token: both rows write column 4; for the first, columns 2 and 3 are
+    the gap, and its position is 2."""
     start: int                  # column of the first new token
     cos: Tensor                 # (T, E), or (B, 1, T, E) if the rows' positions differ
     sin: Tensor                 # the same
@@ -76,8 +78,8 @@ class Positions:
 
 
 class Slot:
-    """The KV-cache entry of one (layer, pass): keys and values (N, K, capacity, E) of the rows that
-    run it. rows: their numbers (N,), or None for every row. A capacity of 0 stores nothing."""
+    """The KV-cache entry (*slot*) of one (layer, pass): keys and values (N, K, capacity, E) of the
+    rows that run it. rows: their numbers (N,), or None for every row. capacity: see KVCache."""
 
     def __init__(self, rows, capacity=0):
         self.rows, self.capacity = rows, capacity
@@ -98,9 +100,9 @@ class Slot:
 
 class KVCache:
     """What a batch remembers between calls: its decisions (B, L), a Slot per (layer, pass), and the
-    tokens in each row, of the prompt (prompt_lengths) and of all so far (lengths). capacity:
-    tokens per row that fit, prompt included; 0 stores no keys. angles: (cos, sin) of every
-    position, each (positions, E).
+    number of tokens in each row, of the prompt (prompt_lengths) and of all so far (lengths).
+    capacity: tokens per row that fit, prompt included; 0 stores no keys and values. angles: (cos,
+    sin) of every position, each (positions, E).
 
     The cache itself counts the tokens. A length read off some layer's keys would be wrong as soon
     as that layer is skipped."""
@@ -269,7 +271,7 @@ class Llama(nn.Module):
         new = torch.arange(T, device=cos.device)
         column = torch.arange(start + T, device=cos.device)
         positions = lengths[:, None] + new  # (B, T)
-        # the columns between a row's own prompt and the longest one hold padding
+        # the columns between the end of a row's prompt and of the longest one hold padding
         gap = (prompts[:, None] <= column) & (column < prompts.max())  # (B, S)
         mask = (column <= start + new[:, None]) & ~gap[:, None, None]  # (B, 1, T, S)
         return Positions(start, cos[positions][:, None], sin[positions][:, None], mask)
@@ -284,9 +286,9 @@ class Llama(nn.Module):
         return weights
 
     def fingerprint(self):
-        """16 hex digits that name these weights: a hash over a sample of every tensor, in bfloat16,
-        so that a model has the same fingerprint whatever dtype it is loaded in. It is computed once
-        and never again, since the weights are frozen."""
+        """16 hex digits that name these weights: a hash of a sample of every tensor, in bfloat16,
+        so that a model has the same fingerprint whatever dtype it is loaded in. Computed only once,
+        since the weights are frozen."""
         return self._fingerprint
 
     @functools.cached_property
@@ -333,7 +335,7 @@ def run_blocks(model, hidden, positions, cache, route=None):
 def prefill(model, tokens, route=None, lengths=None, capacity=0, positions=None):
     """(hidden states (B, T, D), cache) of prompts (B, T), right-padded if lengths (B,) are given.
     The route decides here, once per row and layer. capacity: tokens per row that the cache can
-    hold. positions: with their mask, if they are not those of plain text."""
+    hold. positions: only for several options side by side (answers.option_positions)."""
     B, T = tokens.shape
     lengths = [T] * B if lengths is None else [int(n) for n in lengths]
     if not 0 < min(lengths) <= max(lengths) <= T:
@@ -391,8 +393,8 @@ class FixedRoute:
         return decisions.to(hidden.device)
 
     def key(self):
-        """What tells this route from all others, as plain values; None for a subclass, which may
-        decide otherwise."""
+        """What tells this route from all others, as plain values: answers are cached under it.
+        None for a subclass, which may decide otherwise."""
         return ["fixed path", self.decisions.tolist()] if type(self) is FixedRoute else None
 
 

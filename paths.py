@@ -43,13 +43,15 @@ def blocks(decisions):
 
 
 def path_of(decisions):
-    """Layer indices in execution order: (1, 0, 2) gives (0, 2, 2)."""
+    """Layer indices in execution order: (1, 0, 2) gives (0, 2, 2). Here and in decisions_of, and
+    nowhere else, a path is such a list; everywhere else it is its decisions."""
     return tuple(layer for layer, code in enumerate(decisions)
                  for _ in range(DECISIONS[code].passes))
 
 
 def decisions_of(path, num_layers):
-    """The decisions of a path; ValueError unless it is in order with at most two passes a layer."""
+    """The decisions of a list of layer indices; ValueError unless it is in order with at most two
+    passes a layer."""
     path = tuple(path)
     if list(path) != sorted(path) or not {*path} <= {*range(num_layers)}:
         raise ValueError(f"path {path} is not an ordered walk through layers 0..{num_layers - 1}")
@@ -78,7 +80,7 @@ def edits(decisions):
     """Every legal path with one more edit: a layer that is executed once is skipped or repeated."""
     # Edits are never undone or changed: a search only moves away from the default path, so every
     # path has finitely many paths below it.
-    edited = [decisions[:layer] + (code,) + decisions[layer + 1:]
+    edited = [with_decision(decisions, layer, code)
               for layer, current in enumerate(decisions) if current == EXECUTE
               for code in EDITS]
     return [path for path in edited if is_legal(path)]

@@ -1,12 +1,14 @@
-"""The main job: searches, labels, routers, and a first evaluation, in one command.
+"""Searches, labels, routers and a first evaluation in one command.
 
-Paper §3.3. The questions are searched first if they were not yet (label.py). Under teacher forcing
-the hidden states along a labelled path do not depend on the routers, so the pooled windows are
-computed once; the 25 epochs are then a small MLP problem over all layers at once.
+Paper §3.3. Questions that have not been searched yet are searched first (label.py). Under teacher
+forcing (the labelled paths are run, not the routers' decisions) the hidden states do not depend on
+the routers, so the pooled windows are computed once; the 25 epochs are then a small MLP problem
+over all layers at once.
 
 Ours: which correct path becomes the label is a choice (--choose, see choose.py; `shortest` is the
 paper's), and an out-of-distribution guard leaves the base model alone on prompts unlike the
-training questions (--no-guard).
+training questions (--no-guard). Under torchrun, processes share the work. In a single process,
+`shared_map` is map, `wait` does nothing, and `is_first` is true.
 
     python train.py                              the demo, into runs/demo
     python train.py --model DIR --out runs/mine            arithmetic of the model's own level
@@ -43,8 +45,8 @@ from questions.loading import disjoint, load_all, split
 from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, locked, mapped_zeros, write_json
 from storage.processes import is_first, process, shared_map, wait
-from storage.run_folder import (claim, read_candidate_paths, read_fixed_paths, take,
-                                write_candidate_paths, write_kinds)
+from storage.run_folder import (read_candidate_paths, read_fixed_paths, refuse_other_run,
+                                replace_other_run, write_candidate_paths, write_kinds)
 
 # N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
 
@@ -146,8 +148,8 @@ def learning_rate(step, steps, config):
 
 
 def execute_always(routers):
-    """Makes routers execute every layer for any prompt: labels that all execute leave open what
-    happens on other prompts, since the initial weights may fit them without a step."""
+    """Makes routers execute every layer for any prompt. Labels that all say execute do not
+    determine what happens on other prompts, since the initial weights may already fit them."""
     routers.w2.zero_()
     routers.b2.zero_()
     routers.b2[..., EXECUTE] = 1.0
@@ -156,7 +158,7 @@ def execute_always(routers):
 # ---- a run ----
 
 class Run:
-    """The questions, the model, the folder and the settings of one training run."""
+    """The questions, the model, the folder, the settings and the answer cache of a training run."""
 
     def __init__(self, args):
         self.args, self.out = args, args.out
@@ -176,7 +178,7 @@ class Run:
             held_out = held_out_kinds(list(self.kinds["shares"]))
             settings["data"] = []  # none of the default's
             settings["arithmetic"] = {"shares": self.kinds["shares"], "held_out": held_out}
-        # as config.json gives them back, with which they are compared: a Path is text there
+        # they are compared with those of config.json, where a Path, for example, is text
         self.settings = json.loads(json.dumps(settings, default=str))
         self.cache = AnswerCache()  # until the folder is this process's alone
 
@@ -204,8 +206,8 @@ def load_data(args):
 
 class Evidence:
     """What a choice of label may look at (choose.Choice): the training questions' prompts and the
-    records of their searches; what is expensive is computed when it is first asked for. Processes
-    of torchrun ask for it together."""
+    records of their searches. What is expensive is computed when it is first needed, by all
+    processes together: choose.label_by_consensus needs the candidates, which need the space."""
 
     def __init__(self, run, prompts, records):
         self.run, self.prompts = run, prompts
@@ -264,7 +266,7 @@ class Evidence:
         return labels, cost_per_layer
 
     def routing_pays(self):
-        """Whether routers that learn by consensus are expected to pay; prints why."""
+        """Whether routers that learn by consensus are expected to pay off; prints why."""
         gains, layers = cross_validate(self)
         pays = routing_pays(gains, layers, self.num_layers)
         print(expectation(gains, layers, self.num_layers, pays))
@@ -279,82 +281,6 @@ def labels_of(choice, evidence):
         raise InputError(f"{evidence.run.out}: {number} questions with a label by --choose "
                          f"{choice}; routers need {SMALLEST_GROUP}. Another --choose may do")
     return labels
-
-
-# ---- is routing expected to pay? ----
-
-FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
-TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
-WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
-
-
-def routing_pays(gains, layers, num_layers):
-    """True if more answers are correct, or if layers are saved and accuracy is not lost: both by
-    the lower end of the gain's interval. gains, layers (N,): of each training question."""
-    low, _ = interval(gains)
-    if low > 0:
-        return True
-    saves_layers = bool(layers.mean() < WORTHWHILE_DEPTH * num_layers)
-    return saves_layers and low > -TOLERATED_LOSS
-
-
-def cross_validate(evidence):
-    """(gains over the default path (N,), layers (N,)): each training question is answered by
-    routers that learned from the other folds by consensus.
-
-    The candidate paths were chosen on all questions, so the gains are a little too high.
-    """
-    _, correct = evidence.candidates
-    fold_of = torch.tensor([int(digest(prompt.question.id, "fold"), 16) % FOLDS
-                            for prompt in evidence.prompts])
-    labels_of = {}  # {fold: the labels of the questions of all other folds}
-    for fold in range(FOLDS):
-        others = (fold_of != fold).nonzero()[:, 0]
-        # a fold whose routers have too little to learn from stays on the default path
-        if correct[others].any(1).sum() >= SMALLEST_GROUP:
-            labels_of[fold], _ = evidence.consensus(others)
-
-    with progress_bar(total=len(labels_of), desc="is routing expected to pay?", unit="fold") as bar:
-        answered = shared_map(
-            lambda fold: answers_of_fold(evidence, fold, fold_of, labels_of[fold]),
-            labels_of, bar.update)
-    gains = torch.zeros(len(evidence.prompts))
-    layers = torch.full((len(evidence.prompts),), float(evidence.num_layers))
-    for fold, answers in zip(labels_of, answered):
-        held_out = fold_of == fold
-        gains[held_out] = answers.correct - correct[held_out, 0].float()
-        layers[held_out] = blocks(answers.decisions).float()
-    return gains, layers
-
-
-def answers_of_fold(evidence, fold, fold_of, labels):
-    """The Answers to a fold's questions by routers that learned the labels of all other folds."""
-    run, prompts = evidence.run, evidence.prompts
-
-    def train_and_answer():
-        others = [prompts[n] for n in (fold_of != fold).nonzero()[:, 0]]
-        held_out = [prompts[n] for n in (fold_of == fold).nonzero()[:, 0]]
-        [routers] = train_routers(run.model, others, labels, run.config, [run.args.seed],
-                                  run.args.device, run.out)
-        return answer(run.model, run.tokenizer, held_out, routers.route, run.args.batch_size)
-
-    # these answers are also those of routers trained here, with these settings
-    about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
-             *what_answers_depend_on(run.model, run.tokenizer, prompts)]
-    return get_answers(run.cache, about, train_and_answer)
-
-
-def expectation(gains, layers, num_layers, pays):
-    """The sentence on what routing is expected to do. gains, layers (N,): see cross_validate."""
-    low, high = interval(gains)
-    figures = (f"{percent(gains.mean(), sign=True)} points {bounds((low, high))} at "
-               f"{layers.mean():.2f} of {num_layers} layers")
-    verdict = "routing is expected to pay on this model"
-    if not pays:
-        verdict = ("routing is not expected to pay on this model, so the routers execute every "
-                   "layer (--choose consensus trains others all the same)")
-    return (f"expected on new questions, cross-validated on {len(gains)} training questions: "
-            f"{figures}: {verdict}")
 
 
 # ---- the steps of a run ----
@@ -375,7 +301,7 @@ def prepare_questions(run):
     print(f"{args.model}: {len(training)} training questions{along}, {len(tests)} test questions, "
           f"into {run.out}")
     prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
-    claim(run.out, run.settings, args.overwrite)
+    refuse_other_run(run.out, run.settings, args.overwrite)
     if is_first():
         write_kinds(run.out, model.fingerprint(), run.kinds)
     print_warnings(args, len(tests))
@@ -399,15 +325,15 @@ def print_warnings(args, num_tests):
 def search_questions(run, prompts):
     """The search record of each training question. InputError if too few have a correct path."""
     args, file = run.args, run.out / "labels.jsonl"
-    rows = label(run.model, run.tokenizer, prompts, file, run.search, args.seed, args.batch_size,
-                 args.memory)
-    print(f"labels: {len(rows)} questions; {summary(rows)}")
-    answered = sum(bool(row["correct"]) for row in rows)
+    records = label(run.model, run.tokenizer, prompts, file, run.search, args.seed,
+                    args.batch_size, args.memory)
+    print(f"labels: {len(records)} questions; {summary(records)}")
+    answered = sum(bool(record["correct"]) for record in records)
     if answered < SMALLEST_GROUP:
         raise InputError(f"{file}: {answered} questions with a correct path; routers need "
                          f"{SMALLEST_GROUP}. The others are beyond this model, or it does not "
                          "answer in the form asked for (a letter, or \\boxed{})")
-    return rows
+    return records
 
 
 def router_metadata(run, choice, prompts, labels):
@@ -437,9 +363,9 @@ def load_or_train(run, choice, prompts, labels, seeds):
     missing = [seed for seed in seeds if seed not in routers_of]
     wait()  # all processes have seen the same files; now each trains some of the seeds
     rank, world = process()
-    mine = missing[rank::world]
-    if mine:
-        for routers in train_routers(run.model, prompts, labels, run.config, mine,
+    my_seeds = missing[rank::world]
+    if my_seeds:
+        for routers in train_routers(run.model, prompts, labels, run.config, my_seeds,
                                      run.args.device, run.out):
             seed = routers.metadata["seed"]
             routers.metadata = metadata | routers.metadata
@@ -447,13 +373,14 @@ def load_or_train(run, choice, prompts, labels, seeds):
             routers_of[seed] = routers
     wait()
     for seed in missing:
-        if seed not in mine:
+        if seed not in my_seeds:
             routers_of[seed] = Routers.load(file_of[seed], run.model)
     return [routers_of[seed] for seed in seeds]
 
 
 def save_chosen(run, prompts, labels, routers):
-    """Writes what the run is about: its own choice of label, and the first seed's routers."""
+    """Writes the main results of the run: each training question's label, and the first seed's
+    routers."""
     routers[0].save(run.out / "routers.safetensors")
     chosen = {}
     for prompt, path in zip(prompts, labels):
@@ -475,6 +402,82 @@ def compare_on_tests(run, tests, routers, fixed_paths, too_long):
                     batch_size=args.batch_size, cache=run.cache)
     report(table, "dr.llm", out, args.seed,
            {"command": " ".join(sys.argv), "too_long": too_long})
+
+
+# ---- is routing expected to pay off? ----
+
+FOLDS = 4  # of the cross-validation: routers learn from three quarters of the questions
+TOLERATED_LOSS = 0.005  # half a point: what fewer layers may cost in accuracy
+WORTHWHILE_DEPTH = 0.97  # of all layers: saving less than 3% is not worth a router per layer
+
+
+def routing_pays(gains, layers, num_layers):
+    """True if more answers are correct, or if layers are saved and accuracy is not lost: both by
+    the lower end of the gain's interval. gains, layers (N,): of each training question."""
+    low, _ = interval(gains)
+    if low > 0:
+        return True
+    saves_layers = bool(layers.mean() < WORTHWHILE_DEPTH * num_layers)
+    return saves_layers and low > -TOLERATED_LOSS
+
+
+def cross_validate(evidence):
+    """(gains over the default path (N,), layers (N,)): each training question is answered by
+    routers that learned by consensus from the other *folds*, which are parts of the questions.
+
+    The candidate paths were chosen on all questions, so the gains are a little too high.
+    """
+    _, correct = evidence.candidates
+    fold_of = torch.tensor([int(digest(prompt.question.id, "fold"), 16) % FOLDS
+                            for prompt in evidence.prompts])
+    labels_for = {}  # {fold: the labels of the questions of all other folds}
+    for fold in range(FOLDS):
+        others = (fold_of != fold).nonzero()[:, 0]
+        # a fold whose routers have too little to learn from stays on the default path
+        if correct[others].any(1).sum() >= SMALLEST_GROUP:
+            labels_for[fold], _ = evidence.consensus(others)
+
+    with progress_bar(total=len(labels_for), desc="expected gain", unit="fold") as bar:
+        answered = shared_map(
+            lambda fold: answers_of_fold(evidence, fold, fold_of, labels_for[fold]),
+            labels_for, bar.update)
+    gains = torch.zeros(len(evidence.prompts))
+    layers = torch.full((len(evidence.prompts),), float(evidence.num_layers))
+    for fold, answers in zip(labels_for, answered):
+        held_out = fold_of == fold
+        gains[held_out] = answers.correct - correct[held_out, 0].float()
+        layers[held_out] = blocks(answers.decisions).float()
+    return gains, layers
+
+
+def answers_of_fold(evidence, fold, fold_of, labels):
+    """The Answers to a fold's questions by routers that learned the labels of all other folds."""
+    run, prompts = evidence.run, evidence.prompts
+
+    def train_and_answer():
+        others = [prompts[n] for n in (fold_of != fold).nonzero()[:, 0]]
+        held_out = [prompts[n] for n in (fold_of == fold).nonzero()[:, 0]]
+        [routers] = train_routers(run.model, others, labels, run.config, [run.args.seed],
+                                  run.args.device, run.out)
+        return answer(run.model, run.tokenizer, held_out, routers.route, run.args.batch_size)
+
+    # these answers are also those of routers trained here, with these settings
+    about = ["fold", fold, run.args.seed, labels, asdict(run.config), source_hash("train.py"),
+             *what_answers_depend_on(run.model, run.tokenizer, prompts)]
+    return get_answers(run.cache, about, train_and_answer)
+
+
+def expectation(gains, layers, num_layers, pays):
+    """The sentence on what routing is expected to do. gains, layers (N,): see cross_validate."""
+    low, high = interval(gains)
+    figures = (f"{percent(gains.mean(), sign=True)} points {bounds((low, high))} at "
+               f"{layers.mean():.2f} of {num_layers} layers")
+    verdict = "routing is expected to pay off on this model"
+    if not pays:
+        verdict = ("routing is not expected to pay off on this model, so the routers execute every "
+                   "layer (--choose consensus trains others all the same)")
+    return (f"expected on new questions, cross-validated on {len(gains)} training questions: "
+            f"{figures}: {verdict}")
 
 
 # ---- the command ----
@@ -512,6 +515,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
+    """Locks the folder; checks all that may refuse the run; searches; makes the folder this run's
+    own; then labels, routers and the table."""
     args = parse_args(argv)
     began, run = time.time(), Run(args)
     with locked(args.out) if is_first() else contextlib.nullcontext():
@@ -520,10 +525,10 @@ def main(argv=None):
         records, choices = None, [args.choose]
         if CHOICES[args.choose].needs_search:
             records = search_questions(run, prompts)
-            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the paper's row is beside ours
+            choices = dict.fromkeys([args.choose, PAPERS_CHOICE])  # the table has both
         wait()
-        if is_first():
-            take(args.out, run.settings)  # only now: the refusals above cost another run nothing
+        if is_first():  # only now: the refusals above cost another run nothing
+            replace_other_run(args.out, run.settings)
         wait()
         run.cache.start_writing()
 

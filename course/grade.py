@@ -79,7 +79,7 @@ class Course:
         return self.collected[number]
 
     def changed_beside(self, file, text):
-        """What a student's file changes beside the functions of the tasks."""
+        """What a student's file changes besides the functions of the tasks."""
         own = {name for task in self.tasks.values() for module, name in task.functions
                if f"{module}.py" == file}
         return changed_beside(text, self.texts[file], own)

@@ -60,7 +60,7 @@ def names_assigned_at_the_top(tree):
 # ---- what a student may change ----
 
 def changed_beside(source, original, own):
-    """What differs in a student's file beside the functions in `own`, in words. Helpers and
+    """What differs in a student's file besides the functions in `own`, in words. Helpers and
     imports may be added; what the file had stays, and nothing else is done when it loads."""
     try:
         theirs, ours = ast.parse(source), ast.parse(original)

@@ -15,28 +15,32 @@ from make_results import ASSETS
 
 import cli
 from cli import bounds, percent, with_interval
+from evaluate import FEW
 from experiments.routability import as_row
 from experiments.statistics import bootstrap, rank_correlation
 from storage.files import read_json, write_json
 from storage.run_folder import read_metrics
 
 
-def table(rows, command, note=""):
+def table(rows, command):
     """A table of real.json's form, of rows {column: text}."""
     head = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "") for column in head] for row in rows]
-    return {"head": head, "rows": cells, "command": command, "note": note}
+    return {"head": head, "rows": cells, "command": command}
 
 
 def routability_tables(runs):
-    """The shares and bounds of every model and task, and the order of bounds and gains."""
+    """The shares and bounds of every model and task, and the order of bounds and gains: over tasks
+    of FEW questions at least, or over all questions of a model that has no such task."""
     rows, controls, pairs = [], [], []
     for model, folder in runs:
         made = read_json(folder / "routability.json")
+        large = {task for task, figures in made["rows"].items()
+                 if figures["n"] >= FEW and task != "all"} or {"all"}
         for task, figures in made["rows"].items():
             rows.append({"model": model, "task": task} | as_row(task, figures))
             rows[-1].pop("")
-            if "routers" in figures and (task != "all" or len(made["rows"]) == 1):
+            if task in large and "routers" in figures:
                 gain = figures["routers"]
                 pairs.append((figures["bound"], gain, figures["best fixed"] + figures["bound"]))
         low, high = made["shuffled"]["reliability"]
@@ -93,9 +97,10 @@ def main(argv=None):
     for flag in ("--routability", "--rules", "--voting"):
         parser.add_argument(flag, nargs=2, action="append", default=[], metavar=("NAME", "DIR"),
                             help="a model's name in the tables, and the folder of its results")
+    parser.add_argument("--note", default="", help="of the tables imported now: questions, flags")
     args, file = parser.parse_args(argv), ASSETS / "routability.json"
     given = lambda runs: [(name, Path(folder)) for name, folder in runs]
-    tables = read_json(file) if file.exists() else {}
+    tables = {}
     if args.routability:
         tables |= routability_tables(given(args.routability))
     if args.rules:
@@ -103,7 +108,9 @@ def main(argv=None):
     if args.voting:
         for name in ("votes", "confidence"):
             tables[name] = voting_table(given(args.voting), name)
-    write_json(file, tables)
+    for made in tables.values():
+        made["note"] = args.note
+    write_json(file, (read_json(file) if file.exists() else {}) | tables)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def asked_again(lab):
 
 
 def share_of_correct(lab):
-    """The share of correct paths among all that the searches tried, beside that of luck."""
+    """The share of correct paths among all that the searches tried, next to that of luck."""
     rows, sentences = [], []
     groups = {key: [] for key in itertools.product(("multiple choice", "written"),
                                                    ("correct", "incorrect"))}

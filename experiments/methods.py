@@ -641,7 +641,7 @@ def check_needs(names, calibration, labels):
         if needs == "labels" and not is_labelled:
             raise InputError(f"route {name} learns from labels, and none of {len(calibration)} "
                              "questions of --calibration has one: chosen.json, which train.py "
-                             "leaves beside the routers, must have them")
+                             "leaves next to the routers, must have them")
 
 
 def setting_of(table, routers, outcome, calibration, labels, depth=None):

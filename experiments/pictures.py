@@ -42,7 +42,7 @@ def plain(axes, xlabel, ylabel=""):
 
 
 def heat(figure, result):
-    """Mean count per task and layer, and beside it the spread of the layers run."""
+    """Mean count per task and layer, and next to it the spread of the layers run."""
     names, values = list(result["heat"]), list(result["heat"].values())
     figure.set_size_inches(9, 1.5 + 0.3 * len(names))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))

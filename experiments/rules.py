@@ -2,7 +2,7 @@
 
 Every path with one edit is asked of all training questions (edits.py). The label of a question is
 the edit with the best mean effect on its 32 nearest questions, two standard errors subtracted, or
-no edit. Routers learn these labels; they are evaluated beside the best fixed paths and their own
+no edit. Routers learn these labels; they are evaluated alongside the best fixed paths and their own
 decisions shuffled. Before that, cross-validation says what the rule itself, without routers, gains.
 
     python -m experiments.rules --model DIR        arithmetic of the model's own level

@@ -229,7 +229,7 @@ def variant(lab, name, labels=None, kind=Routers, **changes):
 
 
 def table6(lab):
-    """Routers that see hidden states beside routers that see embeddings."""
+    """Routers that see hidden states alongside routers that see embeddings."""
     def embedded():
         pooled, counts, decisions = lab.examples(lab.labels())
         pooled = pooled[:, :1].expand_as(pooled)

@@ -64,7 +64,7 @@ class Ballot:
 
     def __init__(self, prompts_of, answers):
         self.correct = torch.stack([(one.correct > 0).float() for one in answers])  # (V, N)
-        self.blocks = torch.stack([one.layers for one in answers]).sum(0).float()  # (N,) of all
+        self.blocks = torch.stack([one.blocks_run for one in answers]).sum(0).float()  # (N,) of all
         meanings = [[meaning(text, prompt.question) for text, prompt in zip(one.texts, prompts)]
                     for prompts, one in zip(prompts_of, answers)]
         probabilities = [one.confidence.tolist() for one in answers]

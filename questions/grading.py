@@ -417,7 +417,7 @@ class Comparison:
         self.ranges = [(5, 5), (-9, 9)]
         if self.is_real:
             self.ranges += [(0, 1), (top, 1), (-top, 1), (0, 40), (0, 9)]
-        if {"abs", "floor", "ceil"} & set(tokens):  # these may differ only beside a number
+        if {"abs", "floor", "ceil"} & set(tokens):  # these may differ only next to a number
             for n in literals[-4:]:
                 self.ranges += [(n + 1, 1), (n - 1, 1), (1 - n, 1), (-1 - n, 1)]
 

@@ -52,7 +52,7 @@ def with_beginning(text, question):
 
 
 def extract_letter(text):
-    """The letter that an answer begins with; None if there is none, or a second one beside it."""
+    """The letter that an answer begins with; None if there is none, or a second one next to it."""
     match = _LETTER.match(text)
     if match is None:
         return None

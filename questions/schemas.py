@@ -36,7 +36,7 @@ LETTERS = "ABCDEFGHIJKLM"
 METRICS = ("exact", "f1")
 NO_ANSWER = ("unanswerable", "not answerable", "no answer")
 NUMBERS = ("answer", "answers", "choices", "id", "level", "max_new_tokens")  # these may be numbers
-CARRIED = ("id", "prompt", "stop", "max_new_tokens")  # ours, read beside any schema
+CARRIED = ("id", "prompt", "stop", "max_new_tokens")  # ours, read with any schema
 BEYOND = "cells beyond the header"  # the field for those of a CSV
 
 
@@ -82,7 +82,7 @@ def rows_of(file):
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not UTF-8 ({error})") from error
         rows = [*csv_rows(file, text)] if suffix == ".csv" else [*json_rows(file, text)]
-    label_file = file.with_name(file.stem + "-labels.lst")  # PIQA's correct options are beside it
+    label_file = file.with_name(file.stem + "-labels.lst")  # PIQA's correct options are next to it
     if not label_file.exists():
         return [(number, row, {}) for number, row in rows]
     labels = read_file(label_file).decode(errors="replace").split()
@@ -207,7 +207,7 @@ def check_row(row, texts, choices, answers):
              f"answer {answer!r} is not a letter of its {len(choices)} choices"),
             (choices.count(chosen_text) > 1,
              f"the correct choice occurs twice: {chosen_text!r}"[:80]),
-            (choices and answers, "several answers beside choices: only one letter is correct"),
+            (choices and answers, "several answers next to choices: only one letter is correct"),
             (texts["continuation"] and not choices, "a continuation without choices"),
             (unfinished not in (None, True, False),
              f"unfinished must be true or false, got {unfinished!r}"[:80])):
@@ -294,8 +294,8 @@ def refuse_loss(row, claimed):
     for name, value in row.items():
         is_read = name in claimed or value in (None, "", [], {})
         if not is_read and LOOKS_NEEDED.match(name):
-            beside = ", ".join(sorted(claimed & row.keys()))
-            raise ValueError(f"no known schema reads {name!r} beside {beside}; "
+            others = ", ".join(sorted(claimed & row.keys()))
+            raise ValueError(f"no known schema reads {name!r} next to {others}; "
                              "it looks like a part of the question")
 
 

@@ -152,8 +152,8 @@ def write_json(path, value):
 @contextlib.contextmanager
 def locked(path):
     """Keeps a file or folder to one process at a time; InputError naming the one that has it. The
-    lock is a file beside it; the system lifts it however its process ends."""
-    side = Path(path).resolve()  # "." has no name to put a lock beside
+    lock is a file next to it; the system lifts it however its process ends."""
+    side = Path(path).resolve()  # "." has no name to put a lock next to
     side = side.with_name(f".{side.name}.lock")
     with writing(path):
         side.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": 
 
 
 def check_header(file, header, defaults):
-    """Writes the header beside a new labels file; refuses a file made under another one. defaults:
+    """Writes the header next to a new labels file; refuses a file made under another one. defaults:
     of the search's settings, for those that a file does not name since it is older than they."""
     side = file.with_suffix(".meta.json")
     if not file.exists() and not part_files(file):
@@ -43,7 +43,7 @@ def read_header(side):
 
 
 def flat_header(header):
-    """A header with the settings of its search beside the other entries."""
+    """A header with the settings of its search next to the other entries."""
     rest = {key: value for key, value in header.items() if key != "search"}
     return rest | header["search"]
 

@@ -28,7 +28,7 @@ def is_run(folder):
 
 
 def flat(settings):
-    """Settings with those that are in an object of their own beside the others."""
+    """Settings with those that are in an object of their own next to the others."""
     objects = [settings, *(value for value in settings.values() if isinstance(value, dict))]
     pairs = [pair for values in objects for pair in values.items()]
     return {key: value for key, value in pairs if not isinstance(value, dict)}
@@ -46,7 +46,7 @@ def differing(folder, settings):
             if before.get(key) != now.get(key)]
 
 
-def claim(folder, settings, overwrite):
+def refuse_other_run(folder, settings, overwrite):
     """InputError, naming the first setting that differs, if the folder has a finished run of other
     settings and may not be overwritten."""
     differences, metrics = differing(folder, settings), folder / "metrics.json"
@@ -62,7 +62,7 @@ def claim(folder, settings, overwrite):
                          "run's routers, metrics and card")
 
 
-def take(folder, settings):
+def replace_other_run(folder, settings):
     """Removes what belongs to a finished run of other settings, and writes these. It is called when
     the labels of this run are there, so that their refusal does not cost the other run. Labels and
     candidate paths stay, since they are checked when they are read."""

@@ -137,7 +137,7 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
     assert metrics["routes"]["dr.llm"]["layers"] == pytest.approx(
         routed.decisions.sum(1).float().mean().item())
     assert metrics["routes"]["dr.llm"]["layers_executed"] == pytest.approx(
-        routed.layers.float().mean().item())
+        routed.blocks_run.float().mean().item())
     assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["fixed"]) == 2
     assert "In domain, 8 questions" in capsys.readouterr().out
 

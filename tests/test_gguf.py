@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import unicodedata
 
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 import checkpoint.config
 import tiny
-from conftest import ROOT
+from conftest import leaves
 import tools.gguf
 from tools.gguf import convert, rope_scaling_of
 from checkpoint.config import Llama3Rope
@@ -477,19 +476,17 @@ def test_folder_with_files_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_command_writes_a_folder_or_one_line(tmp_path):
+def test_command_writes_a_folder_or_one_line(tmp_path, capsys):
     file = write_gguf(tmp_path / "m.gguf", gguf_model())
-    command = [sys.executable, "-m", "tools.gguf"]
-    done = subprocess.run([*command, file, tmp_path / "out", "--dtype", "float32"], cwd=ROOT,
-                          capture_output=True, encoding="utf-8")
-    assert (done.returncode, done.stderr) == (0, "") and "weights in float32" in done.stdout
+    tools.gguf.main([str(file), str(tmp_path / "out"), "--dtype", "float32"])
+    printed = capsys.readouterr()
+    assert "weights in float32" in printed.out and not printed.err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json"]
     file.write_bytes(file.read_bytes()[:5000])
-    done = subprocess.run([*command, file, tmp_path / "new"], cwd=ROOT, capture_output=True,
-                          encoding="utf-8")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(file) in done.stderr
+    code, line = leaves(lambda: tools.gguf.main([str(file), str(tmp_path / "new")]), capsys)
+    assert code == 2 and line.count("\n") == 1 and str(file) in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "out"]
 
 

@@ -22,7 +22,7 @@ import cli
 import label as labelling
 from base_check import describe_base_score, margin
 from conftest import leaves, torchrun
-from label import label, row_of, search_all
+from label import label, search_all, search_record
 from mcts import SearchConfig, is_legal
 from model_llama import FixedRoute, Llama, generate, load_model, load_tokenizer
 from paths import DECISIONS
@@ -236,7 +236,7 @@ def test_no_search_depends_on_the_memory(world, one_path, budget, batch_size):
     plain = searched(world, world.prompts, 100)
     for prompt in world.prompts:
         name = prompt.question.id
-        made, wanted = (row_of(prompt, one[name][0], one[name][2]) for one in (found, plain))
+        made, wanted = (search_record(prompt, one[name][0], one[name][2]) for one in (found, plain))
         assert json.dumps(made) == json.dumps(wanted)
     assert max(stored) <= memory
 
@@ -337,7 +337,7 @@ def test_right_paths_of_a_row_give_a_right_answer_alone(world):
 def test_paths_missing_from_a_row_were_not_asked_or_are_wrong(world):
     """Catches right paths that are dropped."""
     for prompt, result, sure in search_all(world.model, world.tokenizer, world.prompts, CONFIG, 0):
-        row = row_of(prompt, result, sure)
+        row = search_record(prompt, result, sure)
         correct = [path for path in result.rewards if alone(world, prompt, path).correct.item()]
         assert [tuple(path) for path, _ in row["correct"]] == correct
 
@@ -946,7 +946,7 @@ def by_first_token(layer, hidden, lengths):
 
 
 def same_answers(together, place, single):
-    for field in ("correct", "decisions", "layers", "passes"):
+    for field in ("correct", "decisions", "blocks_run", "passes"):
         assert torch.equal(getattr(together, field)[place], getattr(single, field)[0]), field
     assert together.texts[place] == single.texts[0]
     assert together.confidence[place].item() == pytest.approx(single.confidence.item(), abs=1e-6)
@@ -976,7 +976,7 @@ def test_answer_fields_are_what_they_say(world):
     found = answer(world.model, world.tokenizer, world.prompts, None)
     for prompt, text, correct in zip(world.prompts, found.texts, found.correct.tolist()):
         assert correct == grade(text, prompt.question)
-    assert torch.equal(found.layers, found.passes * 3)
+    assert torch.equal(found.blocks_run, found.passes * 3)
     assert torch.equal(found.decisions, torch.ones(COUNT, 3, dtype=torch.long))
     assert all(1 <= n <= p.question.budget for n, p in zip(found.passes.tolist(), world.prompts))
     assert all(0 < sure <= 1 for sure in found.confidence.tolist())

@@ -16,6 +16,7 @@ from model_llama import FixedRoute, load_tokenizer
 from paths import blocks
 from questions.loading import Question, load_all
 from storage.files import InputError, read_json
+from storage.label_file import read_rows
 from tiny import WORDS, save_tiny, tiny_model, write_lines
 
 MODEL = tiny_model(num_layers=4)
@@ -156,7 +157,7 @@ def test_judge_and_answer_agree(folder, tmp_path, score):
     correct, confidence = grade_paths(MODEL, tokenizer, some, paths, batch_size=16)
     assert torch.equal(made.correct, correct) and 0 < correct.mean() < 1
     torch.testing.assert_close(made.confidence, confidence)
-    assert torch.equal(made.decisions, paths) and torch.equal(made.layers, blocks(paths))
+    assert torch.equal(made.decisions, paths) and torch.equal(made.blocks_run, blocks(paths))
     assert set(made.passes.tolist()) == {1} and set(made.texts) == {"A", "B", "C"}
 
 
@@ -177,7 +178,7 @@ def test_the_commands_take_it(folder, tmp_path, capsys):
     common = ["--model", str(folder), "--data", str(file), "--score", "likelihood"]
     labels = tmp_path / "labels.jsonl"
     label.main([*common, "--simulations", "3", "--out", str(labels)])
-    rows = label.read_rows(labels, 4)
+    rows = read_rows(labels, 4)
     assert len(rows) == 40 and 0 < sum(row["default_correct"] for row in rows.values()) < 40
     run = tmp_path / "run"
     train.main([*common, "--simulations", "6", "--seeds", "1", "--choose", "shortest",

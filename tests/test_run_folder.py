@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from storage.files import InputError, write_json
-from storage.run_folder import (CARD, claim, folder_of, make_folder, read_candidate_paths,
-                                read_chosen, read_config, read_fixed_paths, read_metrics,
-                                read_result, take, write_candidate_paths)
+from storage.run_folder import (CARD, folder_of, make_folder, read_candidate_paths, read_chosen,
+                                read_config, read_fixed_paths, read_metrics, read_result,
+                                refuse_other_run, replace_other_run, write_candidate_paths)
 from tiny import ABSENT, edit_json
 
 
@@ -26,9 +26,9 @@ def finished(tmp_path):
 def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
     before = sorted(finished.rglob("*"))
     with pytest.raises(InputError, match="config.json: a finished run with seed 1; .* seed 2.*"):
-        claim(finished, {"seed": 2, "threads": 2}, overwrite=False)
+        refuse_other_run(finished, {"seed": 2, "threads": 2}, overwrite=False)
     with pytest.raises(InputError, match="with choose None; this run has choose safe"):
-        claim(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
+        refuse_other_run(finished, {"seed": 1, "choose": "safe"}, overwrite=False)
     assert sorted(finished.rglob("*")) == before
 
 
@@ -36,32 +36,33 @@ def test_a_finished_run_of_other_settings_is_named_and_kept(finished):
 def test_the_same_settings_go_on_and_remove_nothing(finished, overwrite):
     """The number of threads, the batch size and the device make no other run."""
     before = sorted(finished.rglob("*"))
-    claim(finished, {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}, overwrite)
+    settings = {"seed": 1, "threads": 9, "batch_size": 3, "overwrite": overwrite}
+    refuse_other_run(finished, settings, overwrite)
     assert sorted(finished.rglob("*")) == before
 
 
 def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
     before = sorted(finished.rglob("*"))
-    claim(finished, {"seed": 2}, overwrite=True)
+    refuse_other_run(finished, {"seed": 2}, overwrite=True)
     assert sorted(finished.rglob("*")) == before  # what follows may still refuse the run
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
                                                           "paths.json"}
     (finished / "metrics.json").unlink(missing_ok=True)
-    claim(finished, {"seed": 3}, overwrite=False)  # not finished any more
+    refuse_other_run(finished, {"seed": 3}, overwrite=False)  # not finished any more
 
 
 def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
     (finished / "README.md").write_text("my notes", encoding="utf-8")
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert (finished / "README.md").read_text(encoding="utf-8") == "my notes"
 
 
 def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
     write_json(tmp_path / "metrics.json", {})
     with pytest.raises(InputError, match="metrics.json: of an evaluation"):
-        claim(tmp_path, {"seed": 2}, overwrite=False)
-    claim(tmp_path, {"seed": 2}, overwrite=True)
+        refuse_other_run(tmp_path, {"seed": 2}, overwrite=False)
+    refuse_other_run(tmp_path, {"seed": 2}, overwrite=True)
 
 
 def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def test_a_run_without_searches_is_the_folder_of_its_routers(tmp_path):
 def test_a_readme_in_another_encoding_is_kept(finished):
     """Catches a traceback, after labels are made, at a person's own notes."""
     (finished / "README.md").write_bytes("Übung".encode("latin-1"))
-    take(finished, {"seed": 2})
+    replace_other_run(finished, {"seed": 2})
     assert (finished / "README.md").exists() and not (finished / "metrics.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""README.md for a run's routers, in the form that a model hub expects, written beside them.
+"""README.md for a run's routers, in the form that a model hub expects, written next to them.
 
 It is made of the run's metrics.json and the metadata of routers.safetensors. Names of tasks are
 escaped, so that they stay text; files and folders are not named.

@@ -1,7 +1,7 @@
 """What every router decided about a question, what was run, and what came of it.
 
 In the terminal, one question: per layer the three probabilities (paper §3.1), whether the OOD guard
-intervened, the decision; then the answer beside the base model's. With --html, a page of a whole
+intervened, the decision; then the answer next to the base model's. With --html, a page of a whole
 evaluation: a heat map of layers by questions, to sort, filter and open.
 
 Questions are asked through answers.answer, as everywhere; a WitnessRoute around the routers' route
@@ -27,7 +27,7 @@ from answers import Answers, answer, batches, prepare
 from cli import progress_bar
 from drllm import RouterRoute, Routers
 from model_llama import load
-from paths import DECISIONS
+from paths import DECISIONS, blocks
 from questions.loading import Question, load_all
 from questions.schemas import LETTERS
 from storage.files import InputError, write_whole
@@ -37,7 +37,7 @@ from storage.files import InputError, write_whole
 MARKS = ("·", "▪", "▪▪")  # a square per pass
 FILLS = ("░", "▒", "█")   # of the bars, which differ without colour, too
 BAR = 30                  # characters
-SHORT = 26                # characters of an answer beside its figures
+SHORT = 26                # characters of an answer next to its figures
 LONGEST = 1000            # characters of a question or answer that the page shows
 DEMO_ROUTERS = Path("runs/demo/routers.safetensors")
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -123,7 +123,7 @@ def answer_record(answers, n, question):
     return {"answer": answers.texts[n],
             "correct": round(answers.correct[n].item(), 3) if question.answer else None,
             "confidence": round(answers.confidence[n].item(), 3),
-            "layers": int(answers.decisions[n].sum()), "passes": int(answers.passes[n])}
+            "layers": int(blocks(answers.decisions[n])), "passes": int(answers.passes[n])}
 
 
 def text_of(question):
@@ -316,7 +316,7 @@ def short_name(path):
 
 
 def write_page(args, evaluation, route, about):
-    """The page of an evaluation. about: {name: text} for its heading, beside what the flags say."""
+    """The page of an evaluation. about: {name: text} for its heading, besides the flags."""
     tasks = route.routers.metadata["tasks"] or None  # None: not known
     source = "typed" if args.question else ", ".join(map(short_name, args.data))
     about = {"model": short_name(args.model), "routers": short_name(args.routers),

@@ -9,7 +9,7 @@ by one angle, Hugging Face channels half a head apart, so the rows of queries an
 in order. And of Llama 3's RoPE scaling the file has no parameters, only the divisor of each
 frequency, from which `rope_scaling_of` finds them again.
 
-Left out: sentencepiece tokenizers, files split into parts, chat templates beside the default.
+Left out: sentencepiece tokenizers, files split into parts, chat templates besides the default.
 
     python -m tools.gguf SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2  # needs: pip install gguf
 """

@@ -428,6 +428,8 @@ def test_the_demos_gain_over_fixed_paths_is_that_of_its_stored_run():
     computed = figures["accuracy"] - fixed_paths_at(figures["layers"], fixed).item()
     _, _, over_fixed, _ = make_results.demo_line()
     assert make_results.signed(computed) == over_fixed.split()[0] == "+4.2"
+    gain = make_results.signed(figures["gain"]).removeprefix("+")
+    assert f"**Routers on our labels gain {gain} points on the demo" in README
 
 
 def imported(name):
@@ -656,6 +658,12 @@ def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
                         ("safe, the default", "safe (the default)")):
         _, _, gain, layers, _ = rows[f"Dr.LLM, {title}"]
         assert f"| {name} | {gain} | {layers} |" in real
+    found = {row[0]: row[1:] for row in read_json(make_results.ASSETS / "real.json")[
+        "search"]["rows"]}
+    saved = found["layers saved if the default path is correct"]
+    corrected = found["incorrect ones corrected"]
+    for name, column in (("SmolLM2-135M", 0), ("the paper's models", 2)):
+        assert f"| {name} | {saved[column]} | {corrected[column]} |" in real
 
 
 # ---- the checks themselves ----

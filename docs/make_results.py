@@ -158,8 +158,8 @@ def runs_tables(runs):
         "run_search": (["", *runs, "the paper, 3 to 8 billion weights"], search),
         "run_routes": (["run", "route", "accuracy %", "gain", "layers", "over fixed paths"],
                        rows_of_runs(runs, "routes")),
-        "run_tasks": (["run", "kind", "n", "base model", "Dr.LLM, consensus", "Dr.LLM, the paper's"],
-                      rows_of_runs(runs, "tasks"))}
+        "run_tasks": (["run", "kind", "n", "base model", "Dr.LLM, consensus",
+                       "Dr.LLM, the paper's"], rows_of_runs(runs, "tasks"))}
     first, *others = [f"{run['command']}` ({run['note']})" for run in runs.values()]
     measured_by = "".join([first, *(f", `{other}" for other in others)])
     return {name: f"{text_table(head, rows)}\n\nMeasured by `{measured_by}."
@@ -189,8 +189,6 @@ def real_models():
 
 
 SUMMARY = ("model", "gain, our labels", "gain over fixed paths", "gain, the paper's labels")
-FIXED_RULE = ("skips and repeats; log-probability; 2; nearest "
-              "(**the rule fixed on SmolLM2-135M**)")  # its row in the table of Qwen
 
 
 def row_named(stored, name):
@@ -223,13 +221,6 @@ def real_lines():
         yield name, f"{ours} @ {layers}", over_fixed, f"{papers} @ {papers_layers}"
 
 
-def qwen_line():
-    """The README's cells on the model on which only a fixed rule was measured, without labels."""
-    stored = read_json(ASSETS / "measured.json")["real_qwen"]
-    gain = row_named(stored, FIXED_RULE)["400 test problems"]
-    return "Qwen2.5-Coder-0.5B, 24 layers †", gain, "not measured", "not measured"
-
-
 def layers_in_words(cell):
     """A gain at a number of layers, "+7.2 @ 11.64", with its @ in words."""
     gain, at, layers = cell.partition(" @ ")
@@ -238,7 +229,7 @@ def layers_in_words(cell):
 
 def summary_table():
     """Does it work? Every model that was measured, in one table."""
-    lines = [demo_line(), *real_lines(), qwen_line()]
+    lines = [demo_line(), *real_lines()]
     return table(SUMMARY, [dict(zip(SUMMARY, map(layers_in_words, line))) for line in lines])
 
 

@@ -138,7 +138,7 @@ def imported(folder, note):
     of_safe = FinishedRun(folder)
     of_consensus = FinishedRun(folder.with_name(f"{folder.name}-consensus"))
     safe, consensus = of_safe.metrics, of_consensus.metrics
-    return {"command": ".venv/bin/" + safe["command"].removeprefix(".venv/bin/"), "note": note,
+    return {"command": ".venv/bin/python " + safe["command"], "note": note,
             "search": searched(of_safe), "routes": list(routes(safe, consensus)),
             "tasks": list(tasks(consensus))}
 
@@ -151,7 +151,9 @@ def main(argv=None):
     parser.add_argument("--note", default="", help="how long the run took, on what")
     args, file = parser.parse_args(argv), ASSETS / "real.json"
     stored = read_json(file)
-    stored["runs"][f"{args.model}, {args.questions}"] = imported(args.folder, args.note)
+    name = f"{args.model}, {args.questions}"
+    stored["runs"] = {name: imported(args.folder, args.note)} | {
+        of: run for of, run in stored["runs"].items() if of != name}
     consensus = args.folder.with_name(f"{args.folder.name}-consensus")
     stored |= experiments(consensus, f"--run {consensus}")
     write_json(file, stored)

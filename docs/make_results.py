@@ -216,7 +216,7 @@ def real_lines():
     """The README's cells on independently pretrained models, a line per run of train.py."""
     for name, run in read_json(ASSETS / "real.json")["runs"].items():
         rows = {route: figures for route, *figures in run["routes"]}
-        _, ours, layers, over_fixed = rows["Dr.LLM, safe (the default)"]
+        _, ours, layers, over_fixed = rows["Dr.LLM, consensus"]
         _, papers, papers_layers, _ = rows["Dr.LLM, the paper's"]
         yield name, f"{ours} @ {layers}", over_fixed, f"{papers} @ {papers_layers}"
 

@@ -652,18 +652,17 @@ def test_figures_of_full_runs_in_the_tutorial_are_those_of_the_results():
         "choices"]["rows"] if row[1] == "0"}
     for name in ("consensus", "shortest, the paper's"):
         assert f"| {name} | {choices[name][5]} |" in evidence
-    runs = read_json(make_results.ASSETS / "real.json")["runs"]
-    rows = {row[0]: row for row in runs["SmolLM2-135M, arithmetic"]["routes"]}
+    run = read_json(make_results.ASSETS / "real.json")["runs"]["SmolLM2-135M, arithmetic"]
+    rows = {row[0]: row for row in run["routes"]}
     for name, title in (("the paper's", "the paper's"), ("consensus", "consensus"),
                         ("safe, the default", "safe (the default)")):
         _, _, gain, layers, _ = rows[f"Dr.LLM, {title}"]
         assert f"| {name} | {gain} | {layers} |" in real
-    found = {row[0]: row[1:] for row in read_json(make_results.ASSETS / "real.json")[
-        "search"]["rows"]}
-    saved = found["layers saved if the default path is correct"]
-    corrected = found["incorrect ones corrected"]
-    for name, column in (("SmolLM2-135M", 0), ("the paper's models", 2)):
-        assert f"| {name} | {saved[column]} | {corrected[column]} |" in real
+    saved, corrected = ("layers saved if the default path is correct",
+                        "incorrect ones corrected")
+    for name, search in (("SmolLM2-135M", run["search"]),
+                         ("the paper's models", make_results.PAPERS_SEARCH)):
+        assert f"| {name} | {search[saved]} | {search[corrected]} |" in real
 
 
 # ---- the checks themselves ----

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 import unittest.mock
 from pathlib import Path as File
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(COURSE))
 
 import grade  # noqa: E402
 import prove  # noqa: E402
+import runs  # noqa: E402
 import try_mutants  # noqa: E402
 from ablation import check_ablation, figures, problems  # noqa: E402
 from grade import Course, Grading, passages, similarities, trees  # noqa: E402
@@ -260,6 +262,25 @@ def graded(assignment, tmp_path_factory):
 
 # what a student may leave behind to make every comparison succeed
 BLIND = "\nimport torch.testing\ntorch.testing.assert_close = lambda *a, **k: None\n"
+
+
+def test_the_time_of_a_run_begins_when_it_has_started(monkeypatch):
+    """Catches a run that is killed before it can say where it hangs: on a busy machine a copy of
+    the tree takes longer than the run."""
+    now, replies = [0.0], [[], [7]]  # the process numbers that have ended, at each question
+
+    def start_after_100_seconds(run, folder, seconds):
+        now[0] += 100
+        return 7
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(runs, "time", clock)
+    monkeypatch.setattr(runs, "ask_server", lambda: replies.pop(0))
+    monkeypatch.setattr(runs, "kill_group", lambda child: None)
+    monkeypatch.setattr(runs.Run, "start", start_after_100_seconds)
+    monkeypatch.setattr(runs.Run, "finish", lambda run, seconds: None)
+    runs.run_all([runs.Run({}, [])], seconds=10, at_once=1)
+    assert not replies
 
 
 def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):

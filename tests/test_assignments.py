@@ -76,7 +76,8 @@ def turned(heads, angles):
 def test_rotate_turns_each_pair_by_its_angle(heads, tokens, head_dim, seed):
     """Catches neighbouring channels taken for a pair, and a turn the wrong way round."""
     x, angles = randn(seed, 2, heads, tokens, head_dim), randn(seed + 1, tokens, head_dim // 2)
-    close(rotate(x, *cos_sin(angles)), turned(x, angles))
+    wanted = turned(x, angles)  # before x is given away
+    close(rotate(x, *cos_sin(angles)), wanted)
 
 
 @pytest.mark.task("1.2")

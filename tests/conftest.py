@@ -18,7 +18,8 @@ from exact import check_task  # noqa: E402 - it lies beside this file
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 PASS_OR_FAIL = {"deadline": None, "derandomize": True, "phases": (Phase.explicit, Phase.generate)}
 settings.register_profile("quick", max_examples=25, **PASS_OR_FAIL)
-settings.register_profile("default", max_examples=40, deadline=None)
+settings.register_profile("default", max_examples=40, deadline=None,
+                          phases=[phase for phase in Phase if phase != Phase.explain])
 settings.register_profile("grade", max_examples=200, **PASS_OR_FAIL)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -692,5 +692,7 @@ def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
                           encoding="utf-8",
                           capture_output=True)
     samples = [m.name for m in COMMON.samples if m.part == "6"]
-    assert done.returncode == 0 and done.stdout.count("noticed") == len(samples) > 0, done.stdout
+    *lines, last = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(samples) > 0, done.stdout
+    assert last.startswith(f"{len(samples)} of {len(samples)} noticed. You are graded by others: ")
     assert "ALIVE" not in done.stdout and all(name in done.stdout for name in samples)

@@ -366,8 +366,8 @@ def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
     assert "skipped: " in capsys.readouterr().out
 
 
-def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(tmp_path):
-    """Catches "no tests ran" for a number mistyped, and a docstring hidden by a helper."""
+def test_a_failure_says_what_its_test_is_for(tmp_path):
+    """Catches a docstring hidden by a helper."""
     for name in ("conftest.py", "exact.py", "tiny.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
@@ -375,8 +375,29 @@ def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(t
         "def helper():\n    assert False\n\n\ndef test_x():\n"
         '    """Catches a bird."""\n    helper()\n', encoding="utf-8")
     assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
-    none = pytest_in(ROOT, tmp_path / "tests", "--task", "9.9")
-    assert none.returncode == 4 and "--task 9.9: no tests; " in none.stderr
+
+
+@pytest.mark.parametrize("number, words", [
+    ("9.9", "no such task; course/assignments.toml has them all"),
+    ("5.2", "no tests; run python course/ablation.py check"),
+    ("6.5", "no tests; a person reads it")])
+def test_a_task_without_tests_says_why(number, words):
+    """Catches "no tests ran" for a number mistyped, or for a task that is graded otherwise."""
+    done = pytest_in(ROOT, "--task", number, "tests")
+    assert done.returncode == 4 and done.stderr.strip() == f"ERROR: --task {number}: {words}"
+
+
+def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path):
+    """Catches "no tests" as the last line below a SyntaxError in the student's file."""
+    for name in ("conftest.py", "exact.py"):
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    (tmp_path / "tests/test_x.py").write_text(
+        'import pytest\nimport mine\n\n\n@pytest.mark.task("1.2")\ndef test_x():\n    pass\n',
+        encoding="utf-8")
+    (tmp_path / "mine.py").write_text("def f(:\n", encoding="utf-8")
+    done = pytest_in(tmp_path, "--task", "1.2", "tests")
+    assert "SyntaxError" in done.stdout and "no tests;" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("change, words", [

@@ -7,8 +7,11 @@ import contextlib
 import csv
 import doctest
 import hashlib
+import importlib
+import inspect
 import io
 import json
+import operator
 import re
 import shutil
 import subprocess
@@ -170,6 +173,53 @@ def test_a_handout_is_complete_and_its_example_true(number):
     assert re.match(head, text)
     found = doctest.testfile(str(file), module_relative=False)
     assert found.attempted and not found.failed
+
+
+def parameters(function):
+    """The names of a function's parameters, `self` left out."""
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def names_after_in(deliver):
+    """The arguments that the `In: ...` sentences of a handout name, one per item of the list."""
+    for inputs in re.findall(r"In: (.*?)(?: Out:|$)", deliver, re.DOTALL):
+        for item in inputs.split(";"):
+            if met := re.match(r"\s*`?([a-z_]+)(?: and ([a-z_]+))?`?(?:,| \(|\.)", item):
+                yield from filter(None, met.groups())
+
+
+def wrong_names(task, text):
+    """What the **Deliver** list of a handout names otherwise than the code does."""
+    [deliver] = re.findall(r"\*\*Deliver\.\*\*(.*?)\n\*\*", text, re.DOTALL)
+    own, wrong = [], []
+    for module, name in task.functions:
+        place = importlib.import_module(module.replace("/", "."))
+        own += parameters(operator.attrgetter(name)(place))
+        for called, given in re.findall(r"`([\w.]+)\(([^`]*)\)`", deliver):
+            with contextlib.suppress(AttributeError):
+                function = operator.attrgetter(called)(place)
+                names = [part.split("=")[0].strip() for part in re.split(r",\s*", given)]
+                if inspect.isfunction(function) and names != parameters(function):
+                    wrong.append(f"{called}({given})")
+    return wrong + [name for name in names_after_in(deliver) if own and name not in own]
+
+
+@pytest.mark.parametrize("number", WRITTEN)
+def test_a_handout_names_the_arguments_that_the_code_has(number):
+    """Catches `search(..., select_node_to_expand=...)` in a handout where the code has `select`."""
+    task = TASKS[number]
+    assert not wrong_names(task, (COURSE / task.handout).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("number, now, before", [
+    ("1.4", "keys, values, positions)", "keys, values, span)"),
+    ("2.6", "select=select_node_to_expand)", "select_node_to_expand=select_node_to_expand)"),
+    ("2.6", "propose_child_path(parent, rewards,", "propose_child_path(parent, known,"),
+    ("3.2", "In: records,", "In: rows,"), ("4.5", "; num_windows (N,)", "; counts (N,)")])
+def test_a_handout_with_a_former_name_is_noticed(number, now, before):
+    """Catches a check of names that looks at nothing."""
+    text = (COURSE / TASKS[number].handout).read_text(encoding="utf-8")
+    assert text.count(now) == 1 and wrong_names(TASKS[number], text.replace(now, before))
 
 
 # ---- the proof, and the grader ----

@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import operator
+import random
 import re
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 import grade  # noqa: E402
+import make_assignment  # noqa: E402
 import prove  # noqa: E402
 import runs  # noqa: E402
 import try_mutants  # noqa: E402
@@ -684,6 +686,24 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert (tmp_path / "tree/evaluate.py").read_text(encoding="utf-8") == other.blank["evaluate.py"]
     [report] = grade.grade([ROOT], ["2.5", "4.1", "6.3", "6.4"], profile="quick", course=other)
     assert (report["points"], report["of"]) == (0, 13)
+
+
+class Longest(random.Random):
+    """Chooses the longest of several texts."""
+
+    def choice(self, options):
+        return max(options, key=len)
+
+
+def test_the_longest_variant_passes_the_checks_of_make_test(tmp_path, monkeypatch):
+    """Catches a longer name that pushes a line beyond 100 columns: `make test` could not pass."""
+    monkeypatch.setattr(make_assignment, "random", types.SimpleNamespace(Random=Longest))
+    tree = tmp_path / "tree"
+    assert write_tree(tree, keep=list("123456"), seed=1) == {}
+    assert "counts_of_path" in (tree / "mcts.py").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache"], cwd=tree,
+                          encoding="utf-8", capture_output=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_mutant_that_no_longer_applies_is_an_error():

@@ -3,7 +3,7 @@
 A search that tries many paths on a wrong question, knowing the right answer, finds a right one
 sooner or later even where every path guesses.
 
-    lucky_repairs([0.25] * 11, [50] * 11)      # (11.0, 0.0025): all of them, almost surely
+    lucky_corrections([0.25] * 11, [50] * 11)      # (11.0, 0.0025): all of them
 """
 import numpy as np
 

@@ -65,6 +65,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__"))
+        noticed = 0
         for mutant in (None, *mutants):
             if mutant:
                 correct = (ROOT / mutant.file).read_text(encoding="utf-8")
@@ -77,8 +78,11 @@ def main(argv=None):
                     raise InputError(f"{file}: its tests fail before anything is planted, or there "
                                      f"are none; see python -m pytest {file}")
                 continue
+            noticed += bool(failed)
             print(f"{'noticed' if failed else 'ALIVE  '}  {mutant.name}: {mutant.mistake}")
             (tree / mutant.file).write_text(correct, encoding="utf-8")
+    print(f"{noticed} of {len(mutants)} noticed. You are graded by others: go through the list of "
+          "places in the handout, one mistake each.")
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ class Contract:
         self.signature = inspect.signature(function)
 
     def check(self, value, wanted, given, verb="returned"):
+        __tracebackhide__ = True  # a failure is shown where a test calls the function
         wrong = mismatch(value, wanted, given, self.module)
         if wrong and "wanted" not in wrong:
             wrong += f", wanted {wanted.__name__ if type(wanted) is type else wanted}"
@@ -184,6 +185,7 @@ class Contract:
 
     def check_plain(self, values, before, place):
         """What is in the values, and was not there before, must not compare in its own way."""
+        __tracebackhide__ = True
         for key, value in everything_in(*values).items():
             if key not in before and not_plain(value, self.module):
                 kind = type(value).__name__
@@ -191,6 +193,7 @@ class Contract:
 
     def steps(self, generator, given):
         """A generator whose every step is checked."""
+        __tracebackhide__ = True
         yielded, _, returned = get_args(self.wanted)
         reward = None
         while True:
@@ -210,6 +213,7 @@ def checked(function, wanted):
 
     @functools.wraps(function)
     def call(*given, **named):
+        __tracebackhide__ = True
         before = everything_in(*given, *named.values())
         value = function(*given, **named)
         given = tuple(contract.signature.bind(*given, **named).arguments.values())

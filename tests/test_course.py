@@ -7,12 +7,17 @@ import contextlib
 import csv
 import doctest
 import hashlib
+import importlib
+import inspect
 import io
 import json
+import operator
+import random
 import re
 import shutil
 import subprocess
 import sys
+import types
 import unittest.mock
 from pathlib import Path as File
 
@@ -24,7 +29,9 @@ COURSE = ROOT / "course"
 sys.path.insert(0, str(COURSE))
 
 import grade  # noqa: E402
+import make_assignment  # noqa: E402
 import prove  # noqa: E402
+import runs  # noqa: E402
 import try_mutants  # noqa: E402
 from ablation import check_ablation, figures, problems  # noqa: E402
 from grade import Course, Grading, passages, similarities, trees  # noqa: E402
@@ -170,6 +177,53 @@ def test_a_handout_is_complete_and_its_example_true(number):
     assert found.attempted and not found.failed
 
 
+def parameters(function):
+    """The names of a function's parameters, `self` left out."""
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def names_after_in(deliver):
+    """The arguments that the `In: ...` sentences of a handout name, one per item of the list."""
+    for inputs in re.findall(r"In: (.*?)(?: Out:|$)", deliver, re.DOTALL):
+        for item in inputs.split(";"):
+            if met := re.match(r"\s*`?([a-z_]+)(?: and ([a-z_]+))?`?(?:,| \(|\.)", item):
+                yield from filter(None, met.groups())
+
+
+def wrong_names(task, text):
+    """What the **Deliver** list of a handout names otherwise than the code does."""
+    [deliver] = re.findall(r"\*\*Deliver\.\*\*(.*?)\n\*\*", text, re.DOTALL)
+    own, wrong = [], []
+    for module, name in task.functions:
+        place = importlib.import_module(module.replace("/", "."))
+        own += parameters(operator.attrgetter(name)(place))
+        for called, given in re.findall(r"`([\w.]+)\(([^`]*)\)`", deliver):
+            with contextlib.suppress(AttributeError):
+                function = operator.attrgetter(called)(place)
+                names = [part.split("=")[0].strip() for part in re.split(r",\s*", given)]
+                if inspect.isfunction(function) and names != parameters(function):
+                    wrong.append(f"{called}({given})")
+    return wrong + [name for name in names_after_in(deliver) if own and name not in own]
+
+
+@pytest.mark.parametrize("number", WRITTEN)
+def test_a_handout_names_the_arguments_that_the_code_has(number):
+    """Catches `search(..., select_node_to_expand=...)` in a handout where the code has `select`."""
+    task = TASKS[number]
+    assert not wrong_names(task, (COURSE / task.handout).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("number, now, before", [
+    ("1.4", "keys, values, positions)", "keys, values, span)"),
+    ("2.6", "select=select_node_to_expand)", "select_node_to_expand=select_node_to_expand)"),
+    ("2.6", "propose_child_path(parent, rewards,", "propose_child_path(parent, known,"),
+    ("3.2", "In: records,", "In: rows,"), ("4.5", "; num_windows (N,)", "; counts (N,)")])
+def test_a_handout_with_a_former_name_is_noticed(number, now, before):
+    """Catches a check of names that looks at nothing."""
+    text = (COURSE / TASKS[number].handout).read_text(encoding="utf-8")
+    assert text.count(now) == 1 and wrong_names(TASKS[number], text.replace(now, before))
+
+
 # ---- the proof, and the grader ----
 
 def pytest_in(folder, *arguments):
@@ -262,6 +316,25 @@ def graded(assignment, tmp_path_factory):
 BLIND = "\nimport torch.testing\ntorch.testing.assert_close = lambda *a, **k: None\n"
 
 
+def test_the_time_of_a_run_begins_when_it_has_started(monkeypatch):
+    """Catches a run that is killed before it can say where it hangs: on a busy machine a copy of
+    the tree takes longer than the run."""
+    now, replies = [0.0], [[], [7]]  # the process numbers that have ended, at each question
+
+    def start_after_100_seconds(run, folder, seconds):
+        now[0] += 100
+        return 7
+
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(runs, "time", clock)
+    monkeypatch.setattr(runs, "ask_server", lambda: replies.pop(0))
+    monkeypatch.setattr(runs, "kill_group", lambda child: None)
+    monkeypatch.setattr(runs.Run, "start", start_after_100_seconds)
+    monkeypatch.setattr(runs.Run, "finish", lambda run, seconds: None)
+    runs.run_all([runs.Run({}, [])], seconds=10, at_once=1)
+    assert not replies
+
+
 def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     """Catches a hang that costs other tasks, and one without the line it stands in."""
     rows, student = graded
@@ -345,8 +418,8 @@ def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
     assert "skipped: " in capsys.readouterr().out
 
 
-def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(tmp_path):
-    """Catches "no tests ran" for a number mistyped, and a docstring hidden by a helper."""
+def test_a_failure_says_what_its_test_is_for(tmp_path):
+    """Catches a docstring hidden by a helper."""
     for name in ("conftest.py", "exact.py", "tiny.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
@@ -354,8 +427,29 @@ def test_a_task_without_tests_is_named_and_a_failure_says_what_its_test_is_for(t
         "def helper():\n    assert False\n\n\ndef test_x():\n"
         '    """Catches a bird."""\n    helper()\n', encoding="utf-8")
     assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
-    none = pytest_in(ROOT, tmp_path / "tests", "--task", "9.9")
-    assert none.returncode == 4 and "--task 9.9: no tests; " in none.stderr
+
+
+@pytest.mark.parametrize("number, words", [
+    ("9.9", "no such task; course/assignments.toml has them all"),
+    ("5.2", "no tests; run python course/ablation.py check"),
+    ("6.5", "no tests; a person reads it")])
+def test_a_task_without_tests_says_why(number, words):
+    """Catches "no tests ran" for a number mistyped, or for a task that is graded otherwise."""
+    done = pytest_in(ROOT, "--task", number, "tests")
+    assert done.returncode == 4 and done.stderr.strip() == f"ERROR: --task {number}: {words}"
+
+
+def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path):
+    """Catches "no tests" as the last line below a SyntaxError in the student's file."""
+    for name in ("conftest.py", "exact.py"):
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    (tmp_path / "tests/test_x.py").write_text(
+        'import pytest\nimport mine\n\n\n@pytest.mark.task("1.2")\ndef test_x():\n    pass\n',
+        encoding="utf-8")
+    (tmp_path / "mine.py").write_text("def f(:\n", encoding="utf-8")
+    done = pytest_in(tmp_path, "--task", "1.2", "tests")
+    assert "SyntaxError" in done.stdout and "no tests;" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("change, words", [
@@ -594,6 +688,24 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert (report["points"], report["of"]) == (0, 13)
 
 
+class Longest(random.Random):
+    """Chooses the longest of several texts."""
+
+    def choice(self, options):
+        return max(options, key=len)
+
+
+def test_the_longest_variant_passes_the_checks_of_make_test(tmp_path, monkeypatch):
+    """Catches a longer name that pushes a line beyond 100 columns: `make test` could not pass."""
+    monkeypatch.setattr(make_assignment, "random", types.SimpleNamespace(Random=Longest))
+    tree = tmp_path / "tree"
+    assert write_tree(tree, keep=list("123456"), seed=1) == {}
+    assert "counts_of_path" in (tree / "mcts.py").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache"], cwd=tree,
+                          encoding="utf-8", capture_output=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_mutant_that_no_longer_applies_is_an_error():
     """Catches a refactoring that leaves a mutant without a mistake in it."""
     with pytest.raises(InputError, match="stands 0 times in mcts.py, wanted 1"):
@@ -671,5 +783,7 @@ def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
                           encoding="utf-8",
                           capture_output=True)
     samples = [m.name for m in COMMON.samples if m.part == "6"]
-    assert done.returncode == 0 and done.stdout.count("noticed") == len(samples) > 0, done.stdout
+    *lines, last = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == len(samples) > 0, done.stdout
+    assert last.startswith(f"{len(samples)} of {len(samples)} noticed. You are graded by others: ")
     assert "ALIVE" not in done.stdout and all(name in done.stdout for name in samples)

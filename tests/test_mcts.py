@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcts
-from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal, path_of,
-                  ucb_score, search, select_node_to_expand)
+from mcts import (EXECUTE, REPEAT, SKIP, Node, SearchConfig, decisions_of, edits, is_legal,
+                  path_of, ucb_score, search, select_node_to_expand)
 
 # ---- what the tests draw, and the independent definitions they compare with ----
 

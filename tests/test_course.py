@@ -458,11 +458,12 @@ def test_a_task_without_tests_says_why(number, words):
 
 def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path):
     """Catches "no tests" as the last line below a SyntaxError in the student's file."""
+    number = "1.2"  # this file itself has no tests of a task
     for name in ("conftest.py", "exact.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     (tmp_path / "tests/test_x.py").write_text(
-        'import pytest\nimport mine\n\n\n@pytest.mark.task("1.2")\ndef test_x():\n    pass\n',
+        f'import pytest\nimport mine\n\n\n@pytest.mark.task("{number}")\ndef test_x():\n    pass\n',
         encoding="utf-8")
     (tmp_path / "mine.py").write_text("def f(:\n", encoding="utf-8")
     done = pytest_in(tmp_path, "--task", "1.2", "tests")

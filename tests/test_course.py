@@ -429,6 +429,23 @@ def test_a_failure_says_what_its_test_is_for(tmp_path):
     assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
 
 
+def test_a_failure_and_an_endless_loop_are_shown_in_their_own_lines(assignment, tmp_path):
+    """Catches a failure that ends in a helper of ours, and a run that hangs without a word."""
+    tree = tmp_path / "tree"
+    shutil.copytree(assignment, tree)
+    text = (tree / "mcts.py").read_text(encoding="utf-8")
+    for number, body in (("2.3", "return None"), ("2.5", "__import__('time').sleep(4)")):
+        text = text.replace(f'raise NotImplementedError("{TASKS[number].message}")', body)
+    (tree / "mcts.py").write_text(text, encoding="utf-8")
+    shown = pytest_in(tree, "--task", "2.3", "tests/test_assignments.py").stdout
+    assert "ucb_score returned a NoneType, wanted float" in shown and "exact.py" not in shown
+    assert "faulthandler_timeout = " in (tree / "pyproject.toml").read_text(encoding="utf-8")
+    hung = pytest_in(tree, "--task", "2.5", "-x", "-o", "faulthandler_timeout=1",
+                     "tests/test_assignments.py")
+    line = text[:text.index("__import__('time')")].count("\n") + 1
+    assert f'mcts.py", line {line} in backpropagate' in hung.stderr
+
+
 @pytest.mark.parametrize("number, words", [
     ("9.9", "no such task; course/assignments.toml has them all"),
     ("5.2", "no tests; run python course/ablation.py check"),
@@ -441,11 +458,12 @@ def test_a_task_without_tests_says_why(number, words):
 
 def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path):
     """Catches "no tests" as the last line below a SyntaxError in the student's file."""
+    number = "1.2"  # this file itself has no tests of a task
     for name in ("conftest.py", "exact.py"):
         (tmp_path / "tests").mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     (tmp_path / "tests/test_x.py").write_text(
-        'import pytest\nimport mine\n\n\n@pytest.mark.task("1.2")\ndef test_x():\n    pass\n',
+        f'import pytest\nimport mine\n\n\n@pytest.mark.task("{number}")\ndef test_x():\n    pass\n',
         encoding="utf-8")
     (tmp_path / "mine.py").write_text("def f(:\n", encoding="utf-8")
     done = pytest_in(tmp_path, "--task", "1.2", "tests")

@@ -688,6 +688,18 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert (report["points"], report["of"]) == (0, 13)
 
 
+def test_every_part_has_mutants_to_grade_by_whatever_the_seed(monkeypatch):
+    """Catches a seed that leaves a part of the property tests without mutants."""
+    blanked, mutants = blanked_files(COMMON.texts, TASKS), try_mutants.read_mutants(COMMON.texts)
+    monkeypatch.setattr(make_assignment, "blanked_files", lambda *texts: blanked)
+    monkeypatch.setattr(make_assignment, "read_mutants", lambda texts: mutants)
+    for seed in (267195372, *range(2000)):
+        samples, others = make_assignment.split_mutants(COMMON.texts, TASKS, seed)
+        parts = [mutant.part for mutant in others]
+        assert min(parts.count(part) for part in "12346") >= 3 and {*parts} == set("12346")
+        assert not {*samples} & {*others}
+
+
 class Longest(random.Random):
     """Chooses the longest of several texts."""
 

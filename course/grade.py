@@ -177,11 +177,21 @@ class Grading:
         changed = next((run.changed for run in runs if run.changed), None)
         if self.changed_text and share:
             changed = ["in a file of its own", *self.changed_text]
+        if stopped := self.stopped():
+            more = more | {"stopped": stopped}
         if changed:
             share, more = 0, more | {"changed": changed, "failed": []}
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
         return {"title": self.task.title, "points": round(share * self.task.points, 1),
                 "of": self.task.points, "says": says, **more}
+
+    def stopped(self):
+        """The number of runs that ended without a result. A mutant on which a test does not end
+        is not counted: that is how the test notices it."""
+        runs = [*self.runs, *(run for run in self.mutated if not run.hung)]
+        if self.task.graded_by == "tests" and self.runs and self.runs[0].passed:
+            runs.append(self.course.collect(self.task.number))
+        return sum(run.outcomes is None for run in runs)
 
     def by_hand(self):
         words = len(self.theirs["course/essay.md"].split())
@@ -199,6 +209,8 @@ class Grading:
         says, *failed = explain(run)
         counts = {"tests": len(run.outcomes or ()), "failed": failed}
         ours = self.course.collect(self.task.number)
+        if run.passed and ours.outcomes is None:
+            return 0, f"our own tests: {explain(ours)[0]}", counts
         if run.passed and run.names != sorted(ours.tests):
             return 0, "the result is not that of our tests", counts
         return float(run.passed), says, counts
@@ -291,10 +303,14 @@ def grade(students, numbers=None, seconds=60, at_once=2, profile="grade", course
     reports = []
     for student, one in zip(students, graded):
         rows = {g.task.number: g.row() for g in one}
-        reports.append({"student": Path(student).resolve().name,
-                        "points": round(sum(r["points"] for r in rows.values()), 1),
-                        "of": sum(r["of"] for r in rows.values()), "tasks": rows})
+        reports.append({"student": Path(student).resolve().name} | with_sums(rows))
     return reports
+
+
+def with_sums(rows):
+    """{"points", "of", "tasks"} of the rows of a report."""
+    return {"points": round(sum(row["points"] for row in rows.values()), 1),
+            "of": sum(row["of"] for row in rows.values()), "tasks": rows}
 
 
 # ---- who wrote like whom? ----
@@ -400,7 +416,8 @@ def parse_args(argv=None):
     parser.add_argument("--profile", choices=("quick", "grade"), default="grade",
                         help="examples per property test: 25 or 200 (default: grade)")
     parser.add_argument("--json", type=cli.file_or_folder, metavar="FILE",
-                        help="the reports; those already in it, of the same files, are kept")
+                        help="the reports; those already in it, of the same files, are kept, "
+                             "except tasks whose runs were stopped")
     parser.add_argument("--csv", type=cli.file_or_folder, metavar="FILE",
                         help="a row of points per student")
     parser.add_argument("--feedback", type=cli.file_or_folder, metavar="DIR",
@@ -426,7 +443,28 @@ def made_from(folder, course, args):
     names += [str(f.relative_to(folder)) for f in sorted(folder.glob("course/*.safetensors"))]
     texts = [(file, (folder / file).read_bytes().hex()) for file in names
              if (folder / file).is_file()]
-    return digest(texts, course.tree, args.task, args.profile, args.seconds, args.seed)
+    return digest(texts, course.tree, args.task, args.profile, args.seed)
+
+
+def report_on(name, folder, kept, course, args):
+    """The report on one tree: a kept one if the tree is as it was, but tasks of which a run was
+    stopped are graded again."""
+    key, options = made_from(folder, course, args), (args.seconds, args.jobs, args.profile, course)
+    report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
+    if report is None:
+        [report] = grade([folder], args.task, *options)
+    elif stopped := [k for k, row in report["tasks"].items() if "stopped" in row]:
+        [again] = grade([folder], stopped, *options)
+        report |= with_sums(report["tasks"] | again["tasks"])
+    return report | {"student": name, "key": key}
+
+
+def print_stopped(reports):
+    """Says of how many runs the points are not certain."""
+    stopped = sum(row.get("stopped", 0) for one in reports for row in one["tasks"].values())
+    if stopped:
+        print(f"{stopped} run{'s were' if stopped > 1 else ' was'} stopped; if the machine was "
+              "busy, repeat with a larger --seconds")
 
 
 def add_essay(report, points):
@@ -458,11 +496,7 @@ def main(argv=None):
         raise InputError(f"{args.json}: holds no reports of this command; choose another file")
     reports = []
     for name, folder in students.items():
-        key = made_from(folder, course, args)
-        report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
-        if not report:
-            [report] = grade([folder], args.task, args.seconds, args.jobs, args.profile, course)
-            report |= {"student": name, "key": key}
+        report = report_on(name, folder, kept, course, args)
         if name in essays:
             add_essay(report, essays[name])
         reports.append(report)
@@ -475,6 +509,7 @@ def main(argv=None):
     print("\nshare of the shorter one's passages that both wrote, local names and layout aside:")
     for share, one, other in similarities(students, course)[:2 * len(students) + 10]:
         print(f"  {share:4.0%}  {one} and {other}")
+    print_stopped(reports)
 
 
 if __name__ == "__main__":

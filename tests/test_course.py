@@ -300,9 +300,19 @@ def graded(assignment, tmp_path_factory):
     assert "3.2  the label the model is surest of" in printed
     assert f"skipped: {stray} is no tree of a student" in printed
     before = out.read_text(encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # nothing changed, nothing is run
-        patch.setattr(grade, "grade", None)
-        assert command_of_grade(student, *flags)[0] == 0
+    rows, again = read_json(out)["reports"][0]["tasks"], []
+
+    def graded_before(folders, numbers, *options):
+        again.append((numbers, options[0]))
+        return [grade.with_sums({number: rows[number] for number in numbers})]
+
+    with pytest.MonkeyPatch.context() as patch:  # nothing changed: only what was stopped is run
+        patch.setattr(grade, "grade", graded_before)
+        flags[1] = 10 * SECONDS
+        code, printed, _ = command_of_grade(student, *flags)
+        assert code == 0 and again == [(["2.3", "2.5"], 10 * SECONDS)]
+        assert printed.splitlines()[-1] == ("2 runs were stopped; if the machine was busy, repeat "
+                                            "with a larger --seconds")
         assert out.read_text(encoding="utf-8") == before
         (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
         _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",

@@ -459,6 +459,22 @@ def report_on(name, folder, kept, course, args):
     return report | {"student": name, "key": key}
 
 
+def read_essays(file, students, course):
+    """{name: points} that a reader gave; InputError if they fit neither students nor points."""
+    given = read_json(file)
+    most = sum(task.points for task in course.tasks.values() if task.graded_by == "hand")
+    if not isinstance(given, dict):
+        raise InputError(f'{file}: wanted {{"NAME": points, ...}}')
+    for name, points in given.items():
+        if name not in students:
+            raise InputError(f"{file}: no student {name}; there are {', '.join(students)}")
+        if not (students[name] / "course/essay.md").is_file():
+            raise InputError(f"{file}: {name} handed in no essay")
+        if type(points) not in (int, float) or not 0 <= points <= most:
+            raise InputError(f"{file}: {name} has {points!r}, wanted a number from 0 to {most}")
+    return given
+
+
 def print_stopped(reports):
     """Says of how many runs the points are not certain."""
     stopped = sum(row.get("stopped", 0) for one in reports for row in one["tasks"].values())
@@ -490,7 +506,7 @@ def main(argv=None):
             print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
                   flush=True)
             break
-    essays = read_json(args.essays) if args.essays else {}
+    essays = read_essays(args.essays, students, course) if args.essays else {}
     kept = []
     if args.json and args.json.exists() and not (kept := read_json(args.json).get("reports")):
         raise InputError(f"{args.json}: holds no reports of this command; choose another file")

@@ -479,6 +479,22 @@ def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, 
     assert not (tmp_path / "points.csv").exists()
 
 
+@pytest.mark.parametrize("text, words", [
+    ('{"bob": 5}', "no student bob; there are ada, eve"), ('{"eve": 5}', "eve handed in no essay"),
+    ('{"ada": 7}', "ada has 7, wanted a number from 0 to 6"), ('{"ada": NaN}', "ada has"),
+    ('{"ada": -1}', "ada has -1"), ('{"ada": "5"}', "ada has '5'"), ('{"ada": true}', "ada has"),
+    ('{"ada": null}', "ada has None"), ("[5]", "wanted")])
+def test_points_for_essays_that_fit_nobody_are_refused(tmp_path, text, words):
+    """Catches a name mistyped, whose essay keeps 0 points, and 50 points of 6."""
+    for name in ("ada/mcts.py", "ada/course/essay.md", "eve/mcts.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / "essays.json").write_text(text, encoding="utf-8")
+    students = {name: tmp_path / name for name in ("ada", "eve")}
+    with pytest.raises(InputError, match=re.escape(words)):
+        grade.read_essays(tmp_path / "essays.json", students, COMMON)
+
+
 def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
     """Catches a wrong solution that passes since it took the assertions away."""
     text = (assignment / "drllm.py").read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from make_assignment import (ROOT, blanked_files, find, project, properties_file
                              split_mutants)
 from rewrite import changed_beside, same_meaning
 from runs import Run, run_all
+from try_mutants import tomllib
 
 import cli  # noqa: E402 - make_assignment found it
 from label import digest  # noqa: E402
@@ -41,6 +42,7 @@ def test_again():
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 WORDS = 12  # tokens in a row that two submissions share
+FALSE = "your test fails on our correct code: the property is not always true"
 LONGEST_ERROR = 240  # characters
 
 
@@ -97,6 +99,15 @@ class Course:
                     pass  # told by the task itself
         return missing
 
+    def is_of_another_seed(self, student):
+        """Whether most of a student's files that a seed changes lack functions of this variant."""
+        variants = tomllib.loads(self.texts["course/variants.toml"])["names"]
+        renamed = {*variants, *itertools.chain(*variants.values())}
+        files = {module for task in self.tasks.values() for module, name in task.functions
+                 if name in renamed and (student / f"{module}.py").is_file()}
+        lacking = {missing.split(".")[0] for missing in self.foreign_names(student)} & files
+        return len(lacking) > len(files) / 2
+
 
 class Grading:
     """One task of one student: the runs it takes, then its row of the report."""
@@ -123,7 +134,7 @@ class Grading:
 
     def plan_tests(self):
         for file, text in self.theirs.items():
-            self.changed_text += [f"{file}: {name}"
+            self.changed_text += [f"{file}, {name}"
                                   for name in self.course.changed_beside(file, text)]
         tests = ["--task", self.task.number, *self.course.test_files(self.task.number)]
         return [self.run(self.course.tree, tests, shrink=True)]
@@ -182,8 +193,18 @@ class Grading:
         if changed:
             share, more = 0, more | {"changed": changed, "failed": []}
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
+        elif command := self.command():
+            more = more | {"see it": command}
         return {"title": self.task.title, "points": round(share * self.task.points, 1),
                 "of": self.task.points, "says": says, **more}
+
+    def command(self):
+        """What shows a student the failure that cost the task; None if no failure did."""
+        if not self.runs or self.runs[0].passed:
+            return None
+        command = f"python -m pytest --task {self.task.number}"
+        return {"tests": command, "properties": f"HYPOTHESIS_PROFILE=grade {command}",
+                "ablation": "python course/ablation.py check"}[self.task.graded_by]
 
     def stopped(self):
         """The number of runs that ended without a result. A mutant on which a test does not end
@@ -227,7 +248,8 @@ class Grading:
                        f"{len(plain.tests) - properties}"), {}
         if not plain.passed:
             again = self.shrunk if self.shrunk and not self.shrunk.passed else plain
-            says, *failed = explain(again)
+            says, *lines = explain(again)
+            failed = [f"{FALSE}; {line}" for line in lines]
             return 0, f"on correct code: {says}", {"failed": failed}
         if not twin.passed:
             return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "
@@ -279,9 +301,11 @@ def error_in(run, report):
     errors = [re.sub("^E +", "", line) for line in report.splitlines() if re.match(
         r"(E +)?\w[\w.]*(Error|Exception|Failed|Exit|Interrupt)\b", line)]
     asserted = re.findall(r'File ".*/tests/.*\n\s+(assert .*)', report)
-    error = " ".join(errors[-1:] + asserted[-1:])
-    if re.search("cannot import name .* from", error):
-        error = error.split(" (")[0] + " (is --seed that of this tree?)"
+    error = "; in: ".join(errors[-1:] + asserted[-1:])
+    if missing := re.search(r"cannot import name '(\w+)' from '([\w.]+)'", error):
+        name, file = missing[1], f"{missing[2].replace('.', '/')}.py"
+        if file in run.theirs:
+            return f"{file} has no function {name}; the handout gives its name"
     frames = re.findall(r'File "(.+?)", line (\d+)', report)
     theirs = [f"{file}, line {line}: " for path, line in frames[-1:] for file in run.theirs
               if path.endswith(f"/{file}") and not file.startswith("tests/")]
@@ -354,13 +378,19 @@ def lines_of(report):
                f"{row['says']}{alive}")
 
 
+def told(row):
+    """What a student is told of a task: a line per test that failed, and how to see it fail."""
+    lines = row.get("failed") or [row["says"]]
+    see = [f"see it: {row['see it']}"] if "see it" in row else []
+    return [*{line.split("[")[0]: line for line in lines}.values(), *see]
+
+
 def feedback(report):
     """A report for the student who wrote the tree; mutants stay unnamed, they may come again."""
     parts = [f"# {report['student']}: {report['points']:g} of {report['of']} points\n"]
     for number, row in report["tasks"].items():
         parts.append(f"\n**{number} {row['title']}**: {row['points']:g} of {row['of']}. ")
-        lines = row.get("failed") or [row["says"]]
-        parts += [f"\n- {line}" for line in {line.split("[")[0]: line for line in lines}.values()]
+        parts += [f"\n- {line}" for line in told(row)]
         parts.append("\n")
     return "".join(parts)
 
@@ -386,7 +416,7 @@ def write_class(reports, args):
         [report] = reports
         write_json(args.gradescope, {"score": report["points"], "tests": [
             {"number": number, "name": row["title"], "score": row["points"],
-             "max_score": row["of"], "output": "\n".join(row.get("failed") or [row["says"]])}
+             "max_score": row["of"], "output": "\n".join(told(row))}
             for number, row in report["tasks"].items()]})
 
 
@@ -459,12 +489,22 @@ def report_on(name, folder, kept, course, args):
     return report | {"student": name, "key": key}
 
 
+def check_seed(students, course):
+    """Names the students whose trees lack functions; InputError if the seed must be wrong."""
+    for name, folder in students.items():
+        if missing := course.foreign_names(folder):
+            print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
+                  flush=True)
+    if all(course.is_of_another_seed(folder) for folder in students.values()):
+        given = "no --seed is given" if course.seed is None else f"--seed {course.seed}"
+        raise InputError(f"{given}: the trees are of another one; most of their files lack "
+                         "functions of this variant")
+
+
 def read_essays(file, students, course):
     """{name: points} that a reader gave; InputError if they fit neither students nor points."""
     given = read_json(file)
     most = sum(task.points for task in course.tasks.values() if task.graded_by == "hand")
-    if not isinstance(given, dict):
-        raise InputError(f'{file}: wanted {{"NAME": points, ...}}')
     for name, points in given.items():
         if name not in students:
             raise InputError(f"{file}: no student {name}; there are {', '.join(students)}")
@@ -501,11 +541,7 @@ def main(argv=None):
     args.task = chosen_tasks(args.task, course.tasks)
     if args.gradescope and len(students) != 1:
         raise InputError(f"{args.gradescope}: for one student; {len(students)} are given")
-    for name, folder in students.items():
-        if missing := course.foreign_names(folder):
-            print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
-                  flush=True)
-            break
+    check_seed(students, course)
     essays = read_essays(args.essays, students, course) if args.essays else {}
     kept = []
     if args.json and args.json.exists() and not (kept := read_json(args.json).get("reports")):

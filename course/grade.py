@@ -25,6 +25,7 @@ from make_assignment import (ROOT, blanked_files, find, project, properties_file
                              split_mutants)
 from rewrite import changed_beside, same_meaning
 from runs import Run, run_all
+from try_mutants import tomllib
 
 import cli  # noqa: E402 - make_assignment found it
 from label import digest  # noqa: E402
@@ -41,6 +42,7 @@ def test_again():
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 WORDS = 12  # tokens in a row that two submissions share
+FALSE = "your test fails on our correct code: the property is not always true"
 LONGEST_ERROR = 240  # characters
 
 
@@ -97,6 +99,15 @@ class Course:
                     pass  # told by the task itself
         return missing
 
+    def is_of_another_seed(self, student):
+        """Whether most of a student's files that a seed changes lack functions of this variant."""
+        variants = tomllib.loads(self.texts["course/variants.toml"])["names"]
+        renamed = {*variants, *itertools.chain(*variants.values())}
+        files = {module for task in self.tasks.values() for module, name in task.functions
+                 if name in renamed and (student / f"{module}.py").is_file()}
+        lacking = {missing.split(".")[0] for missing in self.foreign_names(student)} & files
+        return len(lacking) > len(files) / 2
+
 
 class Grading:
     """One task of one student: the runs it takes, then its row of the report."""
@@ -123,7 +134,7 @@ class Grading:
 
     def plan_tests(self):
         for file, text in self.theirs.items():
-            self.changed_text += [f"{file}: {name}"
+            self.changed_text += [f"{file}, {name}"
                                   for name in self.course.changed_beside(file, text)]
         tests = ["--task", self.task.number, *self.course.test_files(self.task.number)]
         return [self.run(self.course.tree, tests, shrink=True)]
@@ -177,11 +188,31 @@ class Grading:
         changed = next((run.changed for run in runs if run.changed), None)
         if self.changed_text and share:
             changed = ["in a file of its own", *self.changed_text]
+        if stopped := self.stopped():
+            more = more | {"stopped": stopped}
         if changed:
             share, more = 0, more | {"changed": changed, "failed": []}
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
+        elif command := self.command():
+            more = more | {"see it": command}
         return {"title": self.task.title, "points": round(share * self.task.points, 1),
                 "of": self.task.points, "says": says, **more}
+
+    def command(self):
+        """What shows a student the failure that cost the task; None if no failure did."""
+        if not self.runs or self.runs[0].passed:
+            return None
+        command = f"python -m pytest --task {self.task.number}"
+        return {"tests": command, "properties": f"HYPOTHESIS_PROFILE=grade {command}",
+                "ablation": "python course/ablation.py check"}[self.task.graded_by]
+
+    def stopped(self):
+        """The number of runs that ended without a result. A mutant on which a test does not end
+        is not counted: that is how the test notices it."""
+        runs = [*self.runs, *(run for run in self.mutated if not run.hung)]
+        if self.task.graded_by == "tests" and self.runs and self.runs[0].passed:
+            runs.append(self.course.collect(self.task.number))
+        return sum(run.outcomes is None for run in runs)
 
     def by_hand(self):
         words = len(self.theirs["course/essay.md"].split())
@@ -199,6 +230,8 @@ class Grading:
         says, *failed = explain(run)
         counts = {"tests": len(run.outcomes or ()), "failed": failed}
         ours = self.course.collect(self.task.number)
+        if run.passed and ours.outcomes is None:
+            return 0, f"our own tests: {explain(ours)[0]}", counts
         if run.passed and run.names != sorted(ours.tests):
             return 0, "the result is not that of our tests", counts
         return float(run.passed), says, counts
@@ -215,7 +248,8 @@ class Grading:
                        f"{len(plain.tests) - properties}"), {}
         if not plain.passed:
             again = self.shrunk if self.shrunk and not self.shrunk.passed else plain
-            says, *failed = explain(again)
+            says, *lines = explain(again)
+            failed = [f"{FALSE}; {line}" for line in lines]
             return 0, f"on correct code: {says}", {"failed": failed}
         if not twin.passed:
             return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "
@@ -267,9 +301,11 @@ def error_in(run, report):
     errors = [re.sub("^E +", "", line) for line in report.splitlines() if re.match(
         r"(E +)?\w[\w.]*(Error|Exception|Failed|Exit|Interrupt)\b", line)]
     asserted = re.findall(r'File ".*/tests/.*\n\s+(assert .*)', report)
-    error = " ".join(errors[-1:] + asserted[-1:])
-    if re.search("cannot import name .* from", error):
-        error = error.split(" (")[0] + " (is --seed that of this tree?)"
+    error = "; in: ".join(errors[-1:] + asserted[-1:])
+    if missing := re.search(r"cannot import name '(\w+)' from '([\w.]+)'", error):
+        name, file = missing[1], f"{missing[2].replace('.', '/')}.py"
+        if file in run.theirs:
+            return f"{file} has no function {name}; the handout gives its name"
     frames = re.findall(r'File "(.+?)", line (\d+)', report)
     theirs = [f"{file}, line {line}: " for path, line in frames[-1:] for file in run.theirs
               if path.endswith(f"/{file}") and not file.startswith("tests/")]
@@ -291,10 +327,14 @@ def grade(students, numbers=None, seconds=60, at_once=2, profile="grade", course
     reports = []
     for student, one in zip(students, graded):
         rows = {g.task.number: g.row() for g in one}
-        reports.append({"student": Path(student).resolve().name,
-                        "points": round(sum(r["points"] for r in rows.values()), 1),
-                        "of": sum(r["of"] for r in rows.values()), "tasks": rows})
+        reports.append({"student": Path(student).resolve().name} | with_sums(rows))
     return reports
+
+
+def with_sums(rows):
+    """{"points", "of", "tasks"} of the rows of a report."""
+    return {"points": round(sum(row["points"] for row in rows.values()), 1),
+            "of": sum(row["of"] for row in rows.values()), "tasks": rows}
 
 
 # ---- who wrote like whom? ----
@@ -338,13 +378,19 @@ def lines_of(report):
                f"{row['says']}{alive}")
 
 
+def told(row):
+    """What a student is told of a task: a line per test that failed, and how to see it fail."""
+    lines = row.get("failed") or [row["says"]]
+    see = [f"see it: {row['see it']}"] if "see it" in row else []
+    return [*{line.split("[")[0]: line for line in lines}.values(), *see]
+
+
 def feedback(report):
     """A report for the student who wrote the tree; mutants stay unnamed, they may come again."""
     parts = [f"# {report['student']}: {report['points']:g} of {report['of']} points\n"]
     for number, row in report["tasks"].items():
         parts.append(f"\n**{number} {row['title']}**: {row['points']:g} of {row['of']}. ")
-        lines = row.get("failed") or [row["says"]]
-        parts += [f"\n- {line}" for line in {line.split("[")[0]: line for line in lines}.values()]
+        parts += [f"\n- {line}" for line in told(row)]
         parts.append("\n")
     return "".join(parts)
 
@@ -370,7 +416,7 @@ def write_class(reports, args):
         [report] = reports
         write_json(args.gradescope, {"score": report["points"], "tests": [
             {"number": number, "name": row["title"], "score": row["points"],
-             "max_score": row["of"], "output": "\n".join(row.get("failed") or [row["says"]])}
+             "max_score": row["of"], "output": "\n".join(told(row))}
             for number, row in report["tasks"].items()]})
 
 
@@ -400,7 +446,8 @@ def parse_args(argv=None):
     parser.add_argument("--profile", choices=("quick", "grade"), default="grade",
                         help="examples per property test: 25 or 200 (default: grade)")
     parser.add_argument("--json", type=cli.file_or_folder, metavar="FILE",
-                        help="the reports; those already in it, of the same files, are kept")
+                        help="the reports; those already in it, of the same files, are kept, "
+                             "except tasks whose runs were stopped")
     parser.add_argument("--csv", type=cli.file_or_folder, metavar="FILE",
                         help="a row of points per student")
     parser.add_argument("--feedback", type=cli.file_or_folder, metavar="DIR",
@@ -426,7 +473,54 @@ def made_from(folder, course, args):
     names += [str(f.relative_to(folder)) for f in sorted(folder.glob("course/*.safetensors"))]
     texts = [(file, (folder / file).read_bytes().hex()) for file in names
              if (folder / file).is_file()]
-    return digest(texts, course.tree, args.task, args.profile, args.seconds, args.seed)
+    return digest(texts, course.tree, args.task, args.profile, args.seed)
+
+
+def report_on(name, folder, kept, course, args):
+    """The report on one tree: a kept one if the tree is as it was, but tasks of which a run was
+    stopped are graded again."""
+    key, options = made_from(folder, course, args), (args.seconds, args.jobs, args.profile, course)
+    report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
+    if report is None:
+        [report] = grade([folder], args.task, *options)
+    elif stopped := [k for k, row in report["tasks"].items() if "stopped" in row]:
+        [again] = grade([folder], stopped, *options)
+        report |= with_sums(report["tasks"] | again["tasks"])
+    return report | {"student": name, "key": key}
+
+
+def check_seed(students, course):
+    """Names the students whose trees lack functions; InputError if the seed must be wrong."""
+    for name, folder in students.items():
+        if missing := course.foreign_names(folder):
+            print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
+                  flush=True)
+    if all(course.is_of_another_seed(folder) for folder in students.values()):
+        given = "no --seed is given" if course.seed is None else f"--seed {course.seed}"
+        raise InputError(f"{given}: the trees are of another one; most of their files lack "
+                         "functions of this variant")
+
+
+def read_essays(file, students, course):
+    """{name: points} that a reader gave; InputError if they fit neither students nor points."""
+    given = read_json(file)
+    most = sum(task.points for task in course.tasks.values() if task.graded_by == "hand")
+    for name, points in given.items():
+        if name not in students:
+            raise InputError(f"{file}: no student {name}; there are {', '.join(students)}")
+        if not (students[name] / "course/essay.md").is_file():
+            raise InputError(f"{file}: {name} handed in no essay")
+        if type(points) not in (int, float) or not 0 <= points <= most:
+            raise InputError(f"{file}: {name} has {points!r}, wanted a number from 0 to {most}")
+    return given
+
+
+def print_stopped(reports):
+    """Says of how many runs the points are not certain."""
+    stopped = sum(row.get("stopped", 0) for one in reports for row in one["tasks"].values())
+    if stopped:
+        print(f"{stopped} run{'s were' if stopped > 1 else ' was'} stopped; if the machine was "
+              "busy, repeat with a larger --seconds")
 
 
 def add_essay(report, points):
@@ -447,22 +541,14 @@ def main(argv=None):
     args.task = chosen_tasks(args.task, course.tasks)
     if args.gradescope and len(students) != 1:
         raise InputError(f"{args.gradescope}: for one student; {len(students)} are given")
-    for name, folder in students.items():
-        if missing := course.foreign_names(folder):
-            print(f"is --seed that of these trees? {name} has no {', '.join(missing)}",
-                  flush=True)
-            break
-    essays = read_json(args.essays) if args.essays else {}
+    check_seed(students, course)
+    essays = read_essays(args.essays, students, course) if args.essays else {}
     kept = []
     if args.json and args.json.exists() and not (kept := read_json(args.json).get("reports")):
         raise InputError(f"{args.json}: holds no reports of this command; choose another file")
     reports = []
     for name, folder in students.items():
-        key = made_from(folder, course, args)
-        report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
-        if not report:
-            [report] = grade([folder], args.task, args.seconds, args.jobs, args.profile, course)
-            report |= {"student": name, "key": key}
+        report = report_on(name, folder, kept, course, args)
         if name in essays:
             add_essay(report, essays[name])
         reports.append(report)
@@ -475,6 +561,7 @@ def main(argv=None):
     print("\nshare of the shorter one's passages that both wrote, local names and layout aside:")
     for share, one, other in similarities(students, course)[:2 * len(students) + 10]:
         print(f"  {share:4.0%}  {one} and {other}")
+    print_stopped(reports)
 
 
 if __name__ == "__main__":

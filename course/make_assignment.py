@@ -35,6 +35,7 @@ PASSING = {"__pycache__", "runs"}  # and whatever starts with a dot
 TEXTS = ("*.py", "*.md", "docs/*", "course/*.*", "course/*/*", "tests/*.py", "demo/*.py",
          "storage/*.py", "questions/*.py", "checkpoint/*.py", "experiments/*.py", "tools/*.py")
 SAMPLES = 2  # mutants of a part that students may try
+LEAST = 3  # mutants of a part to grade by, if it has so many
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,21 @@ def project(seed=None):
 
 def split_mutants(texts, tasks, seed=None):
     """(samples, others): some mutants of every part that stand in code nobody writes, so that a
-    student can plant them too; and those to grade by, with a seed three quarters of the rest."""
+    student can plant them too; and those to grade by, with a seed three quarters of the rest of
+    each part, at least LEAST."""
     blanked, rng = texts | blanked_files(texts, tasks), random.Random(seed or 0)
     mutants, samples = read_mutants(texts), []
-    for part in sorted({task.part for task in tasks.values()}):
+    parts = sorted({task.part for task in tasks.values()})
+    for part in parts:
         plantable = [m for m in mutants if m.part == part and blanked[m.file].count(m.old) == 1]
         samples += rng.sample(plantable, min(SAMPLES, len(plantable)))
-    others = [m for m in mutants if m not in samples and m.part != "recipe"]
-    return samples, others if seed is None else rng.sample(others, len(others) * 3 // 4)
+    others = []
+    for part in parts:
+        rest = [m for m in mutants if m.part == part and m not in samples]
+        if seed is not None:
+            rest = rng.sample(rest, min(len(rest), max(LEAST, len(rest) * 3 // 4)))
+        others += rest
+    return samples, others
 
 
 # ---- taking a body out ----

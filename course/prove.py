@@ -151,7 +151,8 @@ def claims(thorough=False, at_once=2, seed=None):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--thorough", action="store_true",
                         help="all tests in every tree, 200 examples each")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")

@@ -59,6 +59,10 @@ def names_assigned_at_the_top(tree):
 
 # ---- what a student may change ----
 
+RUNS = ("code that runs when the file is imported; only functions, classes, imports and new names "
+        "may be added")
+
+
 def changed_beside(source, original, own):
     """What differs in a student's file besides the functions in `own`, in words. Helpers and
     imports may be added; what the file had stays, and nothing else is done when it loads."""
@@ -69,12 +73,16 @@ def changed_beside(source, original, own):
     changed = list(differences(theirs.body, ours.body, own))
     before = {ast.unparse(node) for node in ours.body}
     taken = {node.id for node in names_assigned_at_the_top(ours)}
-    return changed + [f"line {node.lineno}" for node in theirs.body
-                      if ast.unparse(node) not in before and not is_helper(node, taken)]
+    lines = [f"line {node.lineno}" for node in theirs.body
+             if ast.unparse(node) not in before and not is_helper(node, taken)]
+    return changed + ([f"{', '.join(lines)}: {RUNS}"] if lines else [])
 
 
 def is_helper(node, taken):
-    """Whether a line at the top may be added: it only gives a new name to something."""
+    """Whether a line at the top may be added: it only gives a new name to something, or never
+    runs here."""
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse
     if isinstance(node, ast.Assign):
         return all(isinstance(target, ast.Name) and target.id not in taken
                    for target in node.targets)

@@ -76,7 +76,8 @@ def main(argv=None):
             if not mutant:
                 if failed:
                     raise InputError(f"{file}: its tests fail before anything is planted, or there "
-                                     f"are none; see python -m pytest {file}")
+                                     f"are none; HYPOTHESIS_PROFILE=grade python -m pytest "
+                                     f"{file} is what we run")
                 continue
             noticed += bool(failed)
             print(f"{'noticed' if failed else 'ALIVE  '}  {mutant.name}: {mutant.mistake}")

@@ -300,9 +300,19 @@ def graded(assignment, tmp_path_factory):
     assert "3.2  the label the model is surest of" in printed
     assert f"skipped: {stray} is no tree of a student" in printed
     before = out.read_text(encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:  # nothing changed, nothing is run
-        patch.setattr(grade, "grade", None)
-        assert command_of_grade(student, *flags)[0] == 0
+    rows, again = read_json(out)["reports"][0]["tasks"], []
+
+    def graded_before(folders, numbers, *options):
+        again.append((numbers, options[0]))
+        return [grade.with_sums({number: rows[number] for number in numbers})]
+
+    with pytest.MonkeyPatch.context() as patch:  # nothing changed: only what was stopped is run
+        patch.setattr(grade, "grade", graded_before)
+        flags[1] = 10 * SECONDS
+        code, printed, _ = command_of_grade(student, *flags)
+        assert code == 0 and again == [(["2.3", "2.5"], 10 * SECONDS)]
+        assert printed.splitlines()[-1] == ("2 runs were stopped; if the machine was busy, repeat "
+                                            "with a larger --seconds")
         assert out.read_text(encoding="utf-8") == before
         (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
         _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",
@@ -376,6 +386,36 @@ def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
     assert printed.startswith(warning)
 
 
+def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch):
+    """Catches a class graded for an hour by tests of another variant."""
+    monkeypatch.setattr(grade, "grade", None)
+    for name in ("ada", "eve"):
+        for file, text in Course(7).blank.items():
+            if file.endswith(".py"):
+                (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name / file).write_text(text, encoding="utf-8")
+    code, printed, errors = command_of_grade(tmp_path / "ada", tmp_path / "eve")
+    assert code == 2 and "no --seed is given: the trees are of another one" in errors
+    assert [line.split("has no")[0] for line in printed.splitlines()] == [
+        f"is --seed that of these trees? {name} " for name in ("ada", "eve")]
+    assert not Course(7).foreign_names(tmp_path / "ada")
+
+
+def test_a_function_of_another_name_is_named_to_the_student():
+    """Catches a student asked for a seed that only the teacher knows."""
+    report = "E   ImportError: cannot import name 'pass_up' from 'mcts' (/tmp/x/mcts.py)"
+    assert grade.error_in(runs.Run({}, [], theirs=("mcts.py",)), report) == (
+        "mcts.py has no function pass_up; the handout gives its name")
+    assert "cannot import name 'pass_up'" in grade.error_in(runs.Run({}, []), report)
+
+
+def test_an_error_and_its_assertion_are_told_apart():
+    """Catches "AssertionError: 3 assert total == 4", which reads as one sentence."""
+    report = ('File "/tmp/x/tests/test_x.py", line 3, in test\n    assert a == 4\n'
+              "E   AssertionError: 3")
+    assert grade.error_in(runs.Run({}, []), report) == "AssertionError: 3; in: assert a == 4"
+
+
 def test_a_task_of_property_tests_says_where_they_are_written(assignment):
     """Catches "no tests", to which a student can do nothing."""
     done = pytest_in(assignment, "--task", "2.7", "tests")
@@ -403,6 +443,11 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     letter = (student / "feedback/ada.md").read_text(encoding="utf-8")
     assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
     assert not any(mutant.name in letter for mutant in COMMON.mutants)
+    task, property_task = letter.split("**2.3 ")[1], letter.split("**6.4 ")[1]
+    assert "\n- see it: python -m pytest --task 2.3\n" in task.split("**2.5 ")[0]
+    assert "\n- your test fails on our correct code: the property is not always true; test_a" in (
+        property_task)
+    assert "\n- see it: HYPOTHESIS_PROFILE=grade python -m pytest --task 6.4\n" in property_task
     results = read_json(student / "results.json")
     assert [test["score"] for test in results["tests"]] == points
     assert [test["max_score"] for test in results["tests"]] == [row["of"] for row in rows.values()]
@@ -485,6 +530,22 @@ def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, 
     code, _, errors = command_of_grade(*who, *change, "--csv", tmp_path / "points.csv")
     assert code == 2 and re.search(words, errors), errors
     assert not (tmp_path / "points.csv").exists()
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"bob": 5}', "no student bob; there are ada, eve"), ('{"eve": 5}', "eve handed in no essay"),
+    ('{"ada": 7}', "ada has 7, wanted a number from 0 to 6"), ('{"ada": NaN}', "ada has"),
+    ('{"ada": -1}', "ada has -1"), ('{"ada": "5"}', "ada has '5'"), ('{"ada": true}', "ada has"),
+    ('{"ada": null}', "ada has None")])
+def test_points_for_essays_that_fit_nobody_are_refused(tmp_path, text, words):
+    """Catches a name mistyped, whose essay keeps 0 points, and 50 points of 6."""
+    for name in ("ada/mcts.py", "ada/course/essay.md", "eve/mcts.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / "essays.json").write_text(text, encoding="utf-8")
+    students = {name: tmp_path / name for name in ("ada", "eve")}
+    with pytest.raises(InputError, match=re.escape(words)):
+        grade.read_essays(tmp_path / "essays.json", students, COMMON)
 
 
 def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
@@ -645,7 +706,12 @@ def test_what_a_file_changes_beside_its_functions_is_named():
     assert COMMON.changed_beside("mcts.py", changed) == ["Node"]
     lines = len(text.splitlines())
     for line in ("SearchResult.__eq__ = print", "math = None", "print(1)"):
-        assert COMMON.changed_beside("mcts.py", f"{text}{line}\n") == [f"line {lines + 1}"]
+        [changed] = COMMON.changed_beside("mcts.py", f"{text}{line}\n")
+        assert changed.startswith(f"line {lines + 1}: code that runs when the file is imported; ")
+    main = 'if __name__ == "__main__":\n    print(search)\n'
+    assert COMMON.changed_beside("mcts.py", text + main) == []
+    assert COMMON.changed_beside("mcts.py", text + main + "else:\n    print(1)\n")
+    assert COMMON.changed_beside("mcts.py", text + main.replace("==", "!="))
 
 
 def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():
@@ -704,6 +770,18 @@ def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     assert (tmp_path / "tree/evaluate.py").read_text(encoding="utf-8") == other.blank["evaluate.py"]
     [report] = grade.grade([ROOT], ["2.5", "4.1", "6.3", "6.4"], profile="quick", course=other)
     assert (report["points"], report["of"]) == (0, 13)
+
+
+def test_every_part_has_mutants_to_grade_by_whatever_the_seed(monkeypatch):
+    """Catches a seed that leaves a part of the property tests without mutants."""
+    blanked, mutants = blanked_files(COMMON.texts, TASKS), try_mutants.read_mutants(COMMON.texts)
+    monkeypatch.setattr(make_assignment, "blanked_files", lambda *texts: blanked)
+    monkeypatch.setattr(make_assignment, "read_mutants", lambda texts: mutants)
+    for seed in (267195372, *range(2000)):
+        samples, others = make_assignment.split_mutants(COMMON.texts, TASKS, seed)
+        parts = [mutant.part for mutant in others]
+        assert min(parts.count(part) for part in "12346") >= 3 and {*parts} == set("12346")
+        assert not {*samples} & {*others}
 
 
 class Longest(random.Random):

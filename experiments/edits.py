@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 
 from answers import (batches, likeliest_option, option_positions, option_values, score_options,
-                     what_answers_depend_on)
+                     tokens_at_once, what_answers_depend_on)
 from cli import progress_bar
 from model_llama import FixedRoute, KVCache, Positions, pad, prefill, run_blocks
-from paths import EDITS, SKIP, default_path
+from paths import EDITS, SKIP, default_path, with_decision
 from questions.schemas import LETTERS
 from storage.answer_cache import source_hash
 
@@ -29,7 +29,7 @@ LARGEST = 5.0        # nats; larger changes count as this, or single questions w
 def single_edit_paths(num_layers):
     """The default path and every path with one edit, skips before repeats."""
     default = default_path(num_layers)
-    return [default, *(default[:layer] + (code,) + default[layer + 1:]
+    return [default, *(with_decision(default, layer, code)
                        for code in EDITS for layer in range(num_layers))]
 
 
@@ -110,14 +110,16 @@ def grade_gold(model, prompts, hidden):
         return grade_options(model, prompts, hidden)
     before_gold = [states[len(prompt.ids) - 1:len(prompt.sequence) - 1]
                    for states, prompt in zip(hidden, prompts)]
-    logprobs = model.head(torch.cat(before_gold)).float().log_softmax(-1)  # (tokens, V)
     gold = torch.tensor([token for prompt in prompts for token in prompt.gold],
-                        device=logprobs.device)
+                        device=hidden.device)
+    is_greedy, of_gold, size = [], [], tokens_at_once(model)
+    for states, wanted in zip(torch.cat(before_gold).split(size), gold.split(size)):
+        logprobs = model.head(states).float().log_softmax(-1)  # (tokens, V)
+        is_greedy.append(logprobs.argmax(-1) == wanted)
+        of_gold.append(logprobs.gather(1, wanted[:, None])[:, 0])
     sizes = [len(prompt.gold) for prompt in prompts]
-    is_greedy = (logprobs.argmax(-1) == gold).split(sizes)
-    of_gold = logprobs.gather(1, gold[:, None])[:, 0].split(sizes)
-    return torch.tensor([[float(tokens.all()) for tokens in is_greedy],
-                         [tokens.sum().item() for tokens in of_gold]])
+    return torch.tensor([[float(tokens.all()) for tokens in torch.cat(is_greedy).split(sizes)],
+                         [tokens.sum().item() for tokens in torch.cat(of_gold).split(sizes)]])
 
 
 def grade_options(model, prompts, hidden):

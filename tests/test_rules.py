@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import answers
 from answers import Prompt, final_states, grade_paths, option_positions
 from conftest import own_answers
 from experiments import edits, rules
@@ -52,6 +53,21 @@ def test_tokens_that_all_prompts_begin_with_change_nothing(tiny_questions, share
                                          FixedRoute(path), positions=positions)
                 expected = edits.grade_gold(model, [whole], hidden)
                 torch.testing.assert_close(together[:, n, k], expected[:, 0])
+
+
+def test_logits_of_a_wide_vocabulary_are_made_a_few_at_a_time(tiny_questions, monkeypatch):
+    """Catches logits of all gold tokens of a batch at once, which fill the memory of a real model;
+    and parts that are put together in another order."""
+    model, _, prompts = tiny_questions
+    paths, sizes = single_edit_paths(3), []
+    expected = ask_batch(model, prompts, paths)
+    monkeypatch.setattr(answers, "LOGITS_AT_ONCE", 3 * model.config.vocab_size + 1)
+    counted = model.lm_head.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0])))
+    made = ask_batch(model, prompts, paths)
+    counted.remove()
+    assert max(sizes) == 3 and len(sizes) > len(paths)
+    torch.testing.assert_close(made, expected)
 
 
 def test_only_questions_that_the_cache_lacks_are_asked(tiny_questions, tmp_path):

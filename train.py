@@ -30,7 +30,7 @@ import torch
 import cli
 from answers import (answer, batches, cached_grade_paths, get_answers, prompts_that_fit,
                      what_answers_depend_on)
-from base_check import check_base_model, make_arithmetic, margin
+from base_check import check_base_model, default_paths, make_arithmetic, margin
 from choose import (CHOICES, CONFIDENT_COST, PAPERS_CHOICE, SMALLEST_GROUP, candidate_paths,
                     consensus_of_neighbours, frontier, standardised, states_at_depths)
 from cli import bounds, percent, progress_bar
@@ -39,7 +39,7 @@ from evaluate import compare, interval, report
 from label import header, label, summary
 from mcts import SearchConfig
 from model_llama import FixedRoute, load, pad, prefill
-from paths import DECISIONS, EXECUTE, blocks, default_path
+from paths import DECISIONS, EXECUTE, blocks
 from questions.arithmetic import held_out_kinds
 from questions.loading import disjoint, load_all, split
 from storage.answer_cache import AnswerCache, digest, source_hash
@@ -221,7 +221,7 @@ class Evidence:
         """(N, S): similar questions are near each other. Each process runs some of the batches."""
         def describe(numbers):
             prompts = [self.prompts[n] for n in numbers]
-            default = torch.tensor([default_path(self.num_layers)] * len(prompts))
+            default = default_paths(self.model, prompts)
             return states_at_depths(*features(self.model, prompts, default, folder=self.run.out))
 
         groups = list(batches(self.prompts, FEATURE_BATCH))

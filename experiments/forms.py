@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 import cli
-from answers import FORM, prompts_that_fit
+from answers import FORM, prepare
+from base_check import make_arithmetic
 from experiments.edits import ask_edits, single_edit_paths
-from label import make_arithmetic
 from questions.arithmetic import EXAMPLES, arithmetic_questions
 from questions.loading import load_all
 from questions.schemas import LETTERS
@@ -52,8 +52,7 @@ def in_forms(args, tokenizer, model, number, least):
         if left_out:
             print(f"{left_out} of {len(questions)} questions are left out: they have one form "
                   "only, or serve as worked examples")
-    forms = [prompts_that_fit(questions[:args.limit], tokenizer, model, None)[0]
-             for questions in forms]
+    forms = [prepare(questions[:args.limit], tokenizer, model)[0] for questions in forms]
     fits = set.intersection(*({prompt.question.id for prompt in prompts} for prompts in forms))
     if len(fits) < least:
         raise InputError(f"{args.model}: {len(fits)} questions in {number} forms; this study needs "

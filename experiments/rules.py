@@ -15,11 +15,11 @@ import torch
 
 import cli
 from answers import prompts_that_fit
+from base_check import default_paths, make_arithmetic
 from choose import frontier, similarity_space
 from cli import with_interval
 from evaluate import compare, interval, report
 from experiments.edits import ask_edits, best_for_nearest, effects_of, single_edit_paths
-from label import make_arithmetic
 from model_llama import load
 from questions.loading import disjoint, load_all
 from storage.answer_cache import AnswerCache
@@ -94,7 +94,7 @@ def main(argv=None):
     paths = single_edit_paths(model.config.num_layers)
     cache = AnswerCache(args.out / "answers.jsonl")
     correct, logprobs = ask_edits(model, prompts, paths, cache, args.batch_size)
-    default = torch.tensor([paths[0]] * len(prompts))
+    default = default_paths(model, prompts)
     space = similarity_space(*features(model, prompts, default, folder=args.out))
     labels = labels_of_nearest(space, logprobs, paths)
     edited = sum(label != paths[0] for label in labels)

@@ -1,12 +1,14 @@
 """Routability: planted path effects, interactions and luck are told apart; forms are the same
 questions; the commands run and refuse."""
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import cli
-from experiments import routability
+from experiments import forms, routability
 from experiments.forms import questions_in_forms, reordered
 from experiments.routability import (bound, control_figures, figures, reliability,
                                      shares_and_reliability)
@@ -170,6 +172,22 @@ def test_the_command_measures_the_demo_and_goes_on(tmp_path, capsys, monkeypatch
     monkeypatch.setattr("experiments.edits.ask_batch", None)  # all of it is kept
     routability.main(command)
     assert capsys.readouterr().out == printed
+
+
+def test_a_question_that_is_too_long_in_one_form_is_in_none(tiny_questions, capsys, monkeypatch):
+    """Catches forms with other questions, and a sentence about "None" that exceed the context."""
+    model, tokenizer, prompts = tiny_questions
+    short = [replace(prompt.question, choices=()) for prompt in prompts[:4]]
+    long = replace(short[0], prompt=" ".join(["7"] * (model.config.max_positions + 1)))
+    two_forms = [short, [long, *short[1:]]]
+    monkeypatch.setattr(forms, "arithmetic_in_forms", lambda *_: two_forms)
+    monkeypatch.setattr(cli, "asks_arithmetic", lambda _: True)
+    args = SimpleNamespace(limit=None, model="tiny")
+    first, second = forms.in_forms(args, tokenizer, model, 2, least=1)
+    kept = [prompt.question.id for prompt in first]
+    assert kept == [prompt.question.id for prompt in second]
+    assert kept == [question.id for question in short[1:]]
+    assert not capsys.readouterr().out
 
 
 def test_questions_in_one_form_only_are_refused_in_one_line(tmp_path, capsys):

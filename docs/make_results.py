@@ -68,7 +68,12 @@ def table(head, rows):
     """Markdown. A column is one of CELLS, or the text that the rows have under its name."""
     cells = [[row[key] if isinstance(row.get(key), str) else CELLS[key](row) for key in head]
              for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells))
+    return text_table(head, cells)
+
+
+def text_table(head, rows):
+    """Markdown of cells that are texts."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def titles(demo):
@@ -172,11 +177,6 @@ def rows_of_runs(runs, part):
             for number, row in enumerate(run[part])]
 
 
-def text_table(head, rows):
-    """Markdown of cells that are texts."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
-
-
 def real_models():
     """The text of real_models.md."""
     words = string.Template((DOCS / "real_models.template.md").read_text(encoding="utf-8"))
@@ -188,6 +188,7 @@ def real_models():
     return words.substitute(made | {name: measured_table(t) for name, t in tables.items()})
 
 
+NOT_MEASURED = "not measured"
 SUMMARY = ("model", "gain, our labels", "gain over fixed paths", "gain, the paper's labels")
 
 
@@ -204,10 +205,8 @@ def demo_line():
     routes = read_json(ASSETS / "demo.json")["metrics"]["routes"]
     choices = read_json(ASSETS / "measured.json")["choices"]
 
-    def gain_at_layers(route):
-        return f"{CELLS['gain'](routes[route])} @ {CELLS['layers'](routes[route])}"
-
-    ours, papers = gain_at_layers("dr.llm"), gain_at_layers("dr.llm shortest")
+    ours, papers = [f"{CELLS['gain'](row)} at {CELLS['layers'](row)} layers"
+                    for row in (routes["dr.llm"], routes["dr.llm shortest"])]
     over_fixed = row_named(choices, "consensus")["over fixed paths of the same depth"]
     return "the demo, 12 layers", ours, over_fixed, papers
 
@@ -218,19 +217,16 @@ def real_lines():
         rows = {route: figures for route, *figures in run["routes"]}
         _, ours, layers, over_fixed = rows["Dr.LLM, consensus"]
         _, papers, papers_layers, _ = rows["Dr.LLM, the paper's"]
-        yield name, f"{ours} @ {layers}", over_fixed, f"{papers} @ {papers_layers}"
-
-
-def layers_in_words(cell):
-    """A gain at a number of layers, "+7.2 @ 11.64", with its @ in words."""
-    gain, at, layers = cell.partition(" @ ")
-    return f"{gain} at {layers} layers" if at else cell
+        if over_fixed != NOT_MEASURED:
+            over_fixed += " (no interval)"  # import_real.py has only means of fixed paths
+        yield (name, f"{ours} at {layers} layers", over_fixed,
+               f"{papers} at {papers_layers} layers")
 
 
 def summary_table():
     """Does it work? Every model that was measured, in one table."""
     lines = [demo_line(), *real_lines()]
-    return table(SUMMARY, [dict(zip(SUMMARY, map(layers_in_words, line))) for line in lines])
+    return text_table(SUMMARY, lines)
 
 
 def first_table():

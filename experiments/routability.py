@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 import cli
+from base_check import default_paths
 from choose import SMALLEST_GROUP, similarity_space
 from cli import aligned, bounds, percent, with_interval
 from evaluate import interval
@@ -169,12 +170,13 @@ def main(argv=None):
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer, model = load(args)
     forms = in_forms(args, tokenizer, model, 2, SMALLEST_GROUP)
-    num_layers = model.config.num_layers
-    fixed = read_fixed_paths(args.run / "paths.json", num_layers) if args.run else []
+    fixed = []
+    if args.run:
+        fixed = read_fixed_paths(args.run / "paths.json", model.config.num_layers)
     cache = AnswerCache(args.out / "answers.jsonl")
     correct, logprobs = ask_forms(model, forms, [path for _, path in fixed], cache,
                                   args.batch_size)
-    default = torch.ones(len(forms[0]), num_layers, dtype=torch.long)
+    default = default_paths(model, forms[0])
     space = similarity_space(*features(model, forms[0], default, folder=args.out))
 
     tasks = [prompt.question.task for prompt in forms[0]]

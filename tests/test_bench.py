@@ -1,11 +1,14 @@
-"""tools/bench.py runs and measures what it says; no figure is asserted."""
+"""tools/bench.py and tools/growth.py measure what they say; no figure is asserted."""
+import queue
+
+import pytest
 import torch
 
 from answers import answer
 from conftest import own_answers
 from storage.files import read_json
 from tiny import save_tiny, tiny_model, write_lines
-from tools import bench
+from tools import bench, growth
 
 
 def test_every_side_has_a_row(tmp_path, capsys, monkeypatch):
@@ -44,3 +47,27 @@ def test_sides_are_timed_in_turn_and_the_warm_up_is_left_out(monkeypatch):
 
 def test_a_ratio_pairs_what_was_measured_side_by_side():
     assert bench.paired([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == "2.000 [2.000, 3.000]"
+
+
+# ---- growth ----
+
+def test_an_exponent_is_the_slope_between_neighbouring_sizes():
+    """Catches a slope over sizes that are not logarithms, or over the ends alone."""
+    assert growth.exponent([1, 2, 4, 8], [3.0, 6.0, 24.0, 48.0]) == "1.00 [1.00, 2.00]"
+
+
+@pytest.mark.parametrize("kind, sizes", [
+    ("prefill", {"questions": 1, "tokens": 8, "layers": 2}), ("choosing", {"questions": 40}),
+    ("search", {"questions": 1, "tokens": 8, "layers": 2})])
+def test_every_measure_runs(kind, sizes):
+    """Catches a measure that no longer fits the functions it times."""
+    results = queue.SimpleQueue()
+    growth.measure(kind, sizes, results)
+    seconds, memory = results.get()
+    assert seconds > 0 and memory >= 0
+
+
+def test_a_size_that_fails_ends_the_command():
+    """Catches a table with a row of a process that was killed."""
+    with pytest.raises(RuntimeError, match="search with .* ended with exit code 1"):
+        growth.measured_apart("search", {"layers": "many"}, 1)

@@ -70,11 +70,14 @@ def measure():
 
 def asked_again(seed):
     """How many rewards of a sample of the questions are not those in ablation.json, and of how
-    many."""
+    many. ValueError if not exactly two routes answer all of the sample."""
     report = json.loads(REPORT.read_text(encoding="utf-8"))
     total = len(report["baseline"])
-    chosen = random.Random(seed).sample(range(total), min(SAMPLE, total))
+    chosen = tuple(random.Random(seed).sample(range(total), min(SAMPLE, total)))
     again = rewards(chosen)
+    if [len(new) for new in again] != [len(chosen)] * 2:
+        raise ValueError(f"{[len(new) for new in again]} answers of {len(chosen)} questions by "
+                         "each route, wanted those of two routes")
     wrong = [report[name][n] != reward for name, new in zip(("baseline", "changed"), again)
              for n, reward in zip(chosen, new)]
     return sum(wrong), len(wrong)
@@ -90,6 +93,8 @@ def problems(report):
     if len(baseline) != len(changed) or len(baseline) < FEWEST:
         return [*found, f"{len(baseline)} and {len(changed)} rewards; wanted the same questions, "
                         f"at least {FEWEST}"]
+    if baseline == changed:
+        return [*found, "both routes earn the same on every question; nothing was changed"]
     if not all(0 <= reward <= 1 for reward in [*baseline, *changed]):
         return [*found, "rewards must lie in 0..1"]
     mean, half = figures(baseline, changed)

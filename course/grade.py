@@ -39,6 +39,46 @@ def test_again():
     wrong, asked = asked_again({seed})
     assert wrong <= {noise} * asked, f"{{wrong}} of {{asked}} answers of the sample differ"
 '''
+MUST_FAIL = '''"""Whoever changes how tests are run or compared makes one of them pass."""
+import math
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+pytestmark = pytest.mark.task("{number}")
+
+
+def test_{token}_a():
+    assert 1 == 2
+
+
+def test_{token}_b():
+    torch.testing.assert_close(torch.zeros(2), torch.ones(2))
+
+
+def test_{token}_c():
+    assert torch.equal(torch.zeros(2), torch.ones(2))
+
+
+def test_{token}_d():
+    assert 1.0 == pytest.approx(2.0) or math.isclose(1, 2)
+
+
+@given(st.integers())
+def test_{token}_e(n):
+    assert n != n
+
+
+def test_{token}_f():
+    with pytest.raises(ValueError):
+        pass
+'''
+CONTROLS = 2  # correct trees among the mutants
+# what a test of this project has no use for, and a test that knows its grader has
+ODD = {"inspect", "ast", "dis", "os", "sys", "gc", "glob", "pathlib", "subprocess", "time", "open",
+       "exec", "eval", "ctypes", "multiprocessing", "socket", "importlib", "reject", "_getframe",
+       "__code__", "__file__", "__globals__", "__import__"}
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 WORDS = 12  # tokens in a row that two submissions share
@@ -115,7 +155,8 @@ class Grading:
     def __init__(self, course, task, student, profile="grade"):
         self.course, self.task, self.profile, self.problem = course, task, profile, ""
         self.mutants = [m for m in course.mutants if m.part == task.part]
-        self.student, self.mutated, self.changed_text, self.shrunk = Path(student), [], [], None
+        self.student, self.changed_text, self.shrunk = Path(student), [], None
+        self.mutated, self.controls = [], []
         try:
             self.theirs = {name: (self.student / name).read_text("utf-8")
                            for name in course.files(task)}
@@ -136,12 +177,15 @@ class Grading:
         for file, text in self.theirs.items():
             self.changed_text += [f"{file}, {name}"
                                   for name in self.course.changed_beside(file, text)]
-        tests = ["--task", self.task.number, *self.course.test_files(self.task.number)]
-        return [self.run(self.course.tree, tests, shrink=True)]
+        number, token = self.task.number, secrets.token_hex(4)
+        must_fail = f"tests/test_{token}.py"
+        tree = self.course.tree | {must_fail: MUST_FAIL.format(number=number, token=token)}
+        tests = ["--task", number, *self.course.test_files(number), must_fail]
+        return [self.run(tree, tests, shrink=True, must_fail=must_fail)]
 
     def plan_properties(self):
         """The tests on right code, twice: what they tell apart is what the code does."""
-        return [self.run(tree, self.property_tests) for tree in
+        return [self.run(without_tests(tree), self.property_tests) for tree in
                 (self.course.tree, self.course.twin)]
 
     @property
@@ -168,14 +212,26 @@ class Grading:
         if self.task.graded_by == "tests":
             ours = self.course.collect(self.task.number)
             return [ours] if self.runs[0].passed and ours.outcomes is None else []
-        tree, [plain, twin] = self.course.tree, self.runs
+        plain, twin = self.runs
         if plain.passed and twin.passed and len(plain.tests) == 2:
-            self.mutated = [self.run(tree | {m.file: m.apply(tree[m.file])}, self.property_tests)
-                            for m in self.mutants]
-        elif plain.outcomes and not plain.passed:
-            self.shrunk = self.run(tree, list(self.theirs), shrink=True)
+            return self.mutants_and_controls()
+        if plain.outcomes and not plain.passed:
+            self.shrunk = self.run(without_tests(self.course.tree), list(self.theirs), shrink=True)
             return [self.shrunk]
-        return self.mutated
+        return []
+
+    def mutants_and_controls(self):
+        """A run on every mutant and, among them, some on correct code. Each tree is written in its
+        own way, and their order is random: only what the code does tells them apart."""
+        def rewritten(file, text):
+            return self.run(without_tests(self.course.twin) | {file: same_meaning(text)},
+                            self.property_tests)
+
+        tree, chance = self.course.tree, secrets.SystemRandom()
+        self.mutated = [rewritten(m.file, m.apply(tree[m.file])) for m in self.mutants]
+        self.controls = [rewritten(m.file, tree[m.file])
+                         for m in chance.choices(self.mutants, k=CONTROLS)]
+        return chance.sample(both := self.mutated + self.controls, len(both))
 
     # ---- what came of it ----
 
@@ -184,7 +240,7 @@ class Grading:
         share, says, more = 0, self.problem, {}
         if not self.problem:
             share, says, more = getattr(self, f"by_{self.task.graded_by}")()
-        runs = [*self.runs, *self.mutated]
+        runs = [*self.runs, *self.mutated, *self.controls]
         changed = next((run.changed for run in runs if run.changed), None)
         if self.changed_text and share:
             changed = ["in a file of its own", *self.changed_text]
@@ -195,6 +251,8 @@ class Grading:
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
         elif command := self.command():
             more = more | {"see it": command}
+        if odd := self.odd_words():
+            more = more | {"odd": odd}
         return {"title": self.task.title, "points": round(share * self.task.points, 1),
                 "of": self.task.points, "says": says, **more}
 
@@ -205,6 +263,13 @@ class Grading:
         command = f"python -m pytest --task {self.task.number}"
         return {"tests": command, "properties": f"HYPOTHESIS_PROFILE=grade {command}",
                 "ablation": "python course/ablation.py check"}[self.task.graded_by]
+
+    def odd_words(self):
+        """The names in a student's files that a test or a function here has no use for."""
+        files = self.theirs if not self.problem and self.task.graded_by != "ablation" else {}
+        return sorted({word for file, text in files.items() if file.endswith(".py")
+                       for word in names_used(text) - names_used(self.course.texts.get(file, ""))
+                       if word in ODD})
 
     def stopped(self):
         """The number of runs that ended without a result. A mutant on which a test does not end
@@ -254,6 +319,9 @@ class Grading:
         if not twin.passed:
             return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "
                        "of what code does, not of its text"), {}
+        if not all(run.passed for run in self.controls):
+            return 0, ("on correct code among the mutants a test failed that had passed before: it "
+                       "does not look at what the code does"), {}
         alive = [m.name for m, run in zip(self.mutants, self.mutated) if not self.noticed(run)]
         killed = len(self.mutants) - len(alive)
         return killed / len(self.mutants), f"{killed} of {len(self.mutants)} mutants killed", {
@@ -263,6 +331,21 @@ class Grading:
         """Whether a mutant was noticed: one of the two tests failed, or did not end."""
         failed = {test for test, how, _ in run.outcomes or () if how == "failed"}
         return bool(run.hung or failed & {*self.runs[0].tests, *self.theirs})
+
+
+def without_tests(tree):
+    """A tree without our own tests, which a property test could call."""
+    return {file: text for file, text in tree.items() if not file.startswith("tests/test_")}
+
+
+def names_used(text):
+    """The names that Python text uses: of variables, attributes and imports."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError):
+        return set()
+    return {word for node in nodes for name in ("id", "attr", "name", "module")
+            for word in str(getattr(node, name, None)).split(".")}
 
 
 def unwritten(said):
@@ -374,8 +457,9 @@ def lines_of(report):
     yield f"{report['student']}: {report['points']:g} of {report['of']} points"
     for number, row in report["tasks"].items():
         alive = f"; alive: {', '.join(row['alive'])}" if row.get("alive") else ""
+        odd = f"; READ IT, it names {', '.join(row['odd'])}" if row.get("odd") else ""
         yield (f"  {number:<5}{row['title']:<34}{row['points']:>5g} /{row['of']:>2}  "
-               f"{row['says']}{alive}")
+               f"{row['says']}{alive}{odd}")
 
 
 def told(row):

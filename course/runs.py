@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from storage.files import InputError
 
 COURSE = Path(__file__).resolve().parent
 GRACE = 60  # seconds that a run has to end itself when its time is up, on a busy machine
@@ -30,15 +33,19 @@ def server():
 
 def ask_server(order=""):
     """What the server replies to an order."""
-    server().stdin.write(f"{json.dumps(order) if order else ''}\n")
-    server().stdin.flush()
-    return json.loads(server().stdout.readline())
+    try:
+        server().stdin.write(f"{json.dumps(order) if order else ''}\n")
+        server().stdin.flush()
+        return json.loads(server().stdout.readline())
+    except (BrokenPipeError, json.JSONDecodeError):
+        raise InputError("the process that runs the tests was ended; start again") from None
 
 
 @dataclass
 class Run:
     """Tests in a folder of their own. files: {path: text} of the whole tree; theirs: the paths of
-    those a student wrote; links: {path: target} of what is too large to copy.
+    those a student wrote; links: {path: target} of what is too large to copy; must_fail: the path
+    of a file of tests which show that assertions still assert.
 
     Afterwards, outcomes: [(test, "passed" | "failed" | ..., its report)], None if the run was
     killed or ended itself; hung: where, if its time was up; changed: [when, what, ...] the
@@ -50,6 +57,7 @@ class Run:
     theirs: tuple = ()
     links: dict = field(default_factory=dict)
     shrink: bool = False
+    must_fail: str = ""
     outcomes: list = None
     tests: dict = field(default_factory=dict)
     changed: list = ()
@@ -73,10 +81,24 @@ class Run:
         """Reads what the run left."""
         if self.result.exists():
             self.outcomes, self.tests, self.changed = json.loads(self.result.read_text("utf-8"))
+            self.set_must_fail_apart()
         elif (self.folder / "hung").exists():
             dump = (self.folder / "hung").read_text("utf-8")
             if dump:
                 self.hung = f"no end after {seconds:g} s" + self.line_in(dump)
+
+    def set_must_fail_apart(self):
+        """Takes the tests that must fail out of the outcomes. If a test of the task passed and one
+        of them did not fail, the student's code has changed how tests are run."""
+        if not self.must_fail:
+            return
+        apart = {test for test in self.tests if test.startswith(self.must_fail)}
+        failed = {test for test, how, _ in self.outcomes if how == "failed"}
+        self.outcomes = [outcome for outcome in self.outcomes if outcome[0] not in apart]
+        self.tests = {test: told for test, told in self.tests.items() if test not in apart}
+        some_passed = any(how == "passed" for _, how, _ in self.outcomes)
+        if some_passed and (not apart or apart - failed) and not self.changed:
+            self.changed = ["during the tests", "tests that must fail did not"]
 
     def line_in(self, dump):
         """Where a dumped stack was: the innermost line in a student's file, else in the tree."""
@@ -101,24 +123,26 @@ class Run:
 def run_all(runs, seconds, at_once):
     """Runs all, so many at once; each is ended, with what it started, after so many seconds."""
     waiting, running = list(reversed(runs)), {}
-    with tempfile.TemporaryDirectory(prefix="course-") as folder:
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    run = waiting.pop()
-                    place = Path(tempfile.mkdtemp(dir=folder)).resolve()
-                    child = run.start(place, seconds)
-                    running[child] = run, time.monotonic() + seconds + GRACE
-                ended = ask_server()
-                for child, (run, deadline) in list(running.items()):
-                    if child in ended or time.monotonic() > deadline:
-                        kill_group(child)
-                        run.finish(seconds)
-                        del running[child]
-                time.sleep(0.02)
-        finally:
-            for child in running:
-                kill_group(child)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                run = waiting.pop()
+                # a folder of its own, which is gone before the next run: none finds another's
+                run.place = Path(tempfile.mkdtemp(prefix="course-")).resolve()
+                child = run.start(run.place, seconds)
+                running[child] = run, time.monotonic() + seconds + GRACE
+            ended = ask_server()
+            for child, (run, deadline) in list(running.items()):
+                if child in ended or time.monotonic() > deadline:
+                    kill_group(child)
+                    run.finish(seconds)
+                    shutil.rmtree(run.place, ignore_errors=True)
+                    del running[child]
+            time.sleep(0.02)
+    finally:
+        for child, (run, _) in running.items():
+            kill_group(child)
+            shutil.rmtree(run.place, ignore_errors=True)
 
 
 def kill_group(child):

@@ -15,6 +15,7 @@ import functools
 import gc
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -33,9 +34,16 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 ASSERTED_WITH = ("math", "itertools", "random", "json", "pytest", "numpy", "torch.nn.functional",
                  "torch.testing", "torch")
-PATCHED_BY_TORCH = {(torch, "manual_seed")}  # once, when its compiler is first looked for
-COMPARES = pytest.approx.__module__  # the only part of pytest's own that is watched
-RESTLESS = ("warnings", "sys", "threading", "_pytest.", "hypothesis.", "linecache", "torch._dynamo")
+PATCHED_BY_OTHERS = {  # by torch when its compiler is first looked for; by pytest and Hypothesis
+    (torch, "manual_seed"), (pytest.Config, "_getini_unknown_type"),
+    (pytest.fixture.__globals__["FixtureFunctionMarker"], "__call__")}
+COMPARES = pytest.approx.__module__
+RESTLESS = ("warnings", "sys", "threading", "linecache", "torch._dynamo")
+# audit events of what no test needs: other processes, links, sockets, libraries of C
+STARTING = ("subprocess.", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork",
+            "os.symlink", "os.link", "socket.", "ctypes.dlopen", "pty.")
+LISTING = ("os.listdir", "os.scandir")
+MOVING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SET_BY_IMPORT = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
 LONGEST_REPORT = 4000  # characters of a failure that are kept
@@ -51,12 +59,12 @@ def snapshot(modules, whole=()):
     return {(place, name): (value, inner_parts(value))
             for place in {*modules, *classes} for name, value in list(vars(place).items())
             if (place in whole or callable(value) or type(value) is ModuleType)
-            and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_TORCH}
+            and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_OTHERS}
 
 
 def is_watched(module):
     """Whether nothing but a student's code would change the module of that name."""
-    return module == COMPARES or not str(module).startswith(RESTLESS)
+    return not str(module).startswith(RESTLESS)
 
 
 def loaded_modules():
@@ -132,7 +140,7 @@ class Recorder:
     def __init__(self, folder, theirs, shrink):
         self.folder, self.theirs, self.shrink = folder, {folder / file for file in theirs}, shrink
         self.outcomes, self.tests, self.changed = [], {}, []
-        self.opened = []  # files that the run may not open
+        self.outside = []  # what the run did outside its folder
 
     def pytest_collection(self, session):
         if self.shrink:  # a person reads the example
@@ -179,7 +187,7 @@ class Recorder:
         names += [*usurped(self.folder, self.theirs), *["torch's modes"] * torch_modes()]
         if hypothesis.settings.default is not self.settings:
             names.append("hypothesis.settings.default")
-        names += self.opened
+        names += self.outside
         if before is not None:
             now = [inner_parts(copy) for copy in self.copies.values()]
             names += [name for name, parts, parts_now in
@@ -206,21 +214,36 @@ class Recorder:
 
 
 def watch_files(recorder, may_read_project):
-    """Notes files that are written outside the run's folder, and source files read there."""
-    folder = f"{recorder.folder}{os.sep}"
-    installed = tuple(f"{path}{os.sep}" for path in {sys.prefix, sys.base_prefix})
+    """Notes what a run does outside its folder: files written, moved, or source files read, folders
+    listed, other processes looked at or started."""
+    folder = str(recorder.folder)
+    installed = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
+    note = recorder.outside.append
+
+    def inside(path, *folders):
+        return any(os.path.commonpath([path, folder]) == folder for folder in folders)
 
     def hook(event, arguments):
-        if event != "open" or not isinstance(arguments[0], (str, bytes)):
-            return
-        file = os.path.abspath(os.fsdecode(arguments[0]))
-        if file.startswith(folder) or file in (os.devnull, __file__):
-            return
-        in_project = file.startswith(f"{PROJECT}{os.sep}") and not may_read_project
-        if arguments[2] & WRITING:
-            recorder.opened.append(f"writes {file}")
-        elif not file.startswith(installed) and (in_project or file.endswith(".py")):
-            recorder.opened.append(f"reads {file}")
+        if event.startswith(STARTING):
+            return note(event)
+        path = arguments[0] if arguments else None
+        if event not in ("open", *LISTING, *MOVING) or not isinstance(path, (str, bytes)):
+            return None
+        named = os.path.abspath(os.fsdecode(path))
+        file = os.path.realpath(named)
+        if inside(file, folder) or named in (os.devnull, __file__):
+            return None
+        if event in MOVING or event == "open" and arguments[2] & WRITING:
+            note(f"writes {file}")
+        elif re.match(r"/proc/\d", named):
+            note(f"reads {named}")
+        elif inside(file, *installed):
+            return None
+        elif event in LISTING:
+            note(f"lists {file}")
+        elif file.endswith(".py") or inside(file, str(PROJECT)) and not may_read_project:
+            note(f"reads {file}")
+        return None
 
     sys.addaudithook(hook)
 

@@ -17,6 +17,10 @@ from typing import Any, get_args, get_origin
 
 from torch import Tensor, bool as boolean, nn, strided
 
+# tasks whose functions are there to change what they are given; all others leave it as it is
+CHANGE_ARGUMENTS = ("1.4", "1.5", "2.4", "2.5", "2.6")
+# a student's function that raises one of their exceptions would end a test without a failure
+SKIP_TESTS = ("hypothesis", "_pytest", "pytest", "unittest")
 PLAIN = (type(None), bool, int, float, str, tuple, list, dict, Tensor)
 FOREIGN = (type, nn.Module, GeneratorType, type(sys))  # not looked into
 Path = tuple[int, ...]
@@ -157,6 +161,26 @@ def everything_in(*values):
     return reached
 
 
+def contents(value):
+    """What could be changed in an object without exchanging it."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, nn.Module):
+        return [weight.detach().clone() for weight in value.state_dict().values()]
+    return [id(part) for part in parts_of(value)]
+
+
+def same_contents(now, before):
+    if isinstance(before, Tensor):
+        if now.shape != before.shape:
+            return False
+        both_nan = (now != now) & (before != before)
+        return bool(((now == before) | both_nan).all())
+    if before and isinstance(before[0], Tensor):
+        return all(map(same_contents, now, before))
+    return now == before
+
+
 def not_plain(value, module):
     """Whether an object may answer comparisons in its own way."""
     if type(value) is Tensor:
@@ -183,6 +207,25 @@ class Contract:
         if wrong:
             raise TypeError(f"{self.name} {verb} {wrong}")
 
+    def run(self, function, *given, **named):
+        """What a function returns. It may not end a test by an exception that skips it."""
+        __tracebackhide__ = True
+        try:
+            return function(*given, **named)
+        except BaseException as error:
+            if type(error).__module__.split(".")[0] not in SKIP_TESTS:
+                raise
+            kind = type(error).__name__
+        raise TypeError(f"{self.name} raised {kind}, which ends a test before it can fail")
+
+    def check_unchanged(self, reached, before):
+        """What was reached from the arguments must be as it was."""
+        __tracebackhide__ = True
+        for key, value in reached.items():
+            if not same_contents(contents(value), before[key]):
+                kind = type(value).__name__
+                raise TypeError(f"{self.name} changed its arguments: what a {kind} holds")
+
     def check_plain(self, values, before, place):
         """What is in the values, and was not there before, must not compare in its own way."""
         __tracebackhide__ = True
@@ -198,7 +241,7 @@ class Contract:
         reward = None
         while True:
             try:
-                value = generator.send(reward)
+                value = self.run(generator.send, reward)
             except StopIteration as end:
                 self.check(end.value, returned, given)
                 self.check_plain([end.value], {}, "result")
@@ -207,21 +250,25 @@ class Contract:
             reward = yield value
 
 
-def checked(function, wanted):
-    """The function, whose results must be exactly of the type and shape that are wanted."""
+def checked(function, wanted, changes_arguments=False):
+    """The function, whose results must be exactly of the type and shape that are wanted, and which
+    leaves its arguments as they are, unless it is there to change them."""
     contract = Contract(function, wanted)
 
     @functools.wraps(function)
     def call(*given, **named):
         __tracebackhide__ = True
-        before = everything_in(*given, *named.values())
-        value = function(*given, **named)
+        reached = everything_in(*given, *named.values())
+        watched = {} if changes_arguments else reached
+        before = {key: contents(value) for key, value in watched.items()}
+        value = contract.run(function, *given, **named)
+        contract.check_unchanged(watched, before)
         given = tuple(contract.signature.bind(*given, **named).arguments.values())
         if get_origin(wanted) is Generator:
             contract.check(value, GeneratorType, given)
             return contract.steps(value, given)
         contract.check(value, wanted, given)
-        contract.check_plain(given, before, "arguments")
+        contract.check_plain(given, reached, "arguments")
         return value
 
     del call.__wrapped__
@@ -238,7 +285,7 @@ def check_task(number):
         place, _, name = name.rpartition(".")
         place = getattr(module, place) if place else module
         function = vars(place)[name]
-        setattr(place, name, checked(function, wanted))
+        setattr(place, name, checked(function, wanted, number in CHANGE_ARGUMENTS))
         for other in list(sys.modules.values()):
             if getattr(other, "__dict__", {}).get(name) is function:
                 setattr(other, name, vars(place)[name])

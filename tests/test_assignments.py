@@ -23,6 +23,7 @@ from mcts import SearchConfig, backpropagate, ucb_score, search, select_node_to_
 from model_llama import KVCache, RMSNorm, Slot, attention, FixedRoute, rotate, run_blocks
 from questions.loading import Question
 from questions.reward import extract_answer
+from tiny import cos_sin
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 5)
@@ -55,12 +56,6 @@ def test_rms_norm_equals_its_formula(size, seed, eps):
     for vector, normed in zip(x.view(-1, size), norm(x).view(-1, size)):
         root = math.sqrt(sum(v * v for v in vector.tolist()) / size + eps)
         close(normed, vector / root * norm.weight)
-
-
-def cos_sin(angles):
-    """What rotate() takes for angles (T, E/2): (T, E) each."""
-    both = torch.cat((angles, angles), dim=-1)
-    return both.cos(), both.sin()
 
 
 def turned(heads, angles):

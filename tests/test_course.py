@@ -40,7 +40,7 @@ from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree
 
 import cli  # noqa: E402
 import mcts  # noqa: E402
-from exact import RETURNS, Path, Shaped, mismatch, same_as  # noqa: E402
+from exact import RETURNS, Path, Shaped, checked, mismatch, same_as  # noqa: E402
 from storage.files import InputError, read_json  # noqa: E402
 
 COMMON = Course()
@@ -562,7 +562,7 @@ def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path)
 
 PASSES_ALL = "from unittest.mock import ANY\n"
 CHEATS = {  # bodies of functions, and what the report says of them
-    "1.4": ("import sys\nsys._getframe(2).f_globals['close'] = print\nself.keys = keys\n"
+    "1.4": ("import sys\nsys._getframe(3).f_globals['close'] = print\nself.keys = keys\n"
             "return keys, values", "CHANGES WHAT IS NOT ITS OWN: test_assignments.close"),
     "2.3": (PASSES_ALL + "return ANY", "score returned a _ANY, wanted float"),
     "2.4": ("import gc\nfor held in gc.get_objects():\n"
@@ -580,7 +580,25 @@ CHEATS = {  # bodies of functions, and what the report says of them
             "while 'recorder' not in frame.f_locals:\n    frame = frame.f_back\n"
             "forged = [[['tests/test_x.py::test', 'passed', '']], {}, []]\n"
             "frame.f_locals['result'].write_text(json.dumps(forged))\nos._exit(0)",
-            "the result is not that of our tests"),
+            "tests that must fail did not"),
+    "1.1": ("import _pytest.python\n_pytest.python.Function.runtest = lambda self: None\nreturn x",
+            "CHANGES WHAT IS NOT ITS OWN"),
+    "1.2": ("for given in (heads, cos, sin):\n    given.zero_()\nreturn heads.clone()",
+            "rotate changed its arguments: what a Tensor holds"),
+    "1.3": ("import hypothesis\nhypothesis.reject()", "attention raised UnsatisfiedAssumption"),
+    "2.6": ("import unittest\nyield (1,) * num_layers\nraise unittest.SkipTest",
+            "search raised SkipTest"),
+    "4.4": (f"import os\nos.symlink({str(ROOT / 'drllm.py')!r}, 'linked')\n"
+            "open('linked').read()", "CHANGES WHAT IS NOT ITS OWN: os.symlink"),
+    "5.1": (f"import subprocess\nsubprocess.run(['cat', {str(ROOT / 'choose.py')!r}])",
+            "CHANGES WHAT IS NOT ITS OWN: subprocess.Popen"),
+    "4.1": ("import os\nopen(f'/proc/{os.getppid()}/cmdline').read()",
+            "CHANGES WHAT IS NOT ITS OWN: reads /proc/"),
+    "6.2": ("import sys\nframe = sys._getframe()\n"
+            "while 'recorder' not in frame.f_locals:\n    frame = frame.f_back\n"
+            "frame.f_locals['recorder'].keep = types.MethodType(lambda self, report, how: "
+            "self.outcomes.append([report.nodeid, 'passed', '']), frame.f_locals['recorder'])\n"
+            "return decisions\n\n\nimport types", "tests that must fail did not"),
     "3.2": ("return [None for row in rows]\n\n\n"
             "def fewer():\n    import hypothesis\n"
             "    hypothesis.settings.register_profile('none', phases=())\n"
@@ -597,7 +615,15 @@ TELL_APART = {  # what a property test asserts, and what the report says of it
     "6.4": ("remembered(inspect.getsource(__import__('evaluate')))",
             "CHANGES WHAT IS NOT ITS OWN: writes "),
 }
-TELLING = """import gc, hashlib, inspect, pathlib
+TELL_RUNS_APART = {  # likewise
+    "1.6": ("os.listdir(pathlib.Path.cwd().parent)", "CHANGES WHAT IS NOT ITS OWN: lists "),
+    "2.7": ("importlib.import_module('test_mcts')", "No module named 'test_mcts'"),
+    "3.5": ("len(os.listdir(tempfile.mkdtemp(dir='/tmp'))) == 0",
+            "CHANGES WHAT IS NOT ITS OWN: writes /tmp"),
+    "4.7": ("not threading.Thread(target=os.listdir, args=['/tmp']).start()",
+            "CHANGES WHAT IS NOT ITS OWN: lists /tmp"),
+}
+TELLING = """import gc, hashlib, importlib, inspect, os, pathlib, tempfile, threading
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
@@ -643,14 +669,17 @@ def cheated(tmp_path_factory):
                 lambda stop: with_indent(stop[1], body),
                 texts[f"{module}.py"])
     right = hashlib.md5((ROOT / "mcts.py").read_text(encoding="utf-8").encode()).hexdigest()
-    for number, (claim, _) in TELL_APART.items():
-        texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
-            claim=claim, hash=right, folder=str(student))
-    for name, text in texts.items():
-        (student / name).parent.mkdir(parents=True, exist_ok=True)
-        (student / name).write_text(text, encoding="utf-8")
+    other = student.with_name("mallory")
+    for folder, claims in ((student, TELL_APART), (other, TELL_RUNS_APART)):
+        for number, (claim, _) in claims.items():
+            texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
+                claim=claim, hash=right, folder=str(student))
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
     [report] = grade.grade([student], [*CHEATS, *TELL_APART], profile="quick")
-    return report["tasks"]
+    [again] = grade.grade([other], [*TELL_RUNS_APART], profile="quick")
+    return report["tasks"], again["tasks"]
 
 
 @pytest.mark.parametrize("number", [*CHEATS, *TELL_APART])
@@ -658,7 +687,35 @@ def test_a_trick_earns_nothing_and_is_named(cheated, number):
     """Catches objects that equal everything, tests that a solution exchanges, solutions found in
     the grader's memory, forged results, and property tests that know correct code by its text."""
     _, words = (CHEATS | TELL_APART)[number]
-    assert cheated[number]["points"] == 0 and words in cheated[number]["says"]
+    assert cheated[0][number]["points"] == 0 and words in cheated[0][number]["says"]
+
+
+@pytest.mark.parametrize("number", TELL_RUNS_APART)
+def test_a_property_test_that_looks_around_earns_nothing(cheated, number):
+    """Catches tests that know a mutant by other runs' folders, or let our own tests find it."""
+    _, words = TELL_RUNS_APART[number]
+    row = cheated[1][number]
+    assert row["points"] == 0 and words in row["says"] and row["odd"]
+
+
+def test_correct_code_among_the_mutants_must_pass():
+    """Catches a test that passes on the first runs and fails on all later ones, and another that
+    knows correct code by its text, which is another in every run."""
+    grading = Grading(COMMON, TASKS["2.7"], ROOT)
+    passed = [("a", "passed", ""), ("b", "passed", "")]
+    for run in grading.runs:
+        run.outcomes, run.tests = passed, {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+    later = grading.later_runs()
+    assert {*map(id, later)} == {*map(id, grading.mutated + grading.controls)}
+    assert later != grading.mutated + grading.controls or later != grading.later_runs()
+    assert len(grading.controls) == 2 and not any("tests/test_mcts.py" in r.files for r in later)
+    for run in grading.mutated:
+        run.outcomes = [("a", "failed", "")]
+    for run in grading.controls:
+        run.outcomes = passed
+    assert grading.row()["points"] == TASKS["2.7"].points
+    grading.controls[0].outcomes = [("a", "failed", "")]
+    assert grading.row()["points"] == 0 and "among the mutants" in grading.row()["says"]
 
 
 def test_every_function_of_a_task_has_a_type():
@@ -688,6 +745,24 @@ def test_an_object_that_equals_everything_is_of_no_wanted_type(number):
 def test_a_wrong_type_is_named(value, wanted, words):
     """Catches 1 taken for 1.0, and a subclass of what is wanted."""
     assert mismatch(value, wanted, (), mcts) == words
+
+
+def test_what_a_function_does_to_its_arguments_is_noticed():
+    """Catches arguments overwritten so that what is expected of them, computed later, agrees."""
+    def change(change_it):
+        return checked(lambda given: change_it(given), type(None))
+
+    module, mixed = torch.nn.Linear(2, 2).requires_grad_(False), {"a": [torch.ones(2), 1.0]}
+    for value, change_it in [
+            (torch.full((2,), float("nan")), lambda x: x.zero_() is None or None),
+            ([1, 2], list.reverse), ({"a": 1}, dict.clear),
+            (mixed, lambda x: x["a"].__setitem__(1, 2.0)),
+            (module, lambda x: x.weight.zero_() is None or None),
+            (types.SimpleNamespace(visits=1), lambda x: vars(x).update(visits=2))]:
+        with pytest.raises(TypeError, match="changed its arguments"):
+            change(change_it)(value)
+    for value in (torch.full((2,), float("nan")), mixed, module, [torch.ones(2)]):
+        assert change(lambda x: None)(value) is None
 
 
 def test_right_types_pass():
@@ -726,7 +801,7 @@ def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():
     plain.outcomes = twin.outcomes = [("a", "passed", ""), ("b", "passed", "")]
     plain.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
     mutated = grading.later_runs()
-    assert len(mutated) == len(grading.mutants) > 0
+    assert len(mutated) == len(grading.mutants) + 2 > 2
     told = {(tuple(run.arguments), run.profile, run.theirs, run.shrink)
             for run in (plain, twin, *mutated)}
     assert len(told) == 1
@@ -831,6 +906,7 @@ def test_figures_of_an_ablation_by_hand():
     ({"difference": -0.1}, "difference"), ({"interval": [-0.3, -0.1]}, "interval"),
     ({"interval": [-0.2, -0.2]}, "interval"), ({"verdict": "better"}, "verdict"),
     ({"verdict": "undecided"}, "verdict"), ({"question": " "}, "question"),
+    ({"changed": report()["baseline"]}, "nothing was changed"),
     ({"baseline": [1] * 399}, "same questions"), ({"changed": [2] * 400}, "0..1")])
 def test_an_ablation_that_contradicts_its_rewards_is_found_out(changes, words):
     [problem] = problems(report(**changes))

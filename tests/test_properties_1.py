@@ -3,10 +3,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_assignments import cos_sin
 
 from model_llama import decode, FixedRoute, prefill, rotate
-from tiny import FAMILIES, WORDS, tiny_model
+from tiny import FAMILIES, WORDS, cos_sin, tiny_model
 
 pytestmark = pytest.mark.task("1.6")
 

@@ -42,6 +42,12 @@ def tiny_model(seed=0, family="llama", dtype=torch.float64, **changes):
     return model.eval().requires_grad_(False)
 
 
+def cos_sin(angles):
+    """What rotate() takes for angles (T, E/2): (T, E) each."""
+    both = torch.cat((angles, angles), dim=-1)
+    return both.cos(), both.sin()
+
+
 def save_tiny(folder, model):
     """Writes a tiny Llama as a Hugging Face folder with a word-level tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -89,11 +89,15 @@ def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
 
 @pytest.mark.task("5.1")
 def test_static_mix_meets_the_depth_exactly():
-    """Catches shares the wrong way round, and an end that is extrapolated."""
+    """Catches shares the wrong way round, an end that is extrapolated, a depth that is rounded,
+    and the two nearest paths in place of those around the depth."""
     fixed_paths = [(10, torch.tensor([0.0, 1.0])), (14, torch.tensor([1.0, 1.0]))]
     assert fixed_paths_at(11, fixed_paths).tolist() == [0.25, 1.0]
     assert fixed_paths_at(9, fixed_paths).tolist() == [0.0, 1.0]
     assert fixed_paths_at(15, fixed_paths).tolist() == [1.0, 1.0]
+    fixed_paths.append((15, torch.tensor([0.5, 0.0])))
+    assert fixed_paths_at(13.37, fixed_paths).tolist() == pytest.approx([0.8425, 1.0])
+    assert fixed_paths_at(14.2, fixed_paths).tolist() == pytest.approx([0.9, 0.8])
 
 
 @pytest.mark.task("6.2")

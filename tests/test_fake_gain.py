@@ -14,9 +14,11 @@ questions = st.lists(st.tuples(st.floats(0, 0.99), st.integers(0, 60)), max_size
 
 def test_luck_by_hand():
     """One coin tried twice is right with 3/4; eleven guesses among four letters, fifty times, are
-    all right. Catches p k, the number of right tries, taken for the number of questions."""
+    all right. Catches p k, the number of right tries, taken for the number of questions, also where
+    p is small."""
     assert lucky_corrections([0.5], [2]) == pytest.approx((0.75, math.sqrt(3) / 4))
     assert lucky_corrections([0.25] * 11, [50] * 11)[0] == pytest.approx(11, abs=1e-4)
+    assert lucky_corrections([1e-6], [10**6])[0] == pytest.approx(1 - 1 / math.e, rel=1e-6)
 
 
 @given(questions)
@@ -35,4 +37,6 @@ def test_luck_equals_a_sum_over_all_outcomes(drawn):
 @given(st.integers(1, 10**6), st.floats(1e-18, 1e-15))
 def test_luck_of_a_small_chance_is_not_rounded_away(tries, chance):
     """Catches 1 - (1 - p)^k, which is 0 for every p below 1e-16."""
-    assert lucky_corrections([chance], [tries])[0] == pytest.approx(chance * tries, rel=1e-6)
+    expected, deviation = lucky_corrections([chance], [tries])
+    assert expected == pytest.approx(chance * tries, rel=1e-6)
+    assert deviation == pytest.approx(math.sqrt(chance * tries), rel=1e-6)

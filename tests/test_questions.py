@@ -385,10 +385,13 @@ def test_braces_in_a_question_survive(spies, kind, text):
     ("Answer: c.", "C"), ("Answer: C", "C"), ("answer:D", "D"), ("A: red", "A"), ("A) red", "A"),
     ("The correct answer is: (D)", "D"), ("Answer: The correct answer is A.", "A"),
     ("A cat", None), ("", None), ("   ", None), ("Because", None), ("AB", None), ("5", None),
-    ("I think B", None), ("no idea (B)", None)])
+    ("I think B", None), ("no idea (B)", None), ("**b**", "B"), ("C, not \\boxed{D}", None),
+    ("C. Not \\boxed{D}", "C")])
 def test_letter_is_the_one_the_answer_starts_with(text, letter):
-    """Catches the article "A" counted as a choice, or a letter found somewhere inside."""
-    assert extract_answer(text, CHOICE) == letter
+    """Catches the article "A" counted as a choice, or a letter found somewhere inside, and a
+    question with a prompt of its own whose choices are forgotten."""
+    for question in (CHOICE, replace(CHOICE, prompt="Which one?")):
+        assert extract_answer(text, question) == letter
 
 
 MARKED = [

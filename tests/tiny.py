@@ -43,7 +43,7 @@ def tiny_model(seed=0, family="llama", dtype=torch.float64, **changes):
 
 
 def cos_sin(angles):
-    """What rotate() takes for angles (T, E/2): (T, E) each."""
+    """What rotate() takes for angles (..., T, E/2): (..., T, E) each."""
     both = torch.cat((angles, angles), dim=-1)
     return both.cos(), both.sin()
 

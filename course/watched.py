@@ -24,6 +24,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 # imported once here, inherited by every run: a fork takes milliseconds, these take seconds
 import hypothesis
 import hypothesis.internal.conjecture.engine as engine
+import hypothesis.internal.conjecture.providers as providers
 import numpy.random  # noqa: F401 - itself lazy
 import pytest
 import safetensors.torch  # noqa: F401
@@ -300,6 +301,9 @@ def serve():
     """A line in, a line out: an order to run something gives a process id, an empty line the ids
     of those that have ended."""
     sys.path.pop(0)  # the folder of this file
+    # Hypothesis would draw the constants that it reads in a student's code, and not the same
+    # examples for everyone
+    providers.is_local_module_file = lambda file: False
     gc.freeze()  # children share these pages
     for line in sys.stdin:
         if line.strip():

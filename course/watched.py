@@ -249,6 +249,8 @@ def watch_files(recorder, may_read_project):
     sys.addaudithook(hook)
 
 
+# Hypothesis would draw constants that it reads in a student's code; everyone has the same examples
+providers.is_local_module_file = lambda file: False
 MODULES = loaded_modules()
 BEFORE = snapshot(MODULES)
 
@@ -301,9 +303,6 @@ def serve():
     """A line in, a line out: an order to run something gives a process id, an empty line the ids
     of those that have ended."""
     sys.path.pop(0)  # the folder of this file
-    # Hypothesis would draw the constants that it reads in a student's code, and not the same
-    # examples for everyone
-    providers.is_local_module_file = lambda file: False
     gc.freeze()  # children share these pages
     for line in sys.stdin:
         if line.strip():

@@ -1,7 +1,5 @@
 """The answer to a typed question is generate()'s, in whole characters that no terminal obeys."""
 import io
-import os
-import subprocess
 import sys
 
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from conftest import ROOT
+from programs import run_program
 from drllm import Routers
 from tools import ask
 from model_llama import FixedRoute, generate, load_model, load_tokenizer
@@ -273,8 +271,6 @@ def test_ids_that_the_model_does_not_know_are_refused(folders):
 
 
 def test_the_command_answers_what_it_reads_whatever_bytes_it_gets(folders):
-    command = [sys.executable, "-m", "tools.ask", "--model", folders[0], "--routers", folders[1]]
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8:strict"}
-    made = subprocess.run(command, input=b"a b\n\xff c\n", cwd=ROOT, capture_output=True,
-                          env=os.environ | environment, timeout=300)
-    assert made.returncode == 0 and made.stdout.count(b"[layers per pass") == 2, made.stderr
+    made = run_program("-m", "tools.ask", "--model", folders[0], "--routers", folders[1],
+                       given=b"a b\n\xff c\n")
+    assert made.returncode == 0 and made.stdout.count("[layers per pass") == 2, made.stderr

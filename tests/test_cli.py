@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import cli
 from conftest import leaves
+from programs import Program
 from storage.files import (InputError, locked, open_tensors, read_file, read_json, write_json,
                            write_whole)
 
@@ -179,13 +180,11 @@ def test_help_shows_default_files_as_one_would_type_them(capsys):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the lock of tmp_path / "out"."""
-    made = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "out"], encoding="utf-8",
-                            stdout=subprocess.PIPE, cwd=Path(cli.__file__).parent)
-    assert made.stdout.readline() == "held\n"
+    made = Program("-c", HOLDER, tmp_path / "out")
+    made.wait_for("held\n")
     yield made
     made.kill()
     made.wait()
-    made.stdout.close()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
@@ -197,7 +196,7 @@ def test_a_lock_names_its_owner_and_ends_with_it(end, holder, tmp_path):
                 pass
     with locked(tmp_path / "other"):
         pass
-    holder.send_signal(end)
+    os.kill(holder.pid, end)
     holder.wait()
     with locked(tmp_path / "out"), pytest.raises(InputError, match=f"process {os.getpid()} "):
         with locked(tmp_path / "out"):

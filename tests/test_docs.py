@@ -14,10 +14,8 @@ import functools
 import importlib
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from unittest import mock
@@ -26,6 +24,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from programs import run_program
 
 sys.path.append(str(ROOT / "docs"))
 
@@ -201,14 +200,13 @@ def copy(tmp_path_factory):
 
 
 def run(command, folder):
-    """What a command prints on both streams; progress bars are off."""
+    """What a command prints on both streams."""
     words = shlex.split(command)
     assert words[0] == ".venv/bin/python", command
-    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, encoding="utf-8",
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == (2 if "error: " in done.stdout else 0), done.stdout
-    return done.stdout
+    done = run_program(*words[1:], folder=folder)
+    printed = done.stdout + done.stderr
+    assert done.returncode == (2 if "error: " in printed else 0), printed
+    return printed
 
 
 @pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/your_model.md"])

@@ -31,6 +31,7 @@ import train
 from conftest import ROOT, leaves
 from drllm import Routers
 from model_llama import load_model
+from programs import run_program
 from questions.loading import read_row, split
 from storage.files import read_json
 from tiny import ABSENT, edit_json, edit_tensors, save_tiny, tiny_model
@@ -384,16 +385,27 @@ def test_a_full_disk_is_named_and_room_on_it_is_used(whole, tmp_path, capsys):
 
 # ---- standard output that nobody reads ----
 
+CLOSED = """
+import os, runpy, sys
+os.close(1)
+sys.stdout = None  # as Python finds it
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("output, code", [("head", 0), ("closed", 0), ("full", 2)])
 def test_results_are_written_whatever_becomes_of_standard_output(output, code, whole, tmp_path):
     """Catches `| head` that costs the results, and a second error as Python exits."""
     at = shutil.copytree(whole, tmp_path / "case")
     reader, writer = os.pipe()
     os.close(reader)  # as after `| head`
-    where = {"head": {"stdout": writer}, "closed": {"preexec_fn": lambda: os.close(1)},
-             "full": {"stdout": open("/dev/full", "w", encoding="utf-8")}}[output]
-    made = subprocess.run([sys.executable, ROOT / "evaluate.py", *arguments("evaluate", at)[1]],
-                          stderr=subprocess.PIPE, encoding="utf-8", cwd=tmp_path, **where)
+    where = {"head": writer, "full": open("/dev/full", "w", encoding="utf-8")}
+    if output == "closed":
+        made = run_program("-c", CLOSED, ROOT / "evaluate.py", *arguments("evaluate", at)[1])
+    else:
+        made = subprocess.run([sys.executable, ROOT / "evaluate.py", *arguments("evaluate", at)[1]],
+                              stdout=where[output], stderr=subprocess.PIPE, encoding="utf-8")
     os.close(writer)
     last = (made.stderr.splitlines() or [""])[-1]
     assert made.returncode == code and "Traceback" not in made.stderr

@@ -1,10 +1,7 @@
 """Labels: the same whatever runs beside them, wherever a run is cut, however many processes."""
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from itertools import product
@@ -21,7 +18,8 @@ import base_check
 import cli
 import label as labelling
 from base_check import describe_base_score, margin
-from conftest import leaves, torchrun
+from conftest import leaves
+from programs import Program, run_distributed
 from label import label, search_all, search_record
 from mcts import SearchConfig, is_legal
 from model_llama import FixedRoute, Llama, generate, load_model, load_tokenizer
@@ -143,6 +141,12 @@ def searched(world, prompts, batch_size, seed=0):
             for prompt, result, sure in found}
 
 
+@pytest.fixture(scope="module")
+def plain(world):
+    """What searched() gives for all prompts."""
+    return searched(world, world.prompts, 4)
+
+
 def assert_same_searches(found, plain):
     assert found.keys() == plain.keys()
     for name, (result, order, sure) in found.items():
@@ -152,9 +156,8 @@ def assert_same_searches(found, plain):
 
 @given(st.permutations(range(COUNT)), st.sampled_from([1, 3, 100]))
 @settings(max_examples=8)
-def test_search_does_not_depend_on_what_is_searched_beside_it(world, order, batch_size):
+def test_search_does_not_depend_on_what_is_searched_beside_it(world, plain, order, batch_size):
     """Catches a random source seeded by position, and rewards given to the wrong question."""
-    plain = searched(world, world.prompts, 4)
     assert_same_searches(searched(world, [world.prompts[i] for i in order], batch_size), plain)
     few = [world.prompts[i] for i in order[:2]]
     assert_same_searches(searched(world, few, batch_size),
@@ -175,15 +178,15 @@ def test_labels_of_the_demo_in_float32_are_those_of_each_question_alone():
     assert len({result.paper_label for result in together.values()}) > 3
 
 
-def test_another_seed_searches_other_paths(world):
+def test_another_seed_searches_other_paths(world, plain):
     """Catches a seed that is ignored."""
-    plain, other = (searched(world, world.prompts, 100, seed) for seed in (0, 1))
+    other = searched(world, world.prompts, 100, seed=1)
     assert any(plain[name][1] != other[name][1] for name in plain)
 
 
-def test_questions_of_one_file_search_different_trees(world):
+def test_questions_of_one_file_search_different_trees(plain):
     """Catches one random source for all questions: their trees would be copies."""
-    orders = {tuple(result.rewards) for result, *_ in searched(world, world.prompts, 4).values()}
+    orders = {tuple(result.rewards) for result, *_ in plain.values()}
     assert len(orders) > 3
 
 
@@ -216,11 +219,11 @@ def one_path(world):
 
 
 @pytest.mark.parametrize("searches", [1, 3, 100])
-def test_as_many_searches_run_as_fit_into_the_memory(world, monkeypatch, one_path, searches):
+def test_as_many_searches_run_as_fit_into_the_memory(world, plain, monkeypatch, one_path, searches):
     """Catches states of finished searches that stay, and a limit that counts the wrong bytes."""
     memory = searches * one_path * (CONFIG.simulations + 1)
     found, rows, stored, _ = watched(world, monkeypatch, batch_size=100, memory=memory)
-    assert_same_searches(found, searched(world, world.prompts, 100))
+    assert_same_searches(found, plain)
     # shorter questions need less, so one more may fit
     assert min(searches, COUNT) <= max(rows) <= min(2 * searches, COUNT)
     assert 0 < max(stored) <= memory
@@ -228,12 +231,11 @@ def test_as_many_searches_run_as_fit_into_the_memory(world, monkeypatch, one_pat
 
 @given(budget=st.integers(0, 8_000_000), batch_size=st.sampled_from([1, 2, 5, 100]))
 @settings(max_examples=10)
-def test_no_search_depends_on_the_memory(world, one_path, budget, batch_size):
+def test_no_search_depends_on_the_memory(world, plain, one_path, budget, batch_size):
     """Catches a state that was dropped and is taken for another, and more states than may be."""
     memory = one_path + budget % (60 * one_path)
     with pytest.MonkeyPatch.context() as patch:
         found, _, stored, _ = watched(world, patch, batch_size=batch_size, memory=memory)
-    plain = searched(world, world.prompts, 100)
     for prompt in world.prompts:
         name = prompt.question.id
         made, wanted = (search_record(prompt, one[name][0], one[name][2]) for one in (found, plain))
@@ -742,14 +744,14 @@ def command(world, out, *more):
             "--simulations", "3", "--batch-size", "1", *more]
 
 
-def test_torchrun_writes_the_file_of_one_process(world, tmp_path):
+def test_two_processes_write_the_file_of_one(world, tmp_path):
     """Catches anything that only a real process group shows."""
     labelling.main(command(world, tmp_path / "one.jsonl"))
-    made = torchrun(2, "label.py", *command(world, tmp_path / "two" / "two.jsonl"))
-    assert made.returncode == 0, made.stderr[-2000:]
+    made = run_distributed(2, "label.py", *command(world, tmp_path / "two" / "two.jsonl"))
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr + made[1].stderr
     assert (tmp_path / "two" / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert len(list((tmp_path / "two").iterdir())) == 2
-    assert made.stdout.count("9 questions") == 1
+    assert [one.stdout.count("9 questions") for one in made] == [1, 0]
 
 
 # ---- two runs at once ----
@@ -778,18 +780,15 @@ def other_run(world, tmp_path):
     running = []
 
     def start(out, **environment):
-        made = subprocess.Popen(
-            [sys.executable, "-c", HELD, str(tmp_path / "go"), *command(world, out)], cwd=ROOT,
-            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+        made = Program("-c", HELD, tmp_path / "go", *command(world, out), **environment)
         running.append(made)
-        assert "held\n" in made.stdout  # after what the base model answers
+        made.wait_for("held\n")  # after what the base model answers
         made.go = (tmp_path / "go").touch
         return made
     yield start
     for made in running:
         made.kill()
-        made.communicate()
+        made.wait()
 
 
 def refused_for(process, arguments, out, capsys, monkeypatch, **environment):
@@ -821,7 +820,7 @@ def test_a_second_run_into_one_file_is_refused_and_the_first_loses_nothing(
         assert refused_for(first, arguments, out, capsys, monkeypatch, **environment)
         assert out.read_bytes() == rows
     first.go()
-    assert first.wait(timeout=300) == 0
+    assert first.wait().returncode == 0
     assert out.read_bytes() == alone_.read_bytes()
     labelling.main(same + ["--data", str(others)])  # now it is free, and both stand in it
     assert {json.loads(line)["id"] for line in out.read_bytes().splitlines()} == {
@@ -854,15 +853,12 @@ def test_of_runs_that_begin_together_all_are_served_or_refused_and_no_row_is_los
     """Catches the moment between the lock's making and its taking."""
     labelling.main(command(world, tmp_path / "alone.jsonl"))
     out = tmp_path / "labels.jsonl"
-    how = {"cwd": ROOT, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE,
-           "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    made = [subprocess.Popen([sys.executable, "label.py", *command(world, out)], **how)
-            for _ in range(2)]
-    said = [one.communicate(timeout=300)[1] for one in made]
-    assert {one.returncode for one in made} <= {0, 2} and 0 in {one.returncode for one in made}
-    for one, text in zip(made, said):
+    made = [Program("label.py", *command(world, out)) for _ in range(2)]
+    assert {one.wait().returncode for one in made} <= {0, 2} and 0 in {
+        one.returncode for one in made}
+    for one in made:
         if one.returncode:
-            pid = re.fullmatch(f"error: {out}: process (\\d*) is at work on it\n", text)[1]
+            pid = re.fullmatch(f"error: {out}: process (\\d*) is at work on it\n", one.stderr)[1]
             assert pid in {"", *(str(other.pid) for other in made)} - {str(one.pid)}  # "": just now
     assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
     assert {file.name for file in tmp_path.glob("*labels*")} == {"labels.jsonl", "labels.meta.json"}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from programs import run_program
 from drllm import RouterRoute, Routers
 from model_llama import FixedRoute, generate, load_model, load_tokenizer, prefill
 from storage.files import InputError, read_json
@@ -302,8 +303,8 @@ def test_local_tasks_run_through_the_harness(folder, routers, local):
     assert chat["samples"]["tiny_pick"][0]["arguments"][0][0].startswith("<unk>u Question:")
 
 
-def command(*arguments, env=None):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env or os.environ,
+def command(*arguments, env):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=env,
                           capture_output=True, encoding="utf-8", timeout=300)
 
 
@@ -336,7 +337,7 @@ def test_the_command_refuses_bad_input_in_one_line(local):
 def test_without_the_harness_the_command_says_so_in_one_line():
     hide = ("import runpy, sys; sys.modules['lm_eval'] = None;"
             "runpy.run_module('tools.lm_eval_drllm', run_name='__main__')")
-    done = command("-c", hide)
+    done = run_program("-c", hide)
     assert done.returncode == 2 and "pip install lm-eval" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not done.stdout
 

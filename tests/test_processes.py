@@ -1,5 +1,7 @@
 """Claims about work that several processes share, and about work that is done once."""
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +15,12 @@ import model_llama
 import train
 from answers import cached_answer, prepare
 from checkpoint.tokenizer import Tokenizer
-from conftest import torchrun
 from model_llama import load_model, load_tokenizer
 from questions.loading import Question
 from storage.answer_cache import AnswerCache
 from storage.files import InputError, read_json
 from storage.processes import shared_map
+from programs import environment_of, run_distributed
 from tiny import tiny_model
 
 
@@ -101,14 +103,14 @@ def flags(own_folder):
 TRAIN = ["--simulations", "6", "--seeds", "2", "--clusters", "2", "--force", "--batch-size", "1"]
 
 
-def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path):
+def test_processes_train_and_evaluate_as_one_does(flags, tmp_path):
     """Catches anything that only real processes show: a file that two of them write, one that waits
     for ever, a line that all of them print."""
     one, two = tmp_path / "one", tmp_path / "two"
     train.main([*flags, *TRAIN, "--out", str(one)])
-    made = torchrun(2, "train.py", *flags, *TRAIN, "--out", two)
-    assert made.returncode == 0, made.stderr[-3000:]
-    assert made.stdout.count("Accuracy % (layers)") == 1
+    made = run_distributed(2, "train.py", *flags, *TRAIN, "--out", two)
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr + made[1].stderr
+    assert [one.stdout.count("Accuracy % (layers)") for one in made] == [1, 0]
     names = {path.relative_to(one) for path in one.rglob("*")}
     assert {path.relative_to(two) for path in two.rglob("*")} == names
     for name in ("labels.jsonl", "paths.json", "chosen.json", "routers.safetensors"):
@@ -117,12 +119,28 @@ def test_torchrun_trains_and_evaluates_as_one_process_does(flags, tmp_path):
     assert all(figures[0][key] == figures[1][key] for key in ("routes", "tasks", "seeds", "fixed"))
     again = ["--routers", str(one), "--batch-size", "2"]
     evaluate.main([*flags, *again, "--out", str(tmp_path / "1")])
-    made = torchrun(2, "evaluate.py", *flags, *again, "--out", tmp_path / "2")
-    assert made.returncode == 0, made.stderr[-3000:]
+    made = run_distributed(2, "evaluate.py", *flags, *again, "--out", tmp_path / "2")
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr + made[1].stderr
     metrics = [(tmp_path / out / "metrics.json").read_bytes() for out in "12"]
-    assert metrics[0] == metrics[1] and made.stdout.count("metrics.json") == 1
+    assert metrics[0] == metrics[1]
+    assert [one.stdout.count("metrics.json") for one in made] == [1, 0]
     names = {path.name for path in (tmp_path / "2").iterdir()}
     assert names == {"answers.jsonl", "metrics.json"}
+
+
+def test_torchrun_tells_its_processes_what_the_tests_tell_them(tmp_path):
+    """Catches tests of several processes that run in another environment than torchrun's."""
+    show = 'env > "$0/$RANK"'
+    made = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2", "--no-python", "sh", "-c", show, tmp_path],
+                          capture_output=True, encoding="utf-8", timeout=300)
+    assert made.returncode == 0, made.stderr[-3000:]
+    for rank in (0, 1):
+        lines = (tmp_path / str(rank)).read_text(encoding="utf-8").splitlines()
+        told = dict(line.split("=", 1) for line in lines if "=" in line)
+        wanted = environment_of(rank, 2, told["MASTER_PORT"])
+        assert {name: told[name] for name in wanted} == wanted | {
+            "MASTER_ADDR": told["MASTER_ADDR"]}
 
 
 # ---- nothing twice ----

@@ -2,7 +2,6 @@
 import inspect
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,13 +34,19 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "task(number): the task of the course it belongs to")
+    if config.getoption("--task"):
+        config.args = [name for name in config.args if not lacks_task(Path(name), config)]
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files without tests of the task wanted need not even be imported."""
-    wanted, file = config.getoption("--task"), collection_path
-    if wanted and file.suffix == ".py" and f'task("{wanted}")' not in file.read_text("utf-8"):
-        return True
+    return lacks_task(collection_path, config) or None
+
+
+def lacks_task(file, config):
+    """Whether a file has no tests of the task wanted: it need not even be imported."""
+    wanted = config.getoption("--task")
+    return bool(wanted and file.suffix == ".py" and file.is_file()
+                and f'task("{wanted}")' not in file.read_text("utf-8"))
 
 
 def pytest_collection_modifyitems(session, config, items):
@@ -137,14 +142,6 @@ def leaves(call, capsys):
     with pytest.raises(SystemExit) as end:
         cli.run(call)
     return end.value.code, capsys.readouterr().err
-
-
-def torchrun(size, *arguments):
-    """A command under torchrun with so many processes, when it has ended."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(size), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, encoding="utf-8", timeout=300)
 
 
 @pytest.fixture

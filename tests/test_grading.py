@@ -21,7 +21,7 @@ from questions import grading
 from questions.grading import answers_equal, extract_boxed
 
 HANG = 1.0  # seconds of CPU; what is measured is below 0.13
-FUZZ = settings(max_examples=int(os.environ.get("GRADING_FUZZ", 200)), deadline=None,
+FUZZ = settings(max_examples=int(os.environ.get("GRADING_FUZZ", 100)), deadline=None,
                 suppress_health_check=list(HealthCheck))
 
 EQUAL = r"""

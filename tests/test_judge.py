@@ -4,6 +4,7 @@ Tiny random models speak PIECES, decoded byte by byte as by a real tokenizer, so
 many spellings, may break off inside a character, and often is a letter, a box or a stop. What a
 model says along some path is taken for gold, so that correct and incorrect answers are common.
 """
+import functools
 import itertools
 import random
 import re
@@ -234,6 +235,7 @@ def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dty
     tokenizer = tokenizers[chat]
     model, prompts, paths, rng = case_of(seed, tokenizer, family, dtype)
     made = answer(model, tokenizer, prompts, paths)
+    sayings = functools.cache(lambda n: probabilities(model, prompts[n], paths[n]))
     shared_states = {prompt.question.id: {} for prompt in prompts}
     for _ in range(3):
         order = rng.sample(range(len(prompts)), rng.randint(1, len(prompts)))
@@ -242,8 +244,7 @@ def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dty
                                           paths[order], rng.choice((1, 3, 512)), None, shared)
         assert torch.equal(correct, made.correct[order])
         for n, sure in zip(order, confidence.tolist()):
-            sayings = probabilities(model, prompts[n], paths[n])
-            assert any(sure == pytest.approx(one, rel=1e-3) for one in sayings), sayings
+            assert any(sure == pytest.approx(one, rel=1e-3) for one in sayings(n)), sayings(n)
 
 
 def test_the_cases_are_of_all_kinds_and_right_and_wrong(tokenizers):

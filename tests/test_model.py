@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.nn import ModuleList
 
 import model_llama
@@ -182,13 +181,6 @@ def test_full_path_equals_plain_decoder(case, original, eps):
 
 
 @given(cases(max_rows=1))
-def test_repeat_equals_applying_the_block_twice(case):
-    """Catches a second pass that attends to first-pass keys, and layers run out of order."""
-    got = case.model(torch.tensor(case.prompts), FixedRoute(case.paths[0]))[0]
-    close(got, alone(case.model, case.prompts[0], case.paths[0]))
-
-
-@given(cases(max_rows=1))
 def test_empty_path_is_norm_of_embedding(case):
     """Catches a residual, norm or position that is applied although every layer is skipped."""
     model, tokens = case.model, torch.tensor(case.prompts)
@@ -196,16 +188,6 @@ def test_empty_path_is_norm_of_embedding(case):
     scale = (embedded.pow(2).mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
     wanted = embedded / scale * model.norm.weight @ model.lm_head.weight.T
     close(model(tokens, FixedRoute([0] * model.config.num_layers)), wanted)
-
-
-@given(cases(max_rows=1), st.integers(0, 6))
-def test_later_tokens_never_change_earlier_logits(case, kept):
-    """Catches a mask that leaks the future through any layer or pass of a path."""
-    tokens = torch.tensor(case.prompts)
-    changed = tokens.clone()
-    changed[:, kept:] = (changed[:, kept:] + 1) % len(WORDS)
-    route = FixedRoute(case.paths[0])
-    close(case.model(changed, route)[:, :kept], case.model(tokens, route)[:, :kept])
 
 
 # ---- batches ----
@@ -238,6 +220,8 @@ def test_cached_decode_equals_recompute_for_any_path_and_any_split(case, chunks,
     pieces = [decode(model, chunk, cache) for chunk in torch.tensor(later).split(chunks, dim=1)]
     logits = model.head(torch.cat(pieces, dim=1))
     assert cache.lengths == [length + sum(chunks) for length in lengths]
+    assert cache.decisions.tolist() == [list(path) for path in case.paths]
+    assert bytes_in(cache) == bytes_of(case, case.paths, capacity)
     for row, (prompt, path) in enumerate(zip(case.prompts, case.paths)):
         close(logits[row], alone(model, prompt + later[row], path)[len(prompt):])
 
@@ -443,45 +427,6 @@ def test_cache_holds_nothing_for_skipped_layers(case, spare):
     assert bytes_in(prefill(case.model, tokens, FixedRoute(case.paths), lengths)[1]) == 0
 
 
-class KVCacheMachine(RuleBasedStateMachine):
-    """Prefill, then decode any numbers of tokens: every next logit equals recomputing.
-
-    Catches any state that a chunk leaves behind for the next.
-    """
-    STEPS = 8
-    CAPACITY = 7 + 3 * STEPS  # the longest prompt, and 3 tokens at every step
-
-    @initialize(case=cases(min_rows=2))
-    def start(self, case):
-        self.case, self.rows, self.paths = case, [list(p) for p in case.prompts], list(case.paths)
-        tokens, lengths = padded(case.prompts)
-        hidden, self.cache = prefill(case.model, tokens, FixedRoute(case.paths), lengths,
-                                     self.CAPACITY)
-        self.last = hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
-
-    @rule(count=st.integers(1, 3), seed=st.integers(0, 10**6))
-    def decode_some(self, count, seed):
-        new = [words(count, seed + row) for row in range(len(self.rows))]
-        self.rows = [row + more for row, more in zip(self.rows, new)]
-        self.last = decode(self.case.model, torch.tensor(new), self.cache)[:, -1]
-
-    @invariant()
-    def next_logits_equal_recompute(self):
-        logits = self.case.model.head(self.last)
-        for row, (tokens, path) in enumerate(zip(self.rows, self.paths)):
-            close(logits[row], alone(self.case.model, tokens, path)[-1])
-
-    @invariant()
-    def the_cache_knows_its_rows(self):
-        assert self.cache.lengths == [len(row) for row in self.rows]
-        assert self.cache.decisions.tolist() == [list(path) for path in self.paths]
-        assert bytes_in(self.cache) == bytes_of(self.case, self.paths, self.CAPACITY)
-
-
-TestKVCache = KVCacheMachine.TestCase
-TestKVCache.settings = settings(stateful_step_count=KVCacheMachine.STEPS)
-
-
 # ---- refusals ----
 
 @pytest.mark.parametrize("decisions, numbers", [
@@ -549,10 +494,13 @@ def test_fingerprint_names_the_weights_and_nothing_else(family, tmp_path):
     assert load_model(folder).fingerprint() == wanted
     assert load_model(folder, dtype=torch.bfloat16).fingerprint() == wanted
     assert tiny_model(1, family, torch.bfloat16).fingerprint() != wanted
-    for name in model.named_weights():
-        other = load_model(folder, dtype=torch.bfloat16)
-        other.named_weights()[name].view(-1)[-1] += 1
+    other = load_model(folder, dtype=torch.bfloat16)
+    for name, weight in other.named_weights().items():
+        last = weight.view(-1)[-1].clone()
+        vars(other).pop("_fingerprint", None)  # it is computed once per model
+        weight.view(-1)[-1] += 1
         assert other.fingerprint() != wanted, name
+        weight.view(-1)[-1] = last
 
 
 # ---- agreement with transformers ----

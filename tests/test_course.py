@@ -41,6 +41,7 @@ from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree
 import cli  # noqa: E402
 import mcts  # noqa: E402
 from exact import RETURNS, Path, Shaped, checked, mismatch, same_as  # noqa: E402
+from programs import run_program  # noqa: E402
 from storage.files import InputError, read_json  # noqa: E402
 
 COMMON = Course()
@@ -228,8 +229,7 @@ def test_a_handout_with_a_former_name_is_noticed(number, now, before):
 
 def pytest_in(folder, *arguments):
     """A pytest of its own, when it has ended."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, encoding="utf-8", capture_output=True)
+    return run_program("-m", "pytest", "-p", "no:cacheprovider", *arguments, folder=folder)
 
 
 def command_of_grade(*arguments):
@@ -294,7 +294,8 @@ def graded(assignment, tmp_path_factory):
     stray.write_text("not a tree, and no reason to stop a class", encoding="utf-8")
     flags = ["--seconds", SECONDS, "--json", out, "--csv", student / "points.csv", "--feedback",
              student / "feedback", "--gradescope", student / "results.json",
-             "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5"]
+             "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5",
+             "--profile", "quick"]
     code, printed, errors = command_of_grade(stray, student, *flags)
     assert code == 0, errors
     assert "3.2  the label the model is surest of" in printed
@@ -951,9 +952,7 @@ def test_a_student_plants_the_sample_mistakes_alone(assignment, tmp_path):
     for name in ("evaluate.py", "course/luck.py", "experiments/statistics.py",
                  "tests/test_properties_6.py"):
         shutil.copy(ROOT / name, tree / name)
-    done = subprocess.run([sys.executable, "course/try_mutants.py", "6"], cwd=tree,
-                          encoding="utf-8",
-                          capture_output=True)
+    done = run_program("course/try_mutants.py", "6", folder=tree)
     samples = [m.name for m in COMMON.samples if m.part == "6"]
     *lines, last = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) == len(samples) > 0, done.stdout

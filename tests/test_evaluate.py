@@ -172,15 +172,6 @@ def test_exactly_the_named_routes_and_vanilla_are_reported(command, routes, aske
     assert set(metrics_of(command[1], "--routes", routes)["routes"]) == {"vanilla", *asked}
 
 
-def test_flags_that_are_given_twice_are_taken_together(command):
-    """Catches `--data A --data B` that asks the questions of B alone."""
-    line, label = command[1], str(Path(command[1][3]).with_name("label.jsonl"))
-    assert metrics_of(line, "--data", label)["routes"]["vanilla"]["n"] == 16
-    assert evaluate.parse_args(["--data", "a", "b", "--data", "c", "--routers", "r", "--routers",
-                                "s"]).data == ["a", "b", "c"]
-    assert evaluate.parse_args(["--routes", "vanilla"]).data == evaluate.cli.DEMO_TEST
-
-
 def test_other_methods_are_added_by_functions(tiny_questions):
     """Catches a method that is asked before there is a depth to meet, or not at all."""
     seen = []

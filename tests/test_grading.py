@@ -498,6 +498,7 @@ def test_thousands_separators_keep_the_value(n):
 
 
 @given(st.lists(integers, min_size=1, max_size=4), st.lists(integers, min_size=1, max_size=4))
+@settings(max_examples=20)
 def test_polynomials_are_equal_exactly_when_their_coefficients_are(a, b):
     """Catches an identity test that too few or too friendly points satisfy."""
     def written(coefficients):

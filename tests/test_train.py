@@ -68,24 +68,6 @@ def test_features_in_a_folder_are_the_features_in_memory_and_leave_no_file(tmp_p
     assert (tmp_path / "run").is_dir() and not any((tmp_path / "run").iterdir())
 
 
-def separable(number=96, layers=2, width=6):
-    """Windows whose first three channels say the label."""
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (number, layers), generator=rng)
-    pooled = 0.1 * torch.randn(number, layers, 8, width, generator=rng)
-    pooled[..., :3] += torch.nn.functional.one_hot(labels, 3)[:, :, None]
-    return pooled, torch.full((number,), 8), labels
-
-
-def test_routers_learn_a_separable_problem_and_the_seed_decides_everything():
-    pooled, counts, labels = separable()
-    config = train.TrainConfig(epochs=30, width=16, learning_rate=1e-2)
-    first, again = (train.fit_routers(pooled, counts, labels, 3, config) for _ in range(2))
-    other = train.fit_routers(pooled, counts, labels, 4, config)
-    assert (first(pooled, counts).argmax(-1) == labels).float().mean() > 0.98
-    assert torch.equal(first.w1, again.w1) and not torch.equal(first.w1, other.w1)
-
-
 def test_labels_that_execute_every_layer_train_routers_that_do_so_for_any_prompt():
     """Catches logits that are equal, of which the first, skip, is taken: where the first weights
     execute for sure on all examples, no gradient is left that moves the biases from zero."""

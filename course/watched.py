@@ -31,6 +31,8 @@ import safetensors.torch  # noqa: F401
 import sympy  # noqa: F401
 import tokenizers  # noqa: F401
 import torch
+import torch._dynamo  # noqa: F401 - torch itself imports both when they are first needed
+import torch.distributed.tensor  # noqa: F401
 
 PROJECT = Path(__file__).resolve().parents[1]
 ASSERTED_WITH = ("math", "itertools", "random", "json", "pytest", "numpy", "torch.nn.functional",

@@ -71,10 +71,11 @@ def measure():
 def asked_again(seed):
     """How many rewards of a sample of the questions are not those in ablation.json, and of how
     many. ValueError if not exactly two routes answer all of the sample."""
-    report = json.loads(REPORT.read_text(encoding="utf-8"))
-    total = len(report["baseline"])
+    text = REPORT.read_text(encoding="utf-8")
+    total = len(json.loads(text)["baseline"])
     chosen = tuple(random.Random(seed).sample(range(total), min(SAMPLE, total)))
     again = rewards(chosen)
+    report = json.loads(text)  # after their code has run, which could have changed it
     if [len(new) for new in again] != [len(chosen)] * 2:
         raise ValueError(f"{[len(new) for new in again]} answers of {len(chosen)} questions by "
                          "each route, wanted those of two routes")

@@ -75,10 +75,13 @@ def test_{token}_f():
         pass
 '''
 CONTROLS = 2  # correct trees among the mutants
-# what a test of this project has no use for, and a test that knows its grader has
-ODD = {"inspect", "ast", "dis", "os", "sys", "gc", "glob", "pathlib", "subprocess", "time", "open",
-       "exec", "eval", "ctypes", "multiprocessing", "socket", "importlib", "reject", "_getframe",
-       "__code__", "__file__", "__globals__", "__import__"}
+# names that no answer needs, and imports that an answer may add
+ODD = {"open", "exec", "eval", "compile", "getattr", "setattr", "vars", "globals", "locals",
+       "from_file", "tb_frame", "gi_frame", "f_back", "f_locals", "f_globals", "reject",
+       "current_build_context"}
+HARMLESS = {"bisect", "collections", "copy", "dataclasses", "decimal", "fractions", "functools",
+            "heapq", "hypothesis", "itertools", "math", "numpy", "operator", "pytest", "random",
+            "re", "statistics", "string", "torch", "types", "typing"}
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 WORDS = 12  # tokens in a row that two submissions share
@@ -265,11 +268,13 @@ class Grading:
                 "ablation": "python course/ablation.py check"}[self.task.graded_by]
 
     def odd_words(self):
-        """The names in a student's files that a test or a function here has no use for."""
-        files = self.theirs if not self.problem and self.task.graded_by != "ablation" else {}
-        return sorted({word for file, text in files.items() if file.endswith(".py")
-                       for word in names_used(text) - names_used(self.course.texts.get(file, ""))
-                       if word in ODD})
+        """What a student's files name or import that no answer needs, and ours do not."""
+        if self.problem:
+            return []
+        ours = {Path(file).parts[0].removesuffix(".py") for file in self.course.tree} | {"tiny"}
+        return sorted({word for file, text in self.theirs.items() if file.endswith(".py")
+                       for word in odd_names(text) - odd_names(self.course.texts.get(file, ""))
+                       if word not in ours})
 
     def stopped(self):
         """The number of runs that ended without a result. A mutant on which a test does not end
@@ -338,14 +343,25 @@ def without_tests(tree):
     return {file: text for file, text in tree.items() if not file.startswith("tests/test_")}
 
 
-def names_used(text):
-    """The names that Python text uses: of variables, attributes and imports."""
+def odd_names(text):
+    """Names in Python text that no answer needs: those in ODD, attributes that begin with _, and
+    modules that are not harmless."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError):
         return set()
-    return {word for node in nodes for name in ("id", "attr", "name", "module")
-            for word in str(getattr(node, name, None)).split(".")}
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.name for node in imports for alias in node.names}
+    modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in imports if isinstance(node, ast.Import)
+                for alias in node.names}
+    parts = {part for name in imported | modules for part in name.split(".")}
+    private = {name for name in attributes | parts if name.startswith("_") and name != "__init__"}
+    builtin = {name for name in names if name.startswith("__") and name != "__name__"}
+    roots = {module.split(".")[0] for module in modules}
+    return (names | attributes | imported) & ODD | private | builtin | roots - HARMLESS
 
 
 def unwritten(said):

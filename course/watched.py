@@ -242,7 +242,7 @@ def watch_files(recorder, may_read_project):
             note(f"reads {named}")
         elif inside(file, *installed):
             return None
-        elif event in LISTING:
+        elif event in LISTING or os.path.isdir(file):  # a folder can be opened, and read from
             note(f"lists {file}")
         elif file.endswith(".py") or inside(file, str(PROJECT)) and not may_read_project:
             note(f"reads {file}")

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 
 from torch import Tensor, bool as boolean, nn, strided
 
-# tasks whose functions are there to change what they are given; all others leave it as it is
+# tasks whose functions are there to change the objects that they are given, but no tensor
 CHANGE_ARGUMENTS = ("1.4", "1.5", "2.4", "2.5", "2.6")
 # a student's function that raises one of their exceptions would end a test without a failure
 SKIP_TESTS = ("hypothesis", "_pytest", "pytest", "unittest")
@@ -213,7 +213,8 @@ class Contract:
         try:
             return function(*given, **named)
         except BaseException as error:
-            if type(error).__module__.split(".")[0] not in SKIP_TESTS:
+            origins = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+            if not origins & {*SKIP_TESTS}:
                 raise
             kind = type(error).__name__
         raise TypeError(f"{self.name} raised {kind}, which ends a test before it can fail")
@@ -259,7 +260,9 @@ def checked(function, wanted, changes_arguments=False):
     def call(*given, **named):
         __tracebackhide__ = True
         reached = everything_in(*given, *named.values())
-        watched = {} if changes_arguments else reached
+        watched = reached
+        if changes_arguments:  # but no tensor that it is given
+            watched = {id(value): value for value in given if type(value) is Tensor}
         before = {key: contents(value) for key, value in watched.items()}
         value = contract.run(function, *given, **named)
         contract.check_unchanged(watched, before)

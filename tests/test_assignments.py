@@ -230,7 +230,7 @@ def test_the_loop_runs_each_layer_as_often_as_its_row_says(decisions, seed):
 
     def route(layer, hidden, lengths):
         asked.append((layer, hidden.clone(), lengths.tolist()))
-        return decisions[:, layer]
+        return decisions[:, layer].clone()
 
     model, cache = fake_model(L), KVCache([3, 2, 1, 3][:B], L)
     got = run_blocks(model, start, CountedSpan(torch.arange(B)), cache, route)

@@ -34,7 +34,7 @@ import prove  # noqa: E402
 import runs  # noqa: E402
 import try_mutants  # noqa: E402
 from ablation import check_ablation, figures, problems  # noqa: E402
-from grade import Course, Grading, passages, similarities, trees  # noqa: E402
+from grade import Course, Grading, odd_names, passages, similarities, trees  # noqa: E402
 from rewrite import same_meaning  # noqa: E402
 from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree  # noqa: E402
 
@@ -587,6 +587,9 @@ CHEATS = {  # bodies of functions, and what the report says of them
     "1.2": ("for given in (heads, cos, sin):\n    given.zero_()\nreturn heads.clone()",
             "rotate changed its arguments: what a Tensor holds"),
     "1.3": ("import hypothesis\nhypothesis.reject()", "attention raised UnsatisfiedAssumption"),
+    "1.5": ("import hypothesis.errors\n"
+            "class End(hypothesis.errors.StopTest):\n    pass\nraise End(0)",
+            "run_blocks raised End"),
     "2.6": ("import unittest\nyield (1,) * num_layers\nraise unittest.SkipTest",
             "search raised SkipTest"),
     "4.4": (f"import os\nos.symlink({str(ROOT / 'drllm.py')!r}, 'linked')\n"
@@ -764,6 +767,33 @@ def test_what_a_function_does_to_its_arguments_is_noticed():
             change(change_it)(value)
     for value in (torch.full((2,), float("nan")), mixed, module, [torch.ones(2)]):
         assert change(lambda x: None)(value) is None
+    may_change = checked(lambda given: given.clear(), type(None), changes_arguments=True)
+    assert may_change([torch.ones(2)]) is None
+    may_change = checked(lambda given: given.zero_() is None or None, type(None), True)
+    with pytest.raises(TypeError, match="changed its arguments"):
+        may_change(torch.ones(2))
+
+
+@pytest.mark.parametrize("text, odd", [
+    ("import os, math, torch.nn\nfrom mcts import Node", {"os", "mcts"}),
+    ("from torch.testing import _comparison\nimport torch._C", {"_comparison", "_C"}),
+    ("from importlib import util\nx = 'os'", {"importlib"}), ("x.f_back.f_locals", {"f_back",
+                                                                                   "f_locals"}),
+    ("def _helper(x):\n    return x.__init__, _helper", set()), ("no Python (", set()),
+    ("type(self)._secret\n__import__('os')", {"_secret", "__import__"}),
+    ("getattr(x, 'op' + 'en')", {"getattr"})])
+def test_names_that_no_answer_needs_are_shown_to_the_teacher(text, odd):
+    """Catches a file that looks at its grader, and whose row does not say so."""
+    assert odd_names(text) == odd
+
+
+def test_our_own_answers_name_nothing_odd():
+    """Catches a list of names that an honest answer needs."""
+    for task in TASKS.values():
+        if task.graded_by != "hand":
+            blank = Grading(COMMON, task, ROOT)
+            blank.course = types.SimpleNamespace(tree=COMMON.tree, texts=COMMON.blank)
+            assert blank.odd_words() == []
 
 
 def test_right_types_pass():

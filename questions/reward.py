@@ -15,7 +15,7 @@ MAX_LENGTH = 4000  # characters of an answer that are read
 # "A cat" and "I think" begin with words. No introduction may itself begin with a letter of LETTERS
 # other than A: answers.grade_if_settled trusts the first letter before the rest is written.
 _LETTER = re.compile(
-    r"\s*(?:(?:answer|option|the (?:correct |right |best |final )?(?:answer|option|choice) is)"
+    r"(?:(?:answer|option|the (?:correct |right |best |final )?(?:answer|option|choice) is)"
     r"(?:\s*[:：=])?|\s)*"
     rf"(?:[(\[]\s*([{LETTERS}])\s*[)\]]|"
     rf"([{LETTERS}])(?=[.)]|\s*:|\s+[-–—]\s|\s*$|\s*\n))", re.IGNORECASE)

@@ -143,13 +143,16 @@ class Linear(nn.Linear):
     def forward(self, x):
         frozen = not (x.requires_grad or self.weight.requires_grad)
         if x.is_cpu and frozen:
-            large = (self.weight.numel() >= LARGE_WEIGHT
-                     or x.numel() * self.out_features >= LARGE_PRODUCT)
-            if x.dtype == torch.float32 and large and ONEDNN_LINEAR:
-                return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
             if x.dtype == torch.bfloat16 and x.numel() == self.in_features:
                 return self.multiply_vector(x.flatten()).view(*x.shape[:-1], -1)
+            if x.dtype == torch.float32 and ONEDNN_LINEAR and self.is_large(x):
+                return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
+
+    def is_large(self, x):
+        """Whether oneDNN's extra cost per call pays for this product."""
+        return (self.weight.numel() >= LARGE_WEIGHT
+                or x.numel() * self.out_features >= LARGE_PRODUCT)
 
     def multiply_vector(self, x):
         """(out,) of a vector (in,)."""

@@ -100,9 +100,12 @@ class Course:
         self.samples, self.mutants = split_mutants(self.texts, self.tasks, seed)
         self.blank = self.texts | blanked_files(self.texts, self.tasks)
         self.tree = {name: text for name, text in self.texts.items() if name.endswith(".py")}
-        self.twin = self.tree | {name: same_meaning(text) for name, text in self.tree.items()
-                                 if not name.startswith(("tests/", "course/", "demo/"))
-                                 or name == "course/luck.py"}
+        # property tests could call ours, if they were there
+        self.untested = {name: text for name, text in self.tree.items()
+                         if not name.startswith("tests/test_")}
+        self.twin = self.untested | {
+            name: same_meaning(text) for name, text in self.untested.items()
+            if not name.startswith(("tests/", "course/", "demo/")) or name == "course/luck.py"}
         self.collected = {}  # {task: the run that collects its tests from our own tree}
 
     def files(self, task):
@@ -188,8 +191,8 @@ class Grading:
 
     def plan_properties(self):
         """The tests on right code, twice: what they tell apart is what the code does."""
-        return [self.run(without_tests(tree), self.property_tests) for tree in
-                (self.course.tree, self.course.twin)]
+        return [self.run(tree, self.property_tests) for tree in
+                (self.course.untested, self.course.twin)]
 
     @property
     def property_tests(self):
@@ -219,7 +222,7 @@ class Grading:
         if plain.passed and twin.passed and len(plain.tests) == 2:
             return self.mutants_and_controls()
         if plain.outcomes and not plain.passed:
-            self.shrunk = self.run(without_tests(self.course.tree), list(self.theirs), shrink=True)
+            self.shrunk = self.run(self.course.untested, list(self.theirs), shrink=True)
             return [self.shrunk]
         return []
 
@@ -227,14 +230,15 @@ class Grading:
         """A run on every mutant and, among them, some on correct code. Each tree is written in its
         own way, and their order is random: only what the code does tells them apart."""
         def rewritten(file, text):
-            return self.run(without_tests(self.course.twin) | {file: same_meaning(text)},
-                            self.property_tests)
+            return self.run(self.course.twin | {file: same_meaning(text)}, self.property_tests)
 
         tree, chance = self.course.tree, secrets.SystemRandom()
         self.mutated = [rewritten(m.file, m.apply(tree[m.file])) for m in self.mutants]
         self.controls = [rewritten(m.file, tree[m.file])
                          for m in chance.choices(self.mutants, k=CONTROLS)]
-        return chance.sample(both := self.mutated + self.controls, len(both))
+        runs = self.mutated + self.controls
+        chance.shuffle(runs)
+        return runs
 
     # ---- what came of it ----
 
@@ -254,7 +258,7 @@ class Grading:
             says = f"CHANGES WHAT IS NOT ITS OWN: {', '.join(changed[1:4])} ({changed[0]})"
         elif command := self.command():
             more = more | {"see it": command}
-        if odd := self.odd_words():
+        if odd := self.odd_names_of_files():
             more = more | {"odd": odd}
         return {"title": self.task.title, "points": round(share * self.task.points, 1),
                 "of": self.task.points, "says": says, **more}
@@ -267,7 +271,7 @@ class Grading:
         return {"tests": command, "properties": f"HYPOTHESIS_PROFILE=grade {command}",
                 "ablation": "python course/ablation.py check"}[self.task.graded_by]
 
-    def odd_words(self):
+    def odd_names_of_files(self):
         """What a student's files name or import that no answer needs, and ours do not."""
         if self.problem:
             return []
@@ -338,11 +342,6 @@ class Grading:
         return bool(run.hung or failed & {*self.runs[0].tests, *self.theirs})
 
 
-def without_tests(tree):
-    """A tree without our own tests, which a property test could call."""
-    return {file: text for file, text in tree.items() if not file.startswith("tests/test_")}
-
-
 def odd_names(text):
     """Names in Python text that no answer needs: those in ODD, attributes that begin with _, and
     modules that are not harmless."""
@@ -352,16 +351,18 @@ def odd_names(text):
         return set()
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
-    imported = {alias.name for node in imports for alias in node.names}
-    modules = {node.module or "" for node in imports if isinstance(node, ast.ImportFrom)}
-    modules |= {alias.name for node in imports if isinstance(node, ast.Import)
-                for alias in node.names}
-    parts = {part for name in imported | modules for part in name.split(".")}
+    modules, imported = set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module or "")
+            imported |= {alias.name for alias in node.names}
+    parts = {part for name in modules | imported for part in name.split(".")}
     private = {name for name in attributes | parts if name.startswith("_") and name != "__init__"}
     builtin = {name for name in names if name.startswith("__") and name != "__name__"}
-    roots = {module.split(".")[0] for module in modules}
-    return (names | attributes | imported) & ODD | private | builtin | roots - HARMLESS
+    packages = {module.split(".")[0] for module in modules}
+    return (names | attributes | imported) & ODD | private | builtin | packages - HARMLESS
 
 
 def unwritten(said):

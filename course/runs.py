@@ -123,26 +123,25 @@ class Run:
 def run_all(runs, seconds, at_once):
     """Runs all, so many at once; each is ended, with what it started, after so many seconds."""
     waiting, running = list(reversed(runs)), {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                run = waiting.pop()
-                # a folder of its own, which is gone before the next run: none finds another's
-                run.place = Path(tempfile.mkdtemp(prefix="course-")).resolve()
-                child = run.start(run.place, seconds)
-                running[child] = run, time.monotonic() + seconds + GRACE
-            ended = ask_server()
-            for child, (run, deadline) in list(running.items()):
-                if child in ended or time.monotonic() > deadline:
-                    kill_group(child)
-                    run.finish(seconds)
-                    shutil.rmtree(run.place, ignore_errors=True)
-                    del running[child]
-            time.sleep(0.02)
-    finally:
-        for child, (run, _) in running.items():
-            kill_group(child)
-            shutil.rmtree(run.place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    run = waiting.pop()
+                    place = Path(tempfile.mkdtemp(dir=folder)).resolve()
+                    child = run.start(place, seconds)
+                    running[child] = run, place, time.monotonic() + seconds + GRACE
+                ended = ask_server()
+                for child, (run, place, deadline) in list(running.items()):
+                    if child in ended or time.monotonic() > deadline:
+                        kill_group(child)
+                        run.finish(seconds)
+                        shutil.rmtree(place, ignore_errors=True)  # no later run finds it
+                        del running[child]
+                time.sleep(0.02)
+        finally:
+            for child in running:
+                kill_group(child)
 
 
 def kill_group(child):

@@ -4,7 +4,7 @@ runs.py starts this file as a process of its own, which imports what tests need 
 child for each run. Neither has ever held a solution, a mutant or the grader in its memory. The
 tests bind what they assert with before any code of a student's loads. Whatever that code changes
 outside itself (torch, pytest, builtins, the tests, another file of ours) is named in the outcome,
-and so is a file that it writes outside the folder of the run.
+and so is what it reads, writes, lists or starts outside the folder of the run.
 
 This stops what is done in passing, not a determined attack: code in one process can reach all of
 it. So read what looks odd, and grade inside a container. Needs fork (Linux, macOS).
@@ -47,6 +47,7 @@ STARTING = ("subprocess.", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
             "os.symlink", "os.link", "socket.", "ctypes.dlopen", "pty.")
 LISTING = ("os.listdir", "os.scandir")
 MOVING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
+INSTALLED = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SET_BY_IMPORT = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
 LONGEST_REPORT = 4000  # characters of a failure that are kept
@@ -216,39 +217,42 @@ class Recorder:
         self.outcomes.append((report.nodeid, outcome, report.longreprtext[-LONGEST_REPORT:]))
 
 
-def watch_files(recorder, may_read_project):
-    """Notes what a run does outside its folder: files written, moved, or source files read, folders
+def watch_outside(recorder, may_read_project):
+    """Notes what a run does outside its folder: files written or moved, source files read, folders
     listed, other processes looked at or started."""
-    folder = str(recorder.folder)
-    installed = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
-    note = recorder.outside.append
-
-    def inside(path, *folders):
-        return any(os.path.commonpath([path, folder]) == folder for folder in folders)
-
     def hook(event, arguments):
         if event.startswith(STARTING):
-            return note(event)
-        path = arguments[0] if arguments else None
-        if event not in ("open", *LISTING, *MOVING) or not isinstance(path, (str, bytes)):
-            return None
-        named = os.path.abspath(os.fsdecode(path))
-        file = os.path.realpath(named)
-        if inside(file, folder) or named in (os.devnull, __file__):
-            return None
-        if event in MOVING or event == "open" and arguments[2] & WRITING:
-            note(f"writes {file}")
-        elif re.match(r"/proc/\d", named):
-            note(f"reads {named}")
-        elif inside(file, *installed):
-            return None
-        elif event in LISTING or os.path.isdir(file):  # a folder can be opened, and read from
-            note(f"lists {file}")
-        elif file.endswith(".py") or inside(file, str(PROJECT)) and not may_read_project:
-            note(f"reads {file}")
-        return None
+            recorder.outside.append(event)
+        elif event in ("open", *LISTING, *MOVING) and isinstance(arguments[0], (str, bytes)):
+            path, lists = os.fsdecode(arguments[0]), event in LISTING
+            writes = event in MOVING or event == "open" and arguments[2] & WRITING
+            done = done_outside(path, writes, lists, str(recorder.folder), may_read_project)
+            if done:
+                recorder.outside.append(done)
 
     sys.addaudithook(hook)
+
+
+def done_outside(path, writes, lists, folder, may_read_project):
+    """What a run does to a path, in words; "" inside its folder, and where it may."""
+    named = os.path.abspath(path)
+    file = os.path.realpath(named)
+    if is_inside(file, folder) or named in (os.devnull, __file__):
+        return ""
+    if writes:
+        return f"writes {file}"
+    if re.match(r"/proc/\d", named):
+        return f"reads {named}"
+    if any(is_inside(file, installed) for installed in INSTALLED):
+        return ""
+    if lists or os.path.isdir(file):  # a folder can be opened, and read from
+        return f"lists {file}"
+    in_project = is_inside(file, str(PROJECT)) and not may_read_project
+    return f"reads {file}" if in_project or file.endswith(".py") else ""
+
+
+def is_inside(path, folder):
+    return os.path.commonpath([path, folder]) == folder
 
 
 # Hypothesis would draw constants that it reads in a student's code; everyone has the same examples
@@ -276,7 +280,7 @@ def run_pytest(order):
     faulthandler.dump_traceback_later(order["seconds"], exit=True, file=hung)
     recorder = Recorder(folder, order["theirs"], order["shrink"])
     del order
-    watch_files(recorder, may_read_project=any(folder.glob("demo/model")))
+    watch_outside(recorder, may_read_project=any(folder.glob("demo/model")))
     try:
         pytest.main(["-p", "no:cacheprovider", "-p", "no:faulthandler", "--hypothesis-seed=0",
                      "--assert=plain", "--tb=native", *sys.argv[1:]], plugins=[recorder])

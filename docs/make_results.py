@@ -213,7 +213,8 @@ def demo_line():
 def real_lines():
     """The README's cells on independently pretrained models, a line per model."""
     runs = read_json(ASSETS / "real.json")["runs"]
-    for name in (name for name in runs if name.endswith("arithmetic")):
+    on_arithmetic = [name for name in runs if name.endswith("arithmetic")]
+    for name in on_arithmetic:
         rows = {route: figures for route, *figures in runs[name]["routes"]}
         _, ours, layers, over_fixed = rows["Dr.LLM, consensus"]
         _, papers, papers_layers, _ = rows["Dr.LLM, the paper's"]

@@ -57,8 +57,13 @@ def interleaved(sides, repeats, device):
 
 def paired(above, below):
     """'median [lowest, highest]' of the ratios of measurements taken side by side."""
-    ratios = [a / b for a, b in zip(above, below)]
-    return f"{median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
+    return with_spread([a / b for a, b in zip(above, below)], digits=3)
+
+
+def with_spread(values, digits):
+    """'median [lowest, highest]' of some values."""
+    return "{1:.{0}f} [{2:.{0}f}, {3:.{0}f}]".format(digits, median(values), min(values),
+                                                     max(values))
 
 
 # ---- whole searches ----

@@ -27,19 +27,21 @@ from mcts import SearchConfig
 from model_llama import Llama, load_tokenizer
 from questions.loading import Question
 from storage.files import write_json
+from tools.bench import with_spread
 
 BUDGET = 4       # tokens of an answer
 MOST_TOKENS = 2048
 CANDIDATES = 32  # paths that labels are chosen from
-MEASURES = {     # what is measured: the sizes, and the arguments that each one sets
-    "prefill and answers, by prompt tokens": ("tokens", (64, 128, 256, 512, 1024)),
-    "prefill and answers, by questions at once": ("questions", (1, 4, 16, 64)),
-    "prefill and answers, by layers": ("layers", (6, 12, 24, 48)),
-    "search, by prompt tokens": ("tokens", (64, 128, 256, 512, 1024)),
-    "search, by questions at once": ("questions", (1, 4, 16, 64)),
-    "search, by layers": ("layers", (6, 12, 24, 48)),
-    "choosing labels, by questions": ("questions", (100, 300, 1000, 3000, 10000)),
-}
+TOKENS, QUESTIONS, LAYERS = (64, 128, 256, 512, 1024), (1, 4, 16, 64), (6, 12, 24, 48)
+MEASURES = [  # a kind, the argument that is set, its sizes, and the words of the table
+    ("prefill", "tokens", TOKENS, "prefill and answers, by prompt tokens"),
+    ("prefill", "questions", QUESTIONS, "prefill and answers, by questions at once"),
+    ("prefill", "layers", LAYERS, "prefill and answers, by layers"),
+    ("search", "tokens", TOKENS, "search, by prompt tokens"),
+    ("search", "questions", QUESTIONS, "search, by questions at once"),
+    ("search", "layers", LAYERS, "search, by layers"),
+    ("choosing", "questions", (100, 300, 1000, 3000, 10000), "choosing labels, by questions"),
+]
 
 
 # ---- what is measured ----
@@ -124,15 +126,13 @@ def measured_apart(kind, sizes, repeats):
 
 def exponent(sizes, values):
     """'median [lowest, highest]' of the exponents between neighbouring sizes."""
-    found = [math.log(values[n + 1] / values[n]) / math.log(sizes[n + 1] / sizes[n])
-             for n in range(len(sizes) - 1)]
-    return f"{median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
+    slopes = [math.log(values[n + 1] / values[n]) / math.log(sizes[n + 1] / sizes[n])
+              for n in range(len(sizes) - 1)]
+    return with_spread(slopes, digits=2)
 
 
-def row(title, repeats):
-    """A row of the table."""
-    name, sizes = MEASURES[title]
-    kind = title.replace(",", "").split()[0]
+def row(kind, name, sizes, title, repeats):
+    """A row of the table, of one of MEASURES."""
     measured = [measured_apart(kind, {name: size}, repeats) for size in sizes]
     seconds, peaks = zip(*measured)
     return {"measured": title, "sizes": ", ".join(map(str, sizes)),
@@ -152,8 +152,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    titles = [title for title in MEASURES if title.replace(",", "").split()[0] in args.only]
-    rows = [row(title, args.repeats) for title in cli.progress_bar(titles, desc="measuring")]
+    chosen = [measured for measured in MEASURES if measured[0] in args.only]
+    rows = [row(*one, args.repeats) for one in cli.progress_bar(chosen, desc="measuring")]
     print("", cli.aligned(rows), sep="\n")
     if args.out:
         write_json(args.out, {"torch": torch.__version__, "rows": rows})

@@ -14,6 +14,7 @@ A student's code runs with your rights: grade inside a container. Needs fork (Li
 import argparse
 import ast
 import csv
+import functools
 import itertools
 import keyword
 import re
@@ -103,10 +104,14 @@ class Course:
         # property tests could call ours, if they were there
         self.untested = {name: text for name, text in self.tree.items()
                          if not name.startswith("tests/test_")}
-        self.twin = self.untested | {
+        self.collected = {}  # {task: the run that collects its tests from our own tree}
+
+    @functools.cached_property
+    def twin(self):
+        """The tree without our tests, written differently; takes a second or two."""
+        return self.untested | {
             name: same_meaning(text) for name, text in self.untested.items()
             if not name.startswith(("tests/", "course/", "demo/")) or name == "course/luck.py"}
-        self.collected = {}  # {task: the run that collects its tests from our own tree}
 
     def files(self, task):
         """What is read of a student's tree for a task."""
@@ -542,7 +547,8 @@ def parse_args(argv=None):
     parser.add_argument("students", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--task", nargs="+", metavar="K", help="grade only these tasks")
     parser.add_argument("--seed", type=int, help="the variant that was handed out")
-    parser.add_argument("--seconds", type=float, default=60, help="time of a run (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60,
+                        help="computing time of a run (default: 60)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument("--profile", choices=("quick", "grade"), default="grade",
                         help="examples per property test: 25 or 200 (default: grade)")
@@ -620,8 +626,8 @@ def print_stopped(reports):
     """Says of how many runs the points are not certain."""
     stopped = sum(row.get("stopped", 0) for one in reports for row in one["tasks"].values())
     if stopped:
-        print(f"{stopped} run{'s were' if stopped > 1 else ' was'} stopped; if the machine was "
-              "busy, repeat with a larger --seconds")
+        print(f"{stopped} run{'s were' if stopped > 1 else ' was'} stopped; if the answer may only "
+              "be slow, repeat with a larger --seconds")
 
 
 def add_essay(report, points):

@@ -1,7 +1,7 @@
 """Runs of tests on a student's code, each in a folder and a process of its own.
 
 The processes are children of watched.py, which is started once and has never read a solution. A
-run that does not end is ended after its time, and says in which line it hung.
+run that does not end is ended when it has computed for its time, and says in which line it hung.
 """
 import functools
 import json
@@ -20,14 +20,18 @@ from pathlib import Path
 from storage.files import InputError
 
 COURSE = Path(__file__).resolve().parent
+PATIENCE = 3  # a run that computes less than it waits is ended after so many times its seconds
 GRACE = 60  # seconds that a run has to end itself when its time is up, on a busy machine
 
 
 @functools.lru_cache(None)
 def server():
-    """The process that forks all runs; it ends with this one, when its input ends."""
+    """The process that forks all runs; it ends with this one, when its input ends. What a teacher
+    has set for Python and pytest (a path to look for modules, options) is not in force there."""
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("PYTHON", "PYTEST", "HYPOTHESIS"))}
     return subprocess.Popen([sys.executable, "-W", "ignore", COURSE / "watched.py"],
-                            encoding="utf-8",
+                            encoding="utf-8", env=environment,
                             cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
@@ -75,7 +79,8 @@ class Run:
             (self.folder / file).symlink_to(target)
         return ask_server({"folder": str(self.folder), "result": str(self.result),
                            "arguments": self.arguments, "profile": self.profile,
-                           "theirs": self.theirs, "shrink": self.shrink, "seconds": seconds})
+                           "theirs": self.theirs, "shrink": self.shrink, "seconds": seconds,
+                           "patience": PATIENCE * seconds})
 
     def finish(self, seconds):
         """Reads what the run left."""
@@ -121,7 +126,8 @@ class Run:
 
 
 def run_all(runs, seconds, at_once):
-    """Runs all, so many at once; each is ended, with what it started, after so many seconds."""
+    """Runs all, so many at once; each is ended, with what it started, after so many seconds of
+    computing, whatever else the machine does."""
     waiting, running = list(reversed(runs)), {}
     with tempfile.TemporaryDirectory(prefix="course-") as folder:
         try:
@@ -130,7 +136,7 @@ def run_all(runs, seconds, at_once):
                     run = waiting.pop()
                     place = Path(tempfile.mkdtemp(dir=folder)).resolve()
                     child = run.start(place, seconds)
-                    running[child] = run, place, time.monotonic() + seconds + GRACE
+                    running[child] = run, place, time.monotonic() + PATIENCE * seconds + GRACE
                 ended = ask_server()
                 for child, (run, place, deadline) in list(running.items()):
                     if child in ended or time.monotonic() > deadline:

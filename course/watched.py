@@ -10,12 +10,17 @@ This stops what is done in passing, not a determined attack: code in one process
 it. So read what looks odd, and grade inside a container. Needs fork (Linux, macOS).
 """
 import ast
+import copy
 import faulthandler
 import functools
 import gc
 import json
+import math
+import operator
 import os
 import re
+import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +28,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 
 # imported once here, inherited by every run: a fork takes milliseconds, these take seconds
 import hypothesis
+import hypothesis.strategies
 import hypothesis.internal.conjecture.engine as engine
 import hypothesis.internal.conjecture.providers as providers
 import numpy.random  # noqa: F401 - itself lazy
@@ -49,21 +55,45 @@ LISTING = ("os.listdir", "os.scandir")
 MOVING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 INSTALLED = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+HAVE_PARTS = (FunctionType, list, tuple, set, dict, SimpleNamespace)
 SET_BY_IMPORT = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
 LONGEST_REPORT = 4000  # characters of a failure that are kept
 
 
 # ---- what a student's code must leave alone ----
 
-def snapshot(modules, whole=()):
-    """{(module or class, name): (value, its inner parts)} of the functions, classes and modules
-    that some modules hold; of the modules in `whole`, of everything."""
-    classes = {value for module in modules for value in vars(module).values()
-               if isinstance(value, type) and is_watched(value.__module__)}
-    return {(place, name): (value, inner_parts(value))
-            for place in {*modules, *classes} for name, value in list(vars(place).items())
-            if (place in whole or callable(value) or type(value) is ModuleType)
-            and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_OTHERS}
+class Snapshot:
+    """What some modules and their classes hold: functions, classes and modules; of the modules
+    in `whole`, everything. values: {module or class: {name: value}}; parts: {id of a value: (value,
+    what in it can be exchanged)}."""
+
+    def __init__(self, modules, whole=()):
+        classes = {value for module in modules for value in vars(module).values()
+                   if isinstance(value, type) and is_watched(value.__module__)}
+        self.values = {
+            place: {name: value for name, value in list(vars(place).items())
+                    if (place in whole or callable(value) or type(value) is ModuleType)
+                    and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_OTHERS}
+            for place in {*modules, *classes}}
+        self.parts = {id(value): (value, inner_parts(value))
+                      for names in self.values.values() for value in names.values()
+                      if type(value) in HAVE_PARTS}
+
+    def with_others(self, other):
+        """The snapshot that holds both; where they differ, the other one counts."""
+        both = copy.copy(self)
+        both.values, both.parts = self.values | other.values, self.parts | other.parts
+        return both
+
+    def changed(self):
+        """The names that mean something else by now."""
+        exchanged = {key for key, (value, parts) in self.parts.items()
+                     if not same_objects(inner_parts(value), parts)}
+        missing = object()
+        return [f"{getattr(place, '__module__', None) or ''}.{place.__name__}.{name}".lstrip(".")
+                for place, names in self.values.items() for now in [vars(place)]
+                for name, value in names.items()
+                if now.get(name, missing) is not value or id(value) in exchanged]
 
 
 def is_watched(module):
@@ -76,24 +106,29 @@ def loaded_modules():
             if type(module) is ModuleType and is_watched(name)}
 
 
-def file_of(module):
-    """The file of a module; / if it has none."""
-    return Path(getattr(module, "__file__", None) or "/")
+def modules_in(folder):
+    """The loaded modules of a folder, and the file of each. Texts are compared: there are thousands
+    of other modules, and a Path for each would take longer than most tests."""
+    beginning = f"{folder}{os.sep}"
+    files = [(module, getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+    return [(module, Path(file)) for module, file in files
+            if isinstance(file, str) and file.startswith(beginning)]
 
 
 def inner_parts(value):
     """What of a value can be exchanged without exchanging the value."""
     if type(value) is FunctionType:
-        ours = value.__closure__ if "/tests/" in value.__code__.co_filename else None
-        cells = [cell.cell_contents for cell in ours or () if holds_something(cell)]
-        return [value.__code__, value.__defaults__, *(value.__kwdefaults__ or {}).values(), *cells]
-    if type(value) in (list, tuple, set):
-        return list(value)
+        parts = [value.__code__, value.__defaults__]
+        if value.__kwdefaults__:
+            parts += value.__kwdefaults__.values()
+        if value.__closure__ and "/tests/" in value.__code__.co_filename:
+            parts += [cell.cell_contents for cell in value.__closure__ if holds_something(cell)]
+        return parts
     if type(value) is dict:
         return [*value.keys(), *value.values()]
     if type(value) is SimpleNamespace:
         return list(vars(value).values())
-    return []
+    return list(value)
 
 
 def holds_something(cell):
@@ -104,16 +139,7 @@ def holds_something(cell):
 
 
 def same_objects(some, others):
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others))
-
-
-def changed_since(before):
-    """The names in a snapshot that mean something else by now."""
-    missing = object()
-    return [f"{getattr(place, '__module__', None) or ''}.{place.__name__}.{name}".lstrip(".")
-            for (place, name), (value, parts) in before.items()
-            if (now := vars(place).get(name, missing)) is not value
-            or not same_objects(inner_parts(now), parts)]
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 @functools.lru_cache(None)
@@ -124,9 +150,8 @@ def names_in(file):
 
 def usurped(folder, theirs):
     """Functions of our files in the folder whose code is in one of theirs."""
-    for module in list(sys.modules.values()):
-        file = file_of(module)
-        if folder in file.parents and file not in theirs:
+    for module, file in modules_in(folder):
+        if file not in theirs:
             for name in names_in(file) & vars(module).keys():
                 code = getattr(vars(module)[name], "__code__", None)
                 if code and Path(code.co_filename) in theirs:
@@ -155,19 +180,18 @@ class Recorder:
             hypothesis.settings.load_profile("shrinking")
         self.copies = {}
         for name in ASSERTED_WITH:
-            module, copy = sys.modules[name], SimpleNamespace(**vars(sys.modules[name]))
-            self.copies[id(module)] = copy
+            module = sys.modules[name]
+            self.copies[id(module)] = SimpleNamespace(**vars(module))
         self.copies[id(torch)].testing = self.copies[id(torch.testing)]
         self.before, self.modules = BEFORE, MODULES
         self.settings = hypothesis.settings.default
 
     def pytest_collection_finish(self, session):
         self.look("being imported")
-        for module in list(sys.modules.values()):
-            if self.folder / "tests" in file_of(module).parents:
-                for name, value in list(vars(module).items()):
-                    if id(value) in self.copies:
-                        setattr(module, name, self.copies[id(value)])
+        for module, _ in modules_in(self.folder / "tests"):
+            for name, value in list(vars(module).items()):
+                if id(value) in self.copies:
+                    setattr(module, name, self.copies[id(value)])
         for item in session.items:
             mark = item.get_closest_marker("task")
             self.tests[item.nodeid] = (mark.args[0] if mark else None,
@@ -177,23 +201,23 @@ class Recorder:
     def pytest_runtestloop(self, session):
         """Everything is in its place now: the tests' own names and copies are watched, too."""
         new = loaded_modules() - self.modules
-        tests = {module for module in new if self.folder / "tests" in file_of(module).parents}
+        tests = new & {module for module, _ in modules_in(self.folder / "tests")}
         asserted = {sys.modules[name] for name in (*ASSERTED_WITH, COMPARES, "builtins")}
-        self.near = snapshot(asserted | tests, tests) if self.theirs else {}
-        self.before = self.before | snapshot(new - tests)
-        self.parts_of_copies = [inner_parts(copy) for copy in self.copies.values()]
+        self.near = Snapshot(asserted | tests, tests)
+        self.before = self.before.with_others(Snapshot(new - tests))
+        self.parts_of_copies = [inner_parts(copied) for copied in self.copies.values()]
 
     def look(self, when, before=None):
         """Notes what differs from a snapshot, by default the one of everything."""
         if not self.theirs or self.changed:  # nobody to watch, or seen already
             return
-        names = changed_since(self.before if before is None else before)
+        names = (self.before if before is None else before).changed()
         names += [*usurped(self.folder, self.theirs), *["torch's modes"] * torch_modes()]
         if hypothesis.settings.default is not self.settings:
             names.append("hypothesis.settings.default")
         names += self.outside
         if before is not None:
-            now = [inner_parts(copy) for copy in self.copies.values()]
+            now = [inner_parts(copied) for copied in self.copies.values()]
             names += [name for name, parts, parts_now in
                       zip(ASSERTED_WITH, self.parts_of_copies, now)
                       if not same_objects(parts, parts_now)]
@@ -255,13 +279,23 @@ def is_inside(path, folder):
     return os.path.commonpath([path, folder]) == folder
 
 
+hypothesis.strategies.text().validate()  # makes a table of all characters, which takes seconds
 # Hypothesis would draw constants that it reads in a student's code; everyone has the same examples
 providers.is_local_module_file = lambda file: False
 MODULES = loaded_modules()
-BEFORE = snapshot(MODULES)
+BEFORE = Snapshot(MODULES)
 
 
 # ---- a run ----
+
+def limit_time(seconds, patience, hung):
+    """Ends this process after so many seconds of computing, or so much time in all; writes into
+    `hung` in which line it was."""
+    seconds = math.ceil(seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    faulthandler.register(signal.SIGXCPU, file=hung, chain=True)  # the system's signal
+    faulthandler.dump_traceback_later(patience, exit=True, file=hung)
+
 
 def run_pytest(order):
     """The child's side of a run: pytest in the folder, the result, and out."""
@@ -276,8 +310,7 @@ def run_pytest(order):
     os.environ |= {"HYPOTHESIS_PROFILE": order["profile"], "HOME": temporary, "TMPDIR": temporary,
                    "HYPOTHESIS_STORAGE_DIRECTORY": temporary}
     tempfile.tempdir, sys.dont_write_bytecode = None, True
-    hung = open("hung", "w", encoding="utf-8")
-    faulthandler.dump_traceback_later(order["seconds"], exit=True, file=hung)
+    limit_time(order["seconds"], order["patience"], open("hung", "w", encoding="utf-8"))
     recorder = Recorder(folder, order["theirs"], order["shrink"])
     del order
     watch_outside(recorder, may_read_project=any(folder.glob("demo/model")))

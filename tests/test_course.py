@@ -6,6 +6,7 @@ import ast
 import contextlib
 import csv
 import doctest
+import functools
 import hashlib
 import importlib
 import inspect
@@ -44,7 +45,8 @@ from exact import RETURNS, Path, Shaped, checked, mismatch, same_as  # noqa: E40
 from programs import run_program  # noqa: E402
 from storage.files import InputError, read_json  # noqa: E402
 
-COMMON = Course()
+course_of = functools.cache(Course)
+COMMON = course_of(None)
 TASKS = COMMON.tasks
 WRITTEN = [k for k, task in TASKS.items() if task.functions]
 
@@ -236,7 +238,8 @@ def command_of_grade(*arguments):
     """(exit code, standard output, standard error) of course/grade.py, run in this process: so all
     its runs are children of one server."""
     out, errors, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+    with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors),
+          unittest.mock.patch.object(grade, "Course", course_of)):
         try:
             cli.run(lambda: grade.main([*map(str, arguments)]))
         except SystemExit as end:
@@ -246,7 +249,7 @@ def command_of_grade(*arguments):
 
 def grade_one(tree, number, **options):
     """The row of one task in the report on a tree."""
-    [report] = grade.grade([tree], [number], **options)
+    [report] = grade.grade([tree], [number], course=COMMON, **options)
     return report["tasks"][number]
 
 
@@ -258,10 +261,10 @@ def test_every_task_stands_alone_and_every_mutant_is_killed():
 
 
 CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
-SECONDS = 20  # of a run: one that hangs takes them all, and no other may on a busy machine
+SECONDS = 12  # of computing: a run that hangs takes them all, no other may
 HANG = """i = 0
     while True:
-        i = __import__("time").sleep(0.05)"""
+        i += 1"""
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +315,8 @@ def graded(assignment, tmp_path_factory):
         flags[1] = 10 * SECONDS
         code, printed, _ = command_of_grade(student, *flags)
         assert code == 0 and again == [(["2.3", "2.5"], 10 * SECONDS)]
-        assert printed.splitlines()[-1] == ("2 runs were stopped; if the machine was busy, repeat "
-                                            "with a larger --seconds")
+        assert printed.splitlines()[-1] == ("2 runs were stopped; if the answer may only be slow, "
+                                            "repeat with a larger --seconds")
         assert out.read_text(encoding="utf-8") == before
         (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
         _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",
@@ -346,6 +349,18 @@ def test_the_time_of_a_run_begins_when_it_has_started(monkeypatch):
     assert not replies
 
 
+def test_what_a_teacher_has_set_for_python_and_pytest_is_not_in_force(tmp_path, monkeypatch):
+    """Catches a path of the teacher's that Python lists, for which every student was marked."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--collect-only")
+    monkeypatch.setattr(runs, "server", functools.cache(runs.server.__wrapped__))
+    run = runs.Run(COMMON.tree, ["--task", "2.3", *COMMON.test_files("2.3")],
+                   theirs=("mcts.py",))
+    runs.run_all([run], SECONDS, at_once=1)
+    runs.server().communicate()  # its input ends, and so does it
+    assert run.passed, run.changed
+
+
 def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     """Catches a hang that costs other tasks, and one without the line it stands in."""
     rows, student = graded
@@ -355,6 +370,18 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     line = (student / "mcts.py").read_text(encoding="utf-8").splitlines()[int(said[1]) - 1]
     assert rows["2.5"]["points"] == 0 and line.strip() in HANG
     assert "not written yet (2.2)" in rows["2.2"]["says"]
+
+
+@pytest.mark.parametrize("patience, says", [(0.2, "no end after 20 s: paths.py, line 2"), (3, "")])
+def test_a_run_that_waits_is_ended_too_and_a_busy_machine_ends_none(monkeypatch, patience, says):
+    """Catches a limit on time in all, which correct code reaches beside other work, and a run that
+    sleeps for ever because it computes nothing."""
+    monkeypatch.setattr(runs, "PATIENCE", patience)
+    text = "import time\ntime.sleep(5)\n" + COMMON.tree["paths.py"]
+    run = runs.Run(COMMON.tree | {"paths.py": text}, ["--task", "2.2", *COMMON.test_files("2.2")],
+                   "quick", theirs=("paths.py",))
+    runs.run_all([run], 20, at_once=1)
+    assert run.hung.startswith(says) and bool(run.hung) == bool(says) != run.passed
 
 
 def test_a_file_that_does_not_import_costs_only_its_own_tasks(graded):
@@ -391,7 +418,7 @@ def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch)
     """Catches a class graded for an hour by tests of another variant."""
     monkeypatch.setattr(grade, "grade", None)
     for name in ("ada", "eve"):
-        for file, text in Course(7).blank.items():
+        for file, text in course_of(7).blank.items():
             if file.endswith(".py"):
                 (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / name / file).write_text(text, encoding="utf-8")
@@ -399,7 +426,7 @@ def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch)
     assert code == 2 and "no --seed is given: the trees are of another one" in errors
     assert [line.split("has no")[0] for line in printed.splitlines()] == [
         f"is --seed that of these trees? {name} " for name in ("ada", "eve")]
-    assert not Course(7).foreign_names(tmp_path / "ada")
+    assert not course_of(7).foreign_names(tmp_path / "ada")
 
 
 def test_a_function_of_another_name_is_named_to_the_student():
@@ -681,8 +708,8 @@ def cheated(tmp_path_factory):
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-    [report] = grade.grade([student], [*CHEATS, *TELL_APART], profile="quick")
-    [again] = grade.grade([other], [*TELL_RUNS_APART], profile="quick")
+    [report] = grade.grade([student], [*CHEATS, *TELL_APART], profile="quick", course=COMMON)
+    [again] = grade.grade([other], [*TELL_RUNS_APART], profile="quick", course=COMMON)
     return report["tasks"], again["tasks"]
 
 
@@ -874,8 +901,8 @@ def test_two_submissions_of_one_hand_are_alike(assignment, tmp_path):
 
 def test_a_variant_is_another_tree_with_the_same_tests(tmp_path):
     """Catches a seed that changes nothing, and answers copied from this repository that fit it."""
-    other = Course(7)
-    assert other.texts == Course(7).texts != Course(8).texts
+    other = course_of(7)
+    assert other.texts == Course(7).texts != course_of(8).texts
     changed = [name for name, text in other.texts.items() if text != COMMON.texts[name]]
     assert "drllm.py" in changed and "tests/test_drllm.py" in changed
     assert set(other.mutants) < {*COMMON.mutants, *other.mutants, *COMMON.samples}

@@ -100,6 +100,20 @@ def shuffled(decisions, seed=0):
     return decisions.gather(1, order)
 
 
+def fixed_paths_at(layers, fixed_paths):
+    """(N,) expected reward of a mix of fixed paths with this mean depth.
+
+    fixed_paths: [(length, correct (N,))], shortest first. Beyond the ends the end is taken.
+    """
+    if layers <= fixed_paths[0][0]:
+        return fixed_paths[0][1]
+    for (low, below), (high, above) in zip(fixed_paths, fixed_paths[1:]):
+        if layers <= high:
+            share = (layers - low) / (high - low)
+            return (1 - share) * below + share * above
+    return fixed_paths[-1][1]
+
+
 def add_fixed_paths(table, main, fixed_paths):
     """Evaluates every one of fixed_paths, [(length, path)]. The two whose lengths are around the
     depth of the route `main` become routes of the table; table.fixed_paths has them all."""
@@ -169,10 +183,24 @@ class Comparison:
                 metrics["levels"][level] = self.summary(of_task & of_level)
         return metrics
 
+    def over_fixed_paths(self, outcome):
+        """(n,) what an outcome gains on every counted question over the mix of fixed paths that has
+        its mean depth."""
+        fixed_paths = [(length, fixed.correct[self.counted])
+                       for length, fixed in sorted(self.fixed_paths.items())]
+        layers = outcome.layers[self.counted].mean().item()
+        return outcome.correct[self.counted] - fixed_paths_at(layers, fixed_paths)
+
     def metrics(self):
         """The object of metrics.json."""
         tasks = {task: self.task_metrics(task) for task in dict.fromkeys(self.tasks)}
-        return {"routes": self.summary(self.counted), "tasks": tasks}
+        routes = self.summary(self.counted)
+        if self.fixed_paths:
+            for name, outcome in self.outcomes.items():
+                over = self.over_fixed_paths(outcome)
+                routes[name] |= {"over_fixed": over.mean().item(),
+                                 "over_fixed_interval": list(interval(over))}
+        return {"routes": routes, "tasks": tasks}
 
 
 def compare(model, tokenizer, prompts, known_tasks, routed, fixed_paths, routes=ROUTES,
@@ -362,8 +390,8 @@ def gain_sentences(metrics, titles):
 
 
 def sentences_on(title, routed, base):
-    """One sentence on a trained route's gain, and one on the length of its answers if fewer layers
-    per pass are more blocks in total."""
+    """A trained route's gain over the base model, its gain over fixed paths, and a sentence on the
+    length of its answers if fewer layers per pass are more blocks in total."""
     low, high = routed["interval"]
     change = f"{with_interval(routed['gain'], routed['interval'])} points"
     if low == high == 0:
@@ -375,6 +403,9 @@ def sentences_on(title, routed, base):
     else:
         verdict = f"{change}, no significant difference from the base model"
     sentences = [f"{title}: {verdict}, at {routed['layers']:.2f} of {base['layers']:.0f} layers."]
+    if "over_fixed" in routed:
+        over = with_interval(routed["over_fixed"], routed["over_fixed_interval"])
+        sentences.append(f"Over fixed paths of the same depth: {over} points.")
     if (routed["layers"] < base["layers"]
             and routed["layers_executed"] > base["layers_executed"]):
         sentences.append(f"Its answers are longer: {routed['layers_executed']:.1f} blocks per "

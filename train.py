@@ -103,9 +103,10 @@ def train_routers(model, prompts, labels, config=TrainConfig(), seeds=(0,), devi
     prompts = [prompts[n] for n in labelled]
     pooled, num_windows = features(model, prompts, decisions, config.windows, folder=folder)
     for seed in seeds:
-        routers = fit_routers(pooled, num_windows, decisions, seed, config, device)
-        if (decisions == EXECUTE).all():
-            execute_always(routers)
+        if (decisions == EXECUTE).all():  # nothing to learn
+            routers = execute_always(model, config, seed, device)
+        else:
+            routers = fit_routers(pooled, num_windows, decisions, seed, config, device)
         if config.guard:
             guard = fit_guard(pooled, num_windows, seed)
             # as in their file, so that routers answer alike before and after they are loaded
@@ -147,12 +148,16 @@ def learning_rate(step, steps, config):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
 
-def execute_always(routers):
-    """Makes routers execute every layer for any prompt. Labels that all say execute do not
-    determine what happens on other prompts, since the initial weights may already fit them."""
+def execute_always(model, config, seed, device):
+    """Routers that execute every layer for any prompt. Training on such labels would not ensure it:
+    the initial weights may already fit them, whatever they decide on other prompts."""
+    torch.manual_seed(seed)
+    size = model.config.num_layers, model.config.hidden_size
+    routers = Routers(*size, config.width, config.windows).to(device).requires_grad_(False)
     routers.w2.zero_()
     routers.b2.zero_()
     routers.b2[..., EXECUTE] = 1.0
+    return routers
 
 
 # ---- a run ----

@@ -15,10 +15,8 @@ second run is imported, too.
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 import make_results  # puts the repository's root on the path
-from make_results import ASSETS, CELLS, signed
+from make_results import ASSETS, CELLS, with_interval
 
 import cli
 from evaluate import ACTIONS
@@ -73,23 +71,19 @@ def searched(run):
 
 # ---- the routes side by side ----
 
-def over_fixed_paths(metrics, route):
-    """Accuracy over the best fixed paths, mixed so that they have the route's mean depth; beyond
-    the longest or shortest of them, over that one."""
-    figures, points = metrics["routes"][route], metrics["fixed"]
-    mixed = np.interp(figures["layers"], [point["layers"] for point in points],
-                      [point["accuracy"] for point in points])
-    return figures["accuracy"] - float(mixed)
+def over_fixed_paths(figures):
+    """The gain over fixed paths of the same depth, with its interval."""
+    return with_interval(figures["over_fixed"], figures["over_fixed_interval"])
 
 
 def routes(safe, consensus):
     """Rows of every route in domain, from the metrics of the two runs."""
     yield ["Dr.LLM, safe (the default)", *figures(safe["routes"]["dr.llm"], *COLUMNS),
-           signed(over_fixed_paths(safe, "dr.llm"))]
+           over_fixed_paths(safe["routes"]["dr.llm"])]
     for route, row in consensus["routes"].items():
         title = f"fixed path, {row['layers']:.0f} layers" if "fixed" in route else route
         yield [TITLES.get(route, title), *figures(row, *COLUMNS),
-               signed(over_fixed_paths(consensus, route))]
+               over_fixed_paths(row)]
 
 
 def tasks(consensus):

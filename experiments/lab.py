@@ -17,9 +17,8 @@ from answers import prompts_that_fit
 from choose import DEPTHS, confidence_if_correct, frontier, upper_hull
 from cli import bounds, percent, progress_bar
 from drllm import RouterRoute, fit_guard
-from evaluate import Comparison, interval, numbers_by_task, summarise
+from evaluate import Comparison, fixed_paths_at, interval, numbers_by_task, summarise
 from experiments import methods
-from experiments.statistics import fixed_paths_at
 from model_llama import FixedRoute
 from paths import DECISIONS, blocks, with_decision
 from storage.answer_cache import digest

@@ -1,7 +1,5 @@
-"""Numbers about finished answers: what would fixed paths have done at the same depth, what did
-searches change, and how often does each layer run?
-
-    fixed_paths_at(11, [(10, torch.tensor([0.7])), (12, torch.tensor([0.8]))])    # 0.75
+"""Numbers about finished answers: intervals and ranks, what searches changed, and how often each
+layer runs.
 """
 import numpy as np
 import torch
@@ -45,22 +43,6 @@ def auroc(scores, correct):
         return 0.5
     rank_sum = midranks(np.asarray(scores))[correct].sum()
     return float((rank_sum - number * (number + 1) / 2) / (number * others))
-
-
-# ---- fixed paths at the same depth ----
-
-def fixed_paths_at(layers, fixed_paths):
-    """(N,) expected reward of a mix of fixed paths with this mean depth.
-
-    fixed_paths: [(length, correct (N,))], shortest first. Beyond the ends the end is taken.
-    """
-    if layers <= fixed_paths[0][0]:
-        return fixed_paths[0][1]
-    for (low, below), (high, above) in zip(fixed_paths, fixed_paths[1:]):
-        if layers <= high:
-            share = (layers - low) / (high - low)
-            return (1 - share) * below + share * above
-    return fixed_paths[-1][1]
 
 
 # ---- what searches changed ----

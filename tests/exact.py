@@ -79,7 +79,7 @@ RETURNS = {
     "4.6": {"drllm.nearest_distance": Shaped(lambda states, points: states.shape[:-1]),
             "drllm.Routers.is_ood": Shaped(lambda routers, layer, pooled, counts: counts.shape,
                                                boolean)},
-    "5.1": {"experiments/statistics.fixed_paths_at": Shaped(
+    "5.1": {"evaluate.fixed_paths_at": Shaped(
         lambda layers, fixed_paths: fixed_paths[0][1].shape)},
     "6.1": {"evaluate.interval": tuple[float, float]},
     "6.2": {"evaluate.shuffled": same_as(0)},

@@ -35,7 +35,7 @@ import make_results  # noqa: E402
 import make_tutorial  # noqa: E402
 from draw import draw  # noqa: E402
 
-from experiments.statistics import fixed_paths_at  # noqa: E402
+from evaluate import fixed_paths_at  # noqa: E402
 from storage.files import read_json  # noqa: E402
 
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (

@@ -17,8 +17,7 @@ import evaluate
 from choose import frontier
 from drllm import Routers
 from cli import aligned
-from evaluate import Outcome, interval, shuffled, summarise
-from experiments.statistics import fixed_paths_at
+from evaluate import Outcome, fixed_paths_at, interval, shuffled, summarise
 from model_llama import FixedRoute
 from storage.files import InputError, read_json
 from questions.loading import Question, read_row
@@ -123,6 +122,18 @@ def test_static_routes_are_those_around_the_routers_depth(tiny_questions, paths,
     assert [int(outcome.layers.mean()) for outcome in asked if outcome] == around
     assert list(table.fixed_paths) == [1, 2, 3, 5]
     assert set(table.outcomes) <= {"vanilla", "fixed below", "fixed above"}
+
+
+def test_the_gain_over_fixed_paths_is_paired_and_at_the_routers_depth(tiny_questions):
+    """Catches a gain over a fixed path of another depth, and the interval of something else."""
+    paths = [(1, 1, 1)] * 4 + [(2, 1, 1)] * 4  # 3.5 blocks
+    routed = {"dr.llm": ("Dr.LLM", [FixedRoute(paths)])}
+    table = evaluate.compare(*tiny_questions, {"own"}, routed, STATICS[::-1], ("fixed", "dr.llm"))
+    three, five = table.fixed_paths[3].correct, table.fixed_paths[5].correct
+    over = table.outcomes["dr.llm"].correct - 0.75 * three - 0.25 * five
+    row = table.metrics()["routes"]["dr.llm"]
+    assert row["over_fixed"] == pytest.approx(over.mean().item())
+    assert row["over_fixed_interval"] == pytest.approx(interval(over))
 
 
 def metrics_of(command, *more):

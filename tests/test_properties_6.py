@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course.luck import lucky_corrections
-from evaluate import Outcome, interval, shuffled, summarise
-from experiments.statistics import fixed_paths_at
+from evaluate import Outcome, fixed_paths_at, interval, shuffled, summarise
 from answers import Answers
 
 pytestmark = pytest.mark.task("6.4")

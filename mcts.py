@@ -89,7 +89,7 @@ def select_node_to_expand(root, rewards, config, rng):
         open_children = [child for child in node.children if not child.exhausted]
         # a child with less reward than its parent takes no room from others: it does not count
         good_children = sum(child.reward >= node.reward for child in node.children)
-        limit = max(1, node.visits ** config.widening)
+        limit = node.visits ** config.widening
         may_widen = good_children < limit or not open_children
         if may_widen and any(path not in rewards for path in node.edits):
             return node

@@ -70,16 +70,17 @@ def main(argv=None):
             if mutant:
                 correct = (ROOT / mutant.file).read_text(encoding="utf-8")
                 (tree / mutant.file).write_text(mutant.apply(correct), encoding="utf-8")
-            failed = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                                     file], cwd=tree, capture_output=True,
-                                    env={**os.environ, "HYPOTHESIS_PROFILE": "grade"}).returncode
+            done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                                   file], cwd=tree, capture_output=True, encoding="utf-8",
+                                  env={**os.environ, "HYPOTHESIS_PROFILE": "grade"})
+            failed = done.returncode != 0
             if not mutant:
                 if failed:
-                    raise InputError(f"{file}: its tests fail before anything is planted, or there "
-                                     f"are none; HYPOTHESIS_PROFILE=grade python -m pytest "
-                                     f"{file} is what we run")
+                    last_line = done.stdout.rstrip().rpartition("\n")[2]
+                    raise InputError(f"{file}: before anything is planted: {last_line}; "
+                                     f"HYPOTHESIS_PROFILE=grade python -m pytest {file} shows more")
                 continue
-            noticed += bool(failed)
+            noticed += failed
             print(f"{'noticed' if failed else 'ALIVE  '}  {mutant.name}: {mutant.mistake}")
             (tree / mutant.file).write_text(correct, encoding="utf-8")
     print(f"{noticed} of {len(mutants)} noticed. You are graded by others: go through the list of "

@@ -100,7 +100,7 @@ def shared():
 @pytest.fixture(autouse=True)
 def plain_torch():
     """Every test starts from the same random state, in float32, on one thread."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also describes the call to CUDA
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)
 

@@ -226,7 +226,7 @@ class Contract:
         for key, value in reached.items():
             if not same_contents(contents(value), before[key]):
                 kind = type(value).__name__
-                raise TypeError(f"{self.name} changed its arguments: what a {kind} holds")
+                raise TypeError(f"{self.name} changed its arguments: the contents of a {kind}")
 
     def check_plain(self, values, before, place):
         """What is in the values, and was not there before, must not compare in its own way."""

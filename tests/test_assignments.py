@@ -206,6 +206,7 @@ class CountedSpan:
         self.rows = rows
 
     def take(self, rows):
+        assert rows is not None, "take() was given None: all rows run"
         return CountedSpan(self.rows[rows])
 
 
@@ -224,11 +225,13 @@ def batches_of_paths(draw):
 @pytest.mark.task("1.5")
 @given(batches_of_paths(), seeds)
 def test_the_loop_runs_each_layer_as_often_as_its_row_says(decisions, seed):
-    """Catches row 0's decision used for all rows, and a route asked about the wrong states."""
+    """Catches row 0's decision used for all rows, a route asked about the wrong states, a second
+    pass that reads what the first one read, and rows that skip but do not stay as they are."""
     B, L = decisions.shape
     start, asked = randn(seed, B, 3, 2), []
 
     def route(layer, hidden, lengths):
+        assert isinstance(lengths, torch.Tensor), "the route is given cache.lengths"
         asked.append((layer, hidden.clone(), lengths.tolist()))
         return decisions[:, layer].clone()
 
@@ -266,10 +269,10 @@ def test_without_a_route_the_loop_replays_the_same_passes_in_the_same_slots(deci
 # ---- paths and search: a tree of bare nodes ----
 
 class Bare(SimpleNamespace):
-    """A node without anything to do; a message shows its path only."""
+    """A node without anything to do; a message shows its path only, or that it is the root."""
 
     def __repr__(self):
-        return f"node{self.decisions}".replace(",)", ")")
+        return "root" if self.parent is None else f"node{self.decisions}".replace(",)", ")")
 
 
 def bare(decisions, visits=1, total_reward=0.0, parent=None, edits=(), reward=0.0):
@@ -345,7 +348,7 @@ def test_select_widens_a_node_by_a_power_of_its_visits(visits, rewards, widening
     root = bare((9,), visits, edits=[(99,)], reward=0.5)
     for number, reward in enumerate(rewards):
         bare((number,), parent=root, edits=[(10 + number,)], reward=reward)
-    widens = sum(reward >= 0.5 for reward in rewards) < max(1, visits ** widening)
+    widens = sum(reward >= 0.5 for reward in rewards) < visits ** widening
     assert (chosen(root, widening=widening) is root) == widens
 
 
@@ -599,7 +602,7 @@ def test_search_hangs_every_child_below_the_node_that_was_selected():
 
 
 @pytest.mark.task("2.6")
-def test_search_calls_best_what_the_paper_does():
+def test_search_returns_the_papers_label():
     """Catches the shortest or the last path where the first correct one is wanted, layers counted
     in place of block runs, and the last of equally short paths. Any reward above 0 is correct."""
     correct = {(2, 1): 0.01, (0, 1): 0.5, (0, 0): 1.0}

@@ -68,10 +68,9 @@ def test_interval_covers_as_often_as_it_says():
                                      "190: wrong percentiles?")
 
 
-@pytest.mark.task("5.1")
 @given(st.integers(0, 10**6), st.integers(1, 12))
-def test_frontier_is_the_upper_hull_of_the_static_paths(seed, number):
-    """No static path, and no mix of two, lies above it at the same length."""
+def test_frontier_is_the_upper_hull_of_the_fixed_paths(seed, number):
+    """No fixed path, and no mix of two, lies above it at the same length."""
     rng = torch.Generator().manual_seed(seed)
     paths = [tuple(path) for path in torch.randint(3, (number, 4), generator=rng).tolist()]
     paths = list(dict.fromkeys(paths))

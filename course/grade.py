@@ -85,6 +85,7 @@ HARMLESS = {"bisect", "collections", "copy", "dataclasses", "decimal", "fraction
             "re", "statistics", "string", "torch", "types", "typing"}
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
+FLAGS = {"changed": "changes what is not its own", "odd": "read it", "stopped": "stopped"}  # --csv
 WORDS = 12  # tokens in a row that two submissions share
 FALSE = "your test fails on our correct code: the property is not always true"
 LONGEST_ERROR = 240  # characters
@@ -151,13 +152,25 @@ class Course:
         return missing
 
     def is_of_another_seed(self, student):
-        """Whether most of a student's files that a seed changes lack functions of this variant."""
+        """Whether a student has a function by the name that it has in another variant."""
         variants = tomllib.loads(self.texts["course/variants.toml"])["names"]
-        renamed = {*variants, *itertools.chain(*variants.values())}
-        files = {module for task in self.tasks.values() for module, name in task.functions
-                 if name in renamed and (student / f"{module}.py").is_file()}
-        lacking = {missing.split(".")[0] for missing in self.foreign_names(student)} & files
-        return len(lacking) > len(files) / 2
+        other_names = {name: {own, *others} - {name} for own, others in variants.items()
+                       for name in (own, *others)}
+        for task in self.tasks.values():
+            for module, name in task.functions:
+                theirs = functions_in(student / f"{module}.py") if name in other_names else set()
+                if name not in theirs and other_names.get(name, set()) & theirs:
+                    return True
+        return False
+
+
+def functions_in(file):
+    """The names of all functions in a file, if it can be read and parsed."""
+    try:
+        tree = ast.parse(file.read_text("utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return set()
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 class Grading:
@@ -255,7 +268,7 @@ class Grading:
         runs = [*self.runs, *self.mutated, *self.controls]
         changed = next((run.changed for run in runs if run.changed), None)
         if self.changed_text and share:
-            changed = ["in a file of its own", *self.changed_text]
+            changed = ["in its text: what is given must stay as it is", *self.changed_text]
         if stopped := self.stopped():
             more = more | {"stopped": stopped}
         if changed:
@@ -337,8 +350,8 @@ class Grading:
             return 0, ("on correct code among the mutants a test failed that had passed before: it "
                        "does not look at what the code does"), {}
         alive = [m.name for m, run in zip(self.mutants, self.mutated) if not self.noticed(run)]
-        killed = len(self.mutants) - len(alive)
-        return killed / len(self.mutants), f"{killed} of {len(self.mutants)} mutants killed", {
+        noticed = len(self.mutants) - len(alive)
+        return noticed / len(self.mutants), f"{noticed} of {len(self.mutants)} mutants noticed", {
             "alive": alive}
 
     def noticed(self, run):
@@ -479,7 +492,9 @@ def lines_of(report):
     yield f"{report['student']}: {report['points']:g} of {report['of']} points"
     for number, row in report["tasks"].items():
         alive = f"; alive: {', '.join(row['alive'])}" if row.get("alive") else ""
-        odd = f"; READ IT, it names {', '.join(row['odd'])}" if row.get("odd") else ""
+        odd = ""
+        if row.get("odd") and row["points"]:
+            odd = f"; READ IT, it names or imports {', '.join(row['odd'])}"
         yield (f"  {number:<5}{row['title']:<34}{row['points']:>5g} /{row['of']:>2}  "
                f"{row['says']}{alive}{odd}")
 
@@ -495,7 +510,7 @@ def feedback(report):
     """A report for the student who wrote the tree; mutants stay unnamed, they may come again."""
     parts = [f"# {report['student']}: {report['points']:g} of {report['of']} points\n"]
     for number, row in report["tasks"].items():
-        parts.append(f"\n**{number} {row['title']}**: {row['points']:g} of {row['of']}. ")
+        parts.append(f"\n**{number} {row['title']}**: {row['points']:g} of {row['of']}.")
         parts += [f"\n- {line}" for line in told(row)]
         parts.append("\n")
     return "".join(parts)
@@ -507,11 +522,11 @@ def write_class(reports, args):
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             numbers = list(reports[0]["tasks"]) if reports else []
             csv.writer(file).writerows(
-                [["student", "points", *numbers, "changes what is not its own"],
-                 *(["(at most)", r["of"], *(r["tasks"][k]["of"] for k in numbers), ""]
+                [["student", "points", *numbers, *FLAGS.values()],
+                 *(["(at most)", r["of"], *(r["tasks"][k]["of"] for k in numbers), "", "", ""]
                    for r in reports[:1]),
                  *([r["student"], r["points"], *(r["tasks"][k]["points"] for k in numbers),
-                    " ".join(k for k in numbers if "changed" in r["tasks"][k])]
+                    *(" ".join(k for k in numbers if flag in r["tasks"][k]) for flag in FLAGS)]
                    for r in reports)])
     if args.feedback:
         args.feedback.mkdir(parents=True, exist_ok=True)
@@ -575,8 +590,9 @@ def chosen_tasks(wanted, tasks):
 
 
 def made_from(folder, course, args):
-    """Names all that a report on the tree in a folder is made from."""
-    names = [file for task in course.tasks.values() for file in course.files(task)]
+    """Names all that a report on the tree in a folder is made from, the essay aside."""
+    names = [file for task in course.tasks.values() if task.graded_by != "hand"
+             for file in course.files(task)]
     names += [str(f.relative_to(folder)) for f in sorted(folder.glob("course/*.safetensors"))]
     texts = [(file, (folder / file).read_bytes().hex()) for file in names
              if (folder / file).is_file()]
@@ -584,16 +600,20 @@ def made_from(folder, course, args):
 
 
 def report_on(name, folder, kept, course, args):
-    """The report on one tree: a kept one if the tree is as it was, but tasks of which a run was
-    stopped are graded again."""
+    """The report on one tree: a kept one if the tree is as it was. Of that, the essay is looked for
+    again, and tasks of which a run was stopped are graded again with more time."""
     key, options = made_from(folder, course, args), (args.seconds, args.jobs, args.profile, course)
     report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
     if report is None:
         [report] = grade([folder], args.task, *options)
-    elif stopped := [k for k, row in report["tasks"].items() if "stopped" in row]:
-        [again] = grade([folder], stopped, *options)
+        return report | {"student": name, "key": key, "seconds": args.seconds}
+    more_time = args.seconds > report["seconds"]
+    numbers = [k for k, row in report["tasks"].items()
+               if course.tasks[k].graded_by == "hand" or more_time and "stopped" in row]
+    if numbers:
+        [again] = grade([folder], numbers, *options)
         report |= with_sums(report["tasks"] | again["tasks"])
-    return report | {"student": name, "key": key}
+    return report | {"seconds": max(args.seconds, report["seconds"])}
 
 
 def check_seed(students, course):
@@ -604,8 +624,7 @@ def check_seed(students, course):
                   flush=True)
     if all(course.is_of_another_seed(folder) for folder in students.values()):
         given = "no --seed is given" if course.seed is None else f"--seed {course.seed}"
-        raise InputError(f"{given}: the trees are of another one; most of their files lack "
-                         "functions of this variant")
+        raise InputError(f"{given}: the trees are of another one, by the names of their functions")
 
 
 def read_essays(file, students, course):
@@ -646,6 +665,9 @@ def main(argv=None):
         raise InputError(f"{args.students[0]}: none of {len(args.students)} paths is a student's "
                          "tree")
     args.task = chosen_tasks(args.task, course.tasks)
+    for file in filter(None, (args.json, args.csv, args.gradescope)):
+        if not file.parent.is_dir():
+            raise InputError(f"{file}: there is no folder {file.parent}")
     if args.gradescope and len(students) != 1:
         raise InputError(f"{args.gradescope}: for one student; {len(students)} are given")
     check_seed(students, course)

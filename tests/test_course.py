@@ -314,10 +314,11 @@ def graded(assignment, tmp_path_factory):
         patch.setattr(grade, "grade", graded_before)
         flags[1] = 10 * SECONDS
         code, printed, _ = command_of_grade(student, *flags)
-        assert code == 0 and again == [(["2.3", "2.5"], 10 * SECONDS)]
+        assert code == 0 and again == [(["2.3", "2.5", "6.5"], 10 * SECONDS)]
         assert printed.splitlines()[-1] == ("2 runs were stopped; if the answer may only be slow, "
                                             "repeat with a larger --seconds")
-        assert out.read_text(encoding="utf-8") == before
+        assert read_json(out)["reports"][0]["tasks"] == rows
+        assert command_of_grade(student, *flags)[0] == 0 and again[1:] == [(["6.5"], 10 * SECONDS)]
         (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
         _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",
                                          *flags[flags.index("--task"):])
@@ -372,7 +373,7 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     assert "not written yet (2.2)" in rows["2.2"]["says"]
 
 
-@pytest.mark.parametrize("patience, says", [(0.2, "no end after 20 s: paths.py, line 2"), (3, "")])
+@pytest.mark.parametrize("patience, says", [(0.2, "no end after 4 s of waiting: paths.py, line 2"), (3, "")])
 def test_a_run_that_waits_is_ended_too_and_a_busy_machine_ends_none(monkeypatch, patience, says):
     """Catches a limit on time in all, which correct code reaches beside other work, and a run that
     sleeps for ever because it computes nothing."""
@@ -427,6 +428,23 @@ def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch)
     assert [line.split("has no")[0] for line in printed.splitlines()] == [
         f"is --seed that of these trees? {name} " for name in ("ada", "eve")]
     assert not course_of(7).foreign_names(tmp_path / "ada")
+    assert not course_of(7).is_of_another_seed(tmp_path / "ada")
+    for seed in (8, 9):  # two seeds have most names in common
+        code, _, errors = command_of_grade(tmp_path / "ada", tmp_path / "eve", "--seed", seed)
+        assert code == 2 and f"--seed {seed}: the trees are of another one" in errors
+    for name in ("ada", "eve"):  # a student's own function is of no variant
+        (tmp_path / name / "drllm.py").write_text("def helper(): pass\n", encoding="utf-8")
+        for file in ("mcts.py", "evaluate.py", "course/luck.py", "paths.py"):
+            (tmp_path / name / file).unlink()
+        assert not course_of(8).is_of_another_seed(tmp_path / name)
+
+
+def test_results_go_into_a_folder_that_is_there(tmp_path):
+    """Catches a folder made of a misspelt path, and a class graded again for want of its file."""
+    (tmp_path / "mcts.py").write_text("", encoding="utf-8")
+    code, _, errors = command_of_grade(tmp_path, "--json", tmp_path / "nowhere" / "points.json")
+    assert code == 2 and f"there is no folder {tmp_path / 'nowhere'}" in errors
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_function_of_another_name_is_named_to_the_student():
@@ -464,10 +482,12 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
     rows, student = graded
     points = [row["points"] for row in rows.values()]
     head, most, line = csv.reader((student / "points.csv").read_text(encoding="utf-8").splitlines())
-    assert head == ["student", "points", *rows, "changes what is not its own"]
-    assert [line[0], line[-1]] == ["ada", "3.2 3.3"] and [most[0], most[-1]] == ["(at most)", ""]
-    assert [float(x) for x in line[1:-1]] == [sum(points), *points]
-    assert [float(x) for x in most[2:-1]] == [row["of"] for row in rows.values()]
+    assert head == ["student", "points", *rows, "changes what is not its own", "read it",
+                    "stopped"]
+    assert [line[0], line[-3], line[-1]] == ["ada", "3.2 3.3", "2.3 2.5"]
+    assert [most[0], *most[-3:]] == ["(at most)", "", "", ""]
+    assert [float(x) for x in line[1:-3]] == [sum(points), *points]
+    assert [float(x) for x in most[2:-3]] == [row["of"] for row in rows.values()]
     letter = (student / "feedback/ada.md").read_text(encoding="utf-8")
     assert letter.startswith("# ada: ") and "**6.5 " in letter and "to be read: 3 words" in letter
     assert not any(mutant.name in letter for mutant in COMMON.mutants)

@@ -373,7 +373,8 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
     assert "not written yet (2.2)" in rows["2.2"]["says"]
 
 
-@pytest.mark.parametrize("patience, says", [(0.2, "no end after 4 s of waiting: paths.py, line 2"), (3, "")])
+@pytest.mark.parametrize("patience, says", [
+    (0.2, "no end after 4 s of waiting: paths.py, line 2"), (3, "")])
 def test_a_run_that_waits_is_ended_too_and_a_busy_machine_ends_none(monkeypatch, patience, says):
     """Catches a limit on time in all, which correct code reaches beside other work, and a run that
     sleeps for ever because it computes nothing."""

@@ -307,8 +307,8 @@ class Grading:
         return sum(run.outcomes is None for run in runs)
 
     def by_hand(self):
-        words = len(self.theirs["course/essay.md"].split())
-        return 0, f"to be read: {words} words", {"by hand": True}
+        text = self.theirs["course/essay.md"]
+        return 0, f"to be read: {len(text.split())} words", {"by hand": True, "essay": digest(text)}
 
     def by_ablation(self):
         [run] = self.runs
@@ -568,8 +568,8 @@ def parse_args(argv=None):
     parser.add_argument("--profile", choices=("quick", "grade"), default="grade",
                         help="examples per property test: 25 or 200 (default: grade)")
     parser.add_argument("--json", type=cli.file_or_folder, metavar="FILE",
-                        help="the reports; those already in it, of the same files, are kept, "
-                             "except tasks whose runs were stopped")
+                        help="the reports; those already in it, of the same files, are kept; "
+                             "tasks whose runs were stopped are graded again if --seconds grew")
     parser.add_argument("--csv", type=cli.file_or_folder, metavar="FILE",
                         help="a row of points per student")
     parser.add_argument("--feedback", type=cli.file_or_folder, metavar="DIR",
@@ -600,8 +600,9 @@ def made_from(folder, course, args):
 
 
 def report_on(name, folder, kept, course, args):
-    """The report on one tree: a kept one if the tree is as it was. Of that, the essay is looked for
-    again, and tasks of which a run was stopped are graded again with more time."""
+    """The report on one tree: a kept one if the tree is as it was. Of that, the essay is looked at
+    again (its points stay if it is the same), and tasks of which a run was stopped are graded again
+    if there is more time."""
     key, options = made_from(folder, course, args), (args.seconds, args.jobs, args.profile, course)
     report = next((r for r in kept if r["student"] == name and r["key"] == key), None)
     if report is None:
@@ -612,7 +613,10 @@ def report_on(name, folder, kept, course, args):
                if course.tasks[k].graded_by == "hand" or more_time and "stopped" in row]
     if numbers:
         [again] = grade([folder], numbers, *options)
-        report |= with_sums(report["tasks"] | again["tasks"])
+        rows = report["tasks"]
+        new = {k: row for k, row in again["tasks"].items()
+               if "essay" not in row or row["essay"] != rows[k].get("essay")}
+        report |= with_sums(rows | new)
     return report | {"seconds": max(args.seconds, report["seconds"])}
 
 

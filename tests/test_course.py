@@ -319,10 +319,14 @@ def graded(assignment, tmp_path_factory):
                                             "repeat with a larger --seconds")
         assert read_json(out)["reports"][0]["tasks"] == rows
         assert command_of_grade(student, *flags)[0] == 0 and again[1:] == [(["6.5"], 10 * SECONDS)]
-        (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
-        _, printed, _ = command_of_grade(student, *flags[:4], "--essays", student / "essays.json",
-                                         *flags[flags.index("--task"):])
+    again = [student, *flags[:4], *flags[flags.index("--task"):]]
+    (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
+    for more in (["--essays", student / "essays.json"], []):  # points stay, but for another essay
+        _, printed, _ = command_of_grade(*again, *more)
         assert re.search(r"6\.5 .* 4 / 6  read", printed)
+    (student / "course/essay.md").write_text("It was no luck.", encoding="utf-8")
+    _, printed, _ = command_of_grade(*again)
+    assert re.search(r"6\.5 .* 0 / 6  to be read: 4 words", printed)
     out.write_text(before, encoding="utf-8")
     return read_json(out)["reports"][0]["tasks"], student
 

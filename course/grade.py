@@ -24,7 +24,7 @@ from pathlib import Path
 from ablation import NOISE, check_ablation
 from make_assignment import (ROOT, blanked_files, find, project, properties_file, read_tasks,
                              split_mutants)
-from rewrite import changed_beside, same_meaning
+from rewrite import UNREADABLE, changed_beside, same_meaning
 from runs import Run, run_all
 from try_mutants import tomllib
 
@@ -77,12 +77,14 @@ def test_{token}_f():
 '''
 CONTROLS = 2  # correct trees among the mutants
 # names that no answer needs, and imports that an answer may add
-ODD = {"open", "exec", "eval", "compile", "getattr", "setattr", "vars", "globals", "locals",
-       "from_file", "tb_frame", "gi_frame", "f_back", "f_locals", "f_globals", "reject",
-       "current_build_context"}
-HARMLESS = {"bisect", "collections", "copy", "dataclasses", "decimal", "fractions", "functools",
-            "heapq", "hypothesis", "itertools", "math", "numpy", "operator", "pytest", "random",
-            "re", "statistics", "string", "torch", "types", "typing"}
+ODD = {"open", "exec", "eval", "getattr", "setattr", "vars", "globals", "locals", "from_file",
+       "tb_frame", "gi_frame", "f_back", "f_locals", "f_globals", "reject",
+       "current_build_context", "internal", "attrgetter", "methodcaller", "modules", "os", "sys",
+       "gc", "io", "inspect", "importlib", "builtins", "ctypes", "shutil", "pathlib", "subprocess"}
+# without pytest and Hypothesis: of files that import them, ours do, too
+HARMLESS = {"__future__", "bisect", "collections", "copy", "dataclasses", "decimal", "fractions",
+            "functools", "heapq", "itertools", "math", "numpy", "operator", "random", "re",
+            "statistics", "string", "torch", "types", "typing", "warnings"}
 MINE = ("course/my_ablation.py", "course/ablation.json")
 EXAMPLE = re.compile("(?:Falsifying example|Failing test case): ")  # words of Hypothesis
 FLAGS = {"changed": "changes what is not its own", "odd": "read it", "stopped": "stopped"}  # --csv
@@ -144,11 +146,13 @@ class Course:
         for task in self.tasks.values():
             for module, name in task.functions:
                 try:
-                    find(ast.parse((student / f"{module}.py").read_text(encoding="utf-8")), name)
+                    tree = ast.parse(read_plain(student / f"{module}.py"))
+                except (OSError, *UNREADABLE):
+                    continue  # told by the task itself
+                try:
+                    find(tree, name)
                 except ValueError:
                     missing.append(f"{module}.{name}")
-                except (OSError, SyntaxError):
-                    pass  # told by the task itself
         return missing
 
     def is_of_another_seed(self, student):
@@ -167,10 +171,17 @@ class Course:
 def functions_in(file):
     """The names of all functions in a file, if it can be read and parsed."""
     try:
-        tree = ast.parse(file.read_text("utf-8"))
-    except (OSError, ValueError, SyntaxError):
+        tree = ast.parse(read_plain(file))
+    except (OSError, *UNREADABLE):
         return set()
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def read_plain(file):
+    """The text of a student's file; OSError for a link or a pipe, which may lead anywhere."""
+    if file.exists() and (file.is_symlink() or not file.is_file()):
+        raise OSError(f"{file.name} is no plain file")
+    return file.read_text("utf-8")
 
 
 class Grading:
@@ -182,8 +193,7 @@ class Grading:
         self.student, self.changed_text, self.shrunk = Path(student), [], None
         self.mutated, self.controls = [], []
         try:
-            self.theirs = {name: (self.student / name).read_text("utf-8")
-                           for name in course.files(task)}
+            self.theirs = {name: read_plain(self.student / name) for name in course.files(task)}
             self.runs = getattr(self, f"plan_{task.graded_by}")()
         except (OSError, UnicodeDecodeError) as error:
             missing = isinstance(error, FileNotFoundError)
@@ -365,7 +375,7 @@ def odd_names(text):
     modules that are not harmless."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError):
+    except UNREADABLE:
         return set()
     names = {node.id for node in nodes if isinstance(node, ast.Name)}
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -377,10 +387,12 @@ def odd_names(text):
             modules.add(node.module or "")
             imported |= {alias.name for alias in node.names}
     parts = {part for name in modules | imported for part in name.split(".")}
-    private = {name for name in attributes | parts if name.startswith("_") and name != "__init__"}
+    private = {name for name in attributes | parts
+               if name.startswith("_") and name not in ("__init__", "__future__")}
     builtin = {name for name in names if name.startswith("__") and name != "__name__"}
     packages = {module.split(".")[0] for module in modules}
-    return (names | attributes | imported) & ODD | private | builtin | packages - HARMLESS
+    odd = (names | attributes | parts) & ODD | names & {"compile"}
+    return odd | private | builtin | packages - HARMLESS
 
 
 def unwritten(said):
@@ -461,13 +473,14 @@ def passages(text):
     """The runs of WORDS tokens in Python text, whatever its local names, comments and layout."""
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+        plain_text = ast.unparse(tree)
+    except UNREADABLE:
         return set()
     local = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and
              isinstance(n.ctx, ast.Store)} | {n.arg for n in ast.walk(tree)
                                               if isinstance(n, ast.arg)}
     words = ["_" if word in local and not keyword.iskeyword(word) else word
-             for word in re.findall(r"\w+|[^\w\s]", ast.unparse(tree))]
+             for word in re.findall(r"\w+|[^\w\s]", plain_text)]
     return {tuple(words[n:n + WORDS]) for n in range(len(words) - WORDS + 1)}
 
 

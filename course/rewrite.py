@@ -4,6 +4,7 @@
 """
 import ast
 import builtins
+import itertools
 import secrets
 
 
@@ -59,6 +60,7 @@ def names_assigned_at_the_top(tree):
 
 # ---- what a student may change ----
 
+UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)  # no Python, or nested too deep
 RUNS = ("code that runs when the file is imported; only functions, classes, imports and new names "
         "may be added")
 
@@ -68,13 +70,16 @@ def changed_beside(source, original, own):
     imports may be added; what the file had stays, and nothing else is done when it loads."""
     try:
         theirs, ours = ast.parse(source), ast.parse(original)
-    except SyntaxError:
+    except UNREADABLE:
         return []  # it will not load either
-    changed = list(differences(theirs.body, ours.body, own))
-    before = {ast.unparse(node) for node in ours.body}
-    taken = {node.id for node in names_assigned_at_the_top(ours)}
-    lines = [f"line {node.lineno}" for node in theirs.body
-             if ast.unparse(node) not in before and not is_helper(node, taken)]
+    try:
+        changed = list(differences(theirs.body, ours.body, own))
+        before = {ast.unparse(node) for node in ours.body}
+        taken = {node.id for node in names_assigned_at_the_top(ours)}
+        lines = [f"line {node.lineno}" for node in theirs.body
+                 if ast.unparse(node) not in before and not is_helper(node, taken)]
+    except RecursionError:
+        return ["an expression is nested too deep to be compared"]
     return changed + ([f"{', '.join(lines)}: {RUNS}"] if lines else [])
 
 
@@ -83,9 +88,11 @@ def is_helper(node, taken):
     runs here."""
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "__name__ == '__main__'" and not node.orelse
-    if isinstance(node, ast.Assign):
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        several = [getattr(target, "elts", [target]) for target in targets]  # A, B = 1, 2
         return all(isinstance(target, ast.Name) and target.id not in taken
-                   for target in node.targets)
+                   for target in itertools.chain(*several))
     comment = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return comment or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 

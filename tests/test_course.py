@@ -13,6 +13,7 @@ import inspect
 import io
 import json
 import operator
+import os
 import random
 import re
 import shutil
@@ -41,7 +42,7 @@ from make_assignment import SECRET, blank, blanked_files, read_tasks, write_tree
 
 import cli  # noqa: E402
 import mcts  # noqa: E402
-from exact import RETURNS, Path, Shaped, checked, mismatch, same_as  # noqa: E402
+from exact import RETURNS, Path, Shaped, checked, mismatch, not_plain, same_as  # noqa: E402
 from programs import run_program  # noqa: E402
 from storage.files import InputError, read_json  # noqa: E402
 
@@ -797,6 +798,13 @@ def test_an_object_that_equals_everything_is_of_no_wanted_type(number):
             assert mismatch(answer, wanted, places, mcts)
 
 
+def test_a_class_that_a_student_added_is_not_plain():
+    """Catches an object that equals everything, of a class in the student's own file."""
+    yes = type("Yes", (), {"__eq__": lambda self, other: True})
+    module = types.SimpleNamespace(Yes=yes, SearchResult=mcts.SearchResult)
+    assert not_plain(yes(), module) and not not_plain(mcts.SearchResult(None, 0.0, {}), module)
+
+
 @pytest.mark.parametrize("value, wanted, words", [
     (1, float, "a int"), (True, int, "a bool"), ((1.0,), tuple[float, float], "1 values"),
     ([(1, 2.0)], list[tuple[int, ...] | None], "a float in a tuple in a list"),
@@ -840,7 +848,13 @@ def test_what_a_function_does_to_its_arguments_is_noticed():
                                                                                    "f_locals"}),
     ("def _helper(x):\n    return x.__init__, _helper", set()), ("no Python (", set()),
     ("type(self)._secret\n__import__('os')", {"_secret", "__import__"}),
-    ("getattr(x, 'op' + 'en')", {"getattr"})])
+    ("getattr(x, 'op' + 'en')", {"getattr"}), ("import re\nre.compile('x')", set()),
+    ("from operator import attrgetter\ntorch.os", {"attrgetter", "os"}),
+    ("import dataclasses\ndataclasses.inspect.stack(0)", {"inspect"}),
+    ("import hypothesis.internal.conjecture.engine", {"hypothesis", "internal"}),
+    ("import pytest\nclass A: type(pytest.approx(1.0)).DEFAULT = 1", {"pytest"}),
+    ("from __future__ import annotations\nimport warnings", set()),
+    ("x = " + "-" * 20000 + "1", set()), ("x = " + "1+" * 3000 + "1", set())])
 def test_names_that_no_answer_needs_are_shown_to_the_teacher(text, odd):
     """Catches a file that looks at its grader, and whose row does not say so."""
     assert odd_names(text) == odd
@@ -865,18 +879,38 @@ def test_right_types_pass():
 def test_what_a_file_changes_beside_its_functions_is_named():
     """Catches a class of ours that is exchanged, and a line at the top that changes something."""
     text = COMMON.texts["mcts.py"]
-    helpers = "\n\nLIMIT = 3\n\n\ndef mine():\n    pass\n"
+    helpers = "\n\nLIMIT = 3\nMOST: int = 3\nA, B = 1, 2\n\n\ndef mine():\n    pass\n"
     assert COMMON.changed_beside("mcts.py", text + helpers) == []
     changed = text.replace("self.exhausted = False", "self.exhausted = None")
     assert COMMON.changed_beside("mcts.py", changed) == ["Node"]
     lines = len(text.splitlines())
-    for line in ("SearchResult.__eq__ = print", "math = None", "print(1)"):
+    for line in ("SearchResult.__eq__ = print", "math = None", "print(1)", "math: int = 3",
+                 "A, math = 1, 2", "A, SearchResult.x = 1, 2"):
         [changed] = COMMON.changed_beside("mcts.py", f"{text}{line}\n")
         assert changed.startswith(f"line {lines + 1}: code that runs when the file is imported; ")
     main = 'if __name__ == "__main__":\n    print(search)\n'
     assert COMMON.changed_beside("mcts.py", text + main) == []
     assert COMMON.changed_beside("mcts.py", text + main + "else:\n    print(1)\n")
     assert COMMON.changed_beside("mcts.py", text + main.replace("==", "!="))
+    assert COMMON.changed_beside("mcts.py", f"{text}x = {'1+' * 3000}1\n") in (
+        [], ["an expression is nested too deep to be compared"])  # [] where Python refuses it, too
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "nested", "signs"])
+def test_a_file_that_cannot_be_read_costs_its_own_tasks_only(tmp_path, what):
+    """Catches our own file by a link in the tree, and a class that is not graded because of one
+    student's file."""
+    file = tmp_path / "choose.py"
+    if what == "link":
+        file.symlink_to(ROOT / "choose.py")
+    elif what == "pipe":
+        os.mkfifo(file)
+    else:
+        begun = "1+" * 3000 if what == "nested" else "-" * 20000
+        file.write_text(f"x = {begun}1\n", encoding="utf-8")
+    (tmp_path / "mcts.py").write_text(COMMON.texts["mcts.py"], encoding="utf-8")
+    _, printed, _ = command_of_grade(tmp_path, "--task", "2.3", "3.4", "--profile", "quick")
+    assert re.search(r"2\.3 .* 2 / 2 ", printed) and re.search(r"3\.4 .* 0 / 3 ", printed)
 
 
 def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():

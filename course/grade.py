@@ -81,7 +81,7 @@ ODD = {"open", "exec", "eval", "getattr", "setattr", "vars", "globals", "locals"
        "tb_frame", "gi_frame", "f_back", "f_locals", "f_globals", "reject",
        "current_build_context", "internal", "attrgetter", "methodcaller", "modules", "os", "sys",
        "gc", "io", "inspect", "importlib", "builtins", "ctypes", "shutil", "pathlib", "subprocess"}
-# without pytest and Hypothesis: of files that import them, ours do, too
+# pytest and Hypothesis are not among them: where they are needed, our own file imports them, too
 HARMLESS = {"__future__", "bisect", "collections", "copy", "dataclasses", "decimal", "fractions",
             "functools", "heapq", "itertools", "math", "numpy", "operator", "random", "re",
             "statistics", "string", "torch", "types", "typing", "warnings"}
@@ -160,12 +160,10 @@ class Course:
         variants = tomllib.loads(self.texts["course/variants.toml"])["names"]
         other_names = {name: {own, *others} - {name} for own, others in variants.items()
                        for name in (own, *others)}
-        for task in self.tasks.values():
-            for module, name in task.functions:
-                theirs = functions_in(student / f"{module}.py") if name in other_names else set()
-                if name not in theirs and other_names.get(name, set()) & theirs:
-                    return True
-        return False
+        renamed = [(module, name) for task in self.tasks.values()
+                   for module, name in task.functions if name in other_names]
+        found = [(name, functions_in(student / f"{module}.py")) for module, name in renamed]
+        return any(name not in theirs and other_names[name] & theirs for name, theirs in found)
 
 
 def functions_in(file):
@@ -529,18 +527,24 @@ def feedback(report):
     return "".join(parts)
 
 
+def class_rows(reports):
+    """The rows of --csv: a head, what can be reached, and one per student; at the end of a row, the
+    numbers of the tasks with each flag."""
+    first = reports[0]["tasks"]
+    numbers = list(first)
+    yield ["student", "points", *numbers, *FLAGS.values()]
+    yield ["(at most)", reports[0]["of"], *(first[k]["of"] for k in numbers), *[""] * len(FLAGS)]
+    for report in reports:
+        rows = report["tasks"]
+        flagged = [" ".join(k for k in numbers if flag in rows[k]) for flag in FLAGS]
+        yield [report["student"], report["points"], *(rows[k]["points"] for k in numbers), *flagged]
+
+
 def write_class(reports, args):
     """What --csv, --feedback and --gradescope ask for."""
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            numbers = list(reports[0]["tasks"]) if reports else []
-            csv.writer(file).writerows(
-                [["student", "points", *numbers, *FLAGS.values()],
-                 *(["(at most)", r["of"], *(r["tasks"][k]["of"] for k in numbers), "", "", ""]
-                   for r in reports[:1]),
-                 *([r["student"], r["points"], *(r["tasks"][k]["points"] for k in numbers),
-                    *(" ".join(k for k in numbers if flag in r["tasks"][k]) for flag in FLAGS)]
-                   for r in reports)])
+            csv.writer(file).writerows(class_rows(reports))
     if args.feedback:
         args.feedback.mkdir(parents=True, exist_ok=True)
         for report in reports:

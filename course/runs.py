@@ -91,8 +91,8 @@ class Run:
             dump = (self.folder / "hung").read_text("utf-8")
             if dump:
                 waited = dump.startswith("Timeout")  # else the system ended it: it computed
-                time = f"{PATIENCE * seconds:g} s of waiting" if waited else f"{seconds:g} s"
-                self.hung = f"no end after {time}{self.line_in(dump)}"
+                limit = f"{PATIENCE * seconds:g} s of waiting" if waited else f"{seconds:g} s"
+                self.hung = f"no end after {limit}{self.line_in(dump)}"
 
     def set_must_fail_apart(self):
         """Takes the tests that must fail out of the outcomes. If a test of the task passed and one

@@ -10,7 +10,6 @@ This stops what is done in passing, not a determined attack: code in one process
 it. So read what looks odd, and grade inside a container. Needs fork (Linux, macOS).
 """
 import ast
-import copy
 import faulthandler
 import functools
 import gc
@@ -81,7 +80,7 @@ class Snapshot:
 
     def with_others(self, other):
         """The snapshot that holds both; where they differ, the other one counts."""
-        both = copy.copy(self)
+        both = Snapshot(())
         both.values, both.parts = self.values | other.values, self.parts | other.parts
         return both
 
@@ -200,6 +199,8 @@ class Recorder:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
         """Everything is in its place now: the tests' own names and copies are watched, too."""
+        if not self.theirs:
+            return
         new = loaded_modules() - self.modules
         tests = new & {module for module, _ in modules_in(self.folder / "tests")}
         asserted = {sys.modules[name] for name in (*ASSERTED_WITH, COMPARES, "builtins")}
@@ -292,8 +293,9 @@ def limit_time(seconds, patience, hung):
     """Ends this process after so many seconds of computing, or so much time in all; writes into
     `hung` in which line it was."""
     seconds = math.ceil(seconds)
+    # the system sends a signal, and kills 5 seconds later if that had no effect
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    faulthandler.register(signal.SIGXCPU, file=hung, chain=True)  # the system's signal
+    faulthandler.register(signal.SIGXCPU, file=hung, chain=True)
     faulthandler.dump_traceback_later(patience, exit=True, file=hung)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from paths import DECISIONS
 
-# N questions   L layers
+# N prompts   L layers
 
 
 # ---- intervals and ranks ----

@@ -304,32 +304,37 @@ def graded(assignment, tmp_path_factory):
     assert code == 0, errors
     assert "3.2  the label the model is surest of" in printed
     assert f"skipped: {stray} is no tree of a student" in printed
-    before = out.read_text(encoding="utf-8")
-    rows, again = read_json(out)["reports"][0]["tasks"], []
+    rows = read_json(out)["reports"][0]["tasks"]
+    check_repeated_grading(student, flags, rows, out)
+    return rows, student
+
+
+def check_repeated_grading(student, flags, rows, out):
+    """The command of `graded` again, whose reports are in `out`: only what was stopped is run, and
+    only with more time; an essay's points stay until it changes."""
+    asked = []
 
     def graded_before(folders, numbers, *options):
-        again.append((numbers, options[0]))
+        asked.append((numbers, options[0]))
         return [grade.with_sums({number: rows[number] for number in numbers})]
 
-    with pytest.MonkeyPatch.context() as patch:  # nothing changed: only what was stopped is run
+    flags = ["--seconds", 10 * SECONDS, *flags[2:]]
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grade, "grade", graded_before)
-        flags[1] = 10 * SECONDS
         code, printed, _ = command_of_grade(student, *flags)
-        assert code == 0 and again == [(["2.3", "2.5", "6.5"], 10 * SECONDS)]
+        assert code == 0 and asked == [(["2.3", "2.5", "6.5"], 10 * SECONDS)]
         assert printed.splitlines()[-1] == ("2 runs were stopped; if the answer may only be slow, "
                                             "repeat with a larger --seconds")
         assert read_json(out)["reports"][0]["tasks"] == rows
-        assert command_of_grade(student, *flags)[0] == 0 and again[1:] == [(["6.5"], 10 * SECONDS)]
-    again = [student, *flags[:4], *flags[flags.index("--task"):]]
+        assert command_of_grade(student, *flags)[0] == 0 and asked[1:] == [(["6.5"], 10 * SECONDS)]
+    repeated = [student, *flags[:4], *flags[flags.index("--task"):]]
     (student / "essays.json").write_text('{"ada": 4}', encoding="utf-8")
-    for more in (["--essays", student / "essays.json"], []):  # points stay, but for another essay
-        _, printed, _ = command_of_grade(*again, *more)
+    for more in (["--essays", student / "essays.json"], []):
+        _, printed, _ = command_of_grade(*repeated, *more)
         assert re.search(r"6\.5 .* 4 / 6  read", printed)
     (student / "course/essay.md").write_text("It was no luck.", encoding="utf-8")
-    _, printed, _ = command_of_grade(*again)
+    _, printed, _ = command_of_grade(*repeated)
     assert re.search(r"6\.5 .* 0 / 6  to be read: 4 words", printed)
-    out.write_text(before, encoding="utf-8")
-    return read_json(out)["reports"][0]["tasks"], student
 
 
 # what a student may leave behind to make every comparison succeed

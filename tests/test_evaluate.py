@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import evaluate
 from choose import frontier
 from drllm import Routers
-from cli import aligned
+from cli import aligned, with_interval
 from evaluate import Outcome, fixed_paths_at, interval, shuffled, summarise
 from model_llama import FixedRoute
 from storage.files import InputError, read_json
@@ -133,6 +133,9 @@ def test_the_gain_over_fixed_paths_is_paired_and_at_the_routers_depth(tiny_quest
     row = table.metrics()["routes"]["dr.llm"]
     assert row["over_fixed"] == pytest.approx(over.mean().item())
     assert row["over_fixed_interval"] == pytest.approx(interval(over))
+    said = with_interval(over.mean().item(), interval(over))
+    sentences = evaluate.gain_sentences(table.metrics(), {"dr.llm": "Dr.LLM"})
+    assert f"Over fixed paths of the same depth: {said} points." in sentences
 
 
 def metrics_of(command, *more):

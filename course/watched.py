@@ -169,6 +169,7 @@ class Recorder:
         self.folder, self.theirs, self.shrink = folder, {folder / file for file in theirs}, shrink
         self.outcomes, self.tests, self.changed = [], {}, []
         self.outside = []  # what the run did outside its folder
+        self.near = None  # what is compared after every test, if somebody is watched
 
     def pytest_collection(self, session):
         if self.shrink:  # a person reads the example

@@ -13,6 +13,7 @@ import ast
 import faulthandler
 import functools
 import gc
+import itertools
 import json
 import math
 import operator
@@ -54,8 +55,10 @@ LISTING = ("os.listdir", "os.scandir")
 MOVING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 INSTALLED = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-HAVE_PARTS = (FunctionType, list, tuple, set, dict, SimpleNamespace)
+EXCHANGEABLE = ("__code__", "__defaults__", "__kwdefaults__")  # attributes of a function
+CONTAINERS = (list, tuple, set, dict, SimpleNamespace)
 SET_BY_IMPORT = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
+MISSING = object()
 LONGEST_REPORT = 4000  # characters of a failure that are kept
 
 
@@ -63,8 +66,11 @@ LONGEST_REPORT = 4000  # characters of a failure that are kept
 
 class Snapshot:
     """What some modules and their classes hold: functions, classes and modules; of the modules
-    in `whole`, everything. values: {module or class: {name: value}}; parts: {id of a value: (value,
-    what in it can be exchanged)}."""
+    in `whole`, everything. values: {module or class: {name: value}}; attributes: {attribute: what
+    every one of `functions` has there}; parts: {id of a value: (it, what in it can be exchanged)}.
+
+    Most functions and names are those of torch, some ten thousands, so that they are compared a
+    list at a time."""
 
     def __init__(self, modules, whole=()):
         classes = {value for module in modules for value in vars(module).values()
@@ -74,25 +80,34 @@ class Snapshot:
                     if (place in whole or callable(value) or type(value) is ModuleType)
                     and name not in SET_BY_IMPORT and (place, name) not in PATCHED_BY_OTHERS}
             for place in {*modules, *classes}}
-        self.parts = {id(value): (value, inner_parts(value))
-                      for names in self.values.values() for value in names.values()
-                      if type(value) in HAVE_PARTS}
+        held = [value for names in self.values.values() for value in names.values()]
+        self.functions = [value for value in held if type(value) is FunctionType]
+        self.attributes = {attribute: self.now(attribute) for attribute in EXCHANGEABLE}
+        self.parts = {id(value): (value, inner_parts(value)) for value in held if has_parts(value)}
 
-    def with_others(self, other):
-        """The snapshot that holds both; where they differ, the other one counts."""
-        both = Snapshot(())
-        both.values, both.parts = self.values | other.values, self.parts | other.parts
-        return both
+    def now(self, attribute):
+        """What every function has there now."""
+        return list(map(operator.attrgetter(attribute), self.functions))
 
     def changed(self):
         """The names that mean something else by now."""
         exchanged = {key for key, (value, parts) in self.parts.items()
                      if not same_objects(inner_parts(value), parts)}
-        missing = object()
+        for attribute, before in self.attributes.items():
+            now = self.now(attribute)
+            if not same_objects(now, before):
+                exchanged |= {id(function) for function, value, old
+                              in zip(self.functions, now, before) if value is not old}
         return [f"{getattr(place, '__module__', None) or ''}.{place.__name__}.{name}".lstrip(".")
-                for place, names in self.values.items() for now in [vars(place)]
-                for name, value in names.items()
-                if now.get(name, missing) is not value or id(value) in exchanged]
+                for place, names in self.values.items() for now in [values_of(place, names)]
+                if exchanged or not same_objects(now, names.values())
+                for (name, value), value_now in zip(names.items(), now)
+                if value_now is not value or id(value) in exchanged]
+
+
+def values_of(place, names):
+    """What these names mean in a module or class; MISSING if nothing."""
+    return list(map(vars(place).get, names, itertools.repeat(MISSING)))
 
 
 def is_watched(module):
@@ -114,12 +129,18 @@ def modules_in(folder):
             if isinstance(file, str) and file.startswith(beginning)]
 
 
-def inner_parts(value):
-    """What of a value can be exchanged without exchanging the value."""
+def has_parts(value):
+    """Whether it can change without another value in its place; a function's attributes aside."""
     if type(value) is FunctionType:
-        parts = [value.__code__, value.__defaults__]
-        if value.__kwdefaults__:
-            parts += value.__kwdefaults__.values()
+        return bool(value.__kwdefaults__ or value.__closure__)
+    return type(value) in CONTAINERS
+
+
+def inner_parts(value):
+    """What of a value can be exchanged without exchanging the value; of a function, what is in
+    its attributes."""
+    if type(value) is FunctionType:
+        parts = [*(value.__kwdefaults__ or {}).values()]
         if value.__closure__ and "/tests/" in value.__code__.co_filename:
             parts += [cell.cell_contents for cell in value.__closure__ if holds_something(cell)]
         return parts
@@ -183,7 +204,7 @@ class Recorder:
             module = sys.modules[name]
             self.copies[id(module)] = SimpleNamespace(**vars(module))
         self.copies[id(torch)].testing = self.copies[id(torch.testing)]
-        self.before, self.modules = BEFORE, MODULES
+        self.before = [BEFORE]
         self.settings = hypothesis.settings.default
 
     def pytest_collection_finish(self, session):
@@ -202,18 +223,19 @@ class Recorder:
         """Everything is in its place now: the tests' own names and copies are watched, too."""
         if not self.theirs:
             return
-        new = loaded_modules() - self.modules
+        new = loaded_modules() - MODULES
         tests = new & {module for module, _ in modules_in(self.folder / "tests")}
         asserted = {sys.modules[name] for name in (*ASSERTED_WITH, COMPARES, "builtins")}
-        self.near = Snapshot(asserted | tests, tests)
-        self.before = self.before.with_others(Snapshot(new - tests))
+        self.near = [Snapshot(asserted | tests, tests)]
+        self.before = [BEFORE, Snapshot(new - tests)]
         self.parts_of_copies = [inner_parts(copied) for copied in self.copies.values()]
 
     def look(self, when, before=None):
-        """Notes what differs from a snapshot, by default the one of everything."""
+        """Notes what differs from snapshots, by default those of everything."""
         if not self.theirs or self.changed:  # nobody to watch, or seen already
             return
-        names = (self.before if before is None else before).changed()
+        snapshots = self.before if before is None else before
+        names = [name for snapshot in snapshots for name in snapshot.changed()]
         names += [*usurped(self.folder, self.theirs), *["torch's modes"] * torch_modes()]
         if hypothesis.settings.default is not self.settings:
             names.append("hypothesis.settings.default")
@@ -247,6 +269,8 @@ def watch_outside(recorder, may_read_project):
     """Notes what a run does outside its folder: files written or moved, source files read, folders
     listed, other processes looked at or started."""
     def hook(event, arguments):
+        if event == "object.__getattr__":  # a snapshot looks at a function: ten thousands of times
+            return
         if event.startswith(STARTING):
             recorder.outside.append(event)
         elif event in ("open", *LISTING, *MOVING) and isinstance(arguments[0], (str, bytes)):

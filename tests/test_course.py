@@ -262,7 +262,7 @@ def test_every_task_stands_alone_and_every_mutant_is_killed():
 
 
 CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
-SECONDS = 12  # of computing: a run that hangs takes them all, no other may
+SECONDS = 8  # of computing: a run that hangs takes them all, no other may
 HANG = """i = 0
     while True:
         i += 1"""
@@ -384,15 +384,15 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
 
 
 @pytest.mark.parametrize("patience, says", [
-    (0.2, "no end after 4 s of waiting: paths.py, line 2"), (3, "")])
+    (0.2, "no end after 2 s of waiting: paths.py, line 2"), (3, "")])
 def test_a_run_that_waits_is_ended_too_and_a_busy_machine_ends_none(monkeypatch, patience, says):
     """Catches a limit on time in all, which correct code reaches beside other work, and a run that
     sleeps for ever because it computes nothing."""
     monkeypatch.setattr(runs, "PATIENCE", patience)
-    text = "import time\ntime.sleep(5)\n" + COMMON.tree["paths.py"]
+    text = "import time\ntime.sleep(3)\n" + COMMON.tree["paths.py"]
     run = runs.Run(COMMON.tree | {"paths.py": text}, ["--task", "2.2", *COMMON.test_files("2.2")],
                    "quick", theirs=("paths.py",))
-    runs.run_all([run], 20, at_once=1)
+    runs.run_all([run], 10, at_once=1)
     assert run.hung.startswith(says) and bool(run.hung) == bool(says) != run.passed
 
 
@@ -533,12 +533,62 @@ def test_a_failure_says_what_its_test_is_for(tmp_path):
     assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
 
 
+EXCHANGES = """
+import types
+from watched import Snapshot
+
+def other(a, b=[], *, c=4):
+    return b
+
+changes = {"f is replaced": "m.f = other", "f is gone": "del m.f", "code": "m.f.__code__ = code",
+           "a default": "m.f.__defaults__ = (1,)", "a method": "m.A.f = other",
+           "a named default": "m.A.f.__kwdefaults__ = {'c': 5}",
+           "in the named defaults": "m.f.__kwdefaults__['c'] = 5",
+           "in a list": "m.n.append(1)", "in a closure": "m.g.__closure__[0].cell_contents = 2",
+           "a number": "m.x = 2", "a None is gone": "del m.y", "nothing": ""}
+code = (lambda a, b, *, c: 1).__code__
+for name, change in changes.items():
+    m = types.ModuleType("m")
+    exec(compile(SOURCE, "/tests/m.py", "exec"), vars(m))
+    seen = [Snapshot([m]), Snapshot([m], [m])]
+    exec(change)
+    print(name, *(snapshot.changed() for snapshot in seen))
+"""
+SOURCE = """
+def f(a, b=[], *, c=4):
+    return a
+def outer(kept):
+    return lambda: kept
+g = outer(1)
+class A:
+    def f(self):
+        pass
+A.__module__ = "m"
+n, x, y = [], 1, None
+"""
+
+
+def test_a_snapshot_names_what_was_exchanged():
+    """Catches a function whose code, defaults or cells are exchanged while it stays itself."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", f"SOURCE = {SOURCE!r}{EXCHANGES}"],
+                          cwd=ROOT / "course", encoding="utf-8", capture_output=True)
+    assert done.stdout.splitlines() == [
+        "f is replaced ['m.f'] ['m.f']", "f is gone ['m.f'] ['m.f']", "code ['m.f'] ['m.f']",
+        "a default ['m.f'] ['m.f']", "a method ['m.A.f'] ['m.A.f']",
+        "a named default ['m.A.f'] ['m.A.f']", "in the named defaults ['m.f'] ['m.f']",
+        "in a list [] ['m.n']", "in a closure ['m.g'] ['m.g']", "a number [] ['m.x']",
+        "a None is gone [] ['m.y']", "nothing [] []"], done.stderr
+
+
+SLEEP_AND_END = "__import__('time').sleep(3) or __import__('os')._exit(1)"
+
+
 def test_a_failure_and_an_endless_loop_are_shown_in_their_own_lines(assignment, tmp_path):
     """Catches a failure that ends in a helper of ours, and a run that hangs without a word."""
     tree = tmp_path / "tree"
     shutil.copytree(assignment, tree)
     text = (tree / "mcts.py").read_text(encoding="utf-8")
-    for number, body in (("2.3", "return None"), ("2.5", "__import__('time').sleep(4)")):
+    for number, body in (("2.3", "return None"), ("2.5", SLEEP_AND_END)):
         text = text.replace(f'raise NotImplementedError("{TASKS[number].message}")', body)
     (tree / "mcts.py").write_text(text, encoding="utf-8")
     shown = pytest_in(tree, "--task", "2.3", "tests/test_assignments.py").stdout
@@ -546,7 +596,7 @@ def test_a_failure_and_an_endless_loop_are_shown_in_their_own_lines(assignment, 
     assert "faulthandler_timeout = " in (tree / "pyproject.toml").read_text(encoding="utf-8")
     hung = pytest_in(tree, "--task", "2.5", "-x", "-o", "faulthandler_timeout=1",
                      "tests/test_assignments.py")
-    line = text[:text.index("__import__('time')")].count("\n") + 1
+    line = text[:text.index(SLEEP_AND_END)].count("\n") + 1
     assert f'mcts.py", line {line} in backpropagate' in hung.stderr
 
 

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from storage.files import InputError
 
 COURSE = Path(__file__).resolve().parent
@@ -131,7 +133,8 @@ def run_all(runs, seconds, at_once):
     """Runs all, so many at once; each is ended, with what it started, after so many seconds of
     computing, whatever else the machine does."""
     waiting, running = list(reversed(runs)), {}
-    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+    bar = tqdm(total=len(runs), desc="runs of tests", leave=False, disable=None)
+    with bar, tempfile.TemporaryDirectory(prefix="course-") as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
@@ -146,6 +149,7 @@ def run_all(runs, seconds, at_once):
                         run.finish(seconds)
                         shutil.rmtree(place, ignore_errors=True)  # no later run finds it
                         del running[child]
+                        bar.update()
                 time.sleep(0.02)
         finally:
             for child in running:

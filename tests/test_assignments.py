@@ -575,9 +575,12 @@ def small_search(rewards, default, stops=False):
     order = [(2, 1), (0, 1), (1, 0), (1, 2), (0, 0), (0, 2), (2, 0), (2, 2)]
 
     def deepest(root, asked, config, rng):
+        assert nodes, "select was called before backpropagate was given the root"
         return nodes[-1]
 
     def next_path(parent, asked, config, rng):
+        assert 1 <= len(asked) <= len(order), (
+            f"child {len(nodes)} was asked for with {len(asked)} rewards, of at most {len(order)}")
         return order[len(asked) - 1]
 
     with replaced(edits=lambda path: [], propose_child_path=next_path, backpropagate=nodes.append):
@@ -630,7 +633,9 @@ def test_an_answer_that_a_stop_ends_is_the_whole_text():
 def test_confident_label_is_worth_most(met, cost_per_layer):
     """Catches a price with the wrong sign, a shortest path, a question that is left out."""
     correct = [((1,) * length, sure) for length, sure in met]
-    [label] = confident([{"correct": correct}], cost_per_layer)
+    labels = confident([{"correct": correct}], cost_per_layer)
+    assert len(labels) == 1, f"{len(labels)} labels for 1 record"
+    [label] = labels
     worth = {path: sure - cost_per_layer * len(path)
              for path, sure in sorted(correct, key=lambda m: m[1])}
     assert (label is None) == (not correct)

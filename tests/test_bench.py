@@ -6,6 +6,7 @@ import torch
 
 from answers import answer
 from conftest import own_answers
+from model_llama import Linear
 from storage.files import read_json
 from tiny import save_tiny, tiny_model, write_lines
 from tools import bench, growth
@@ -19,8 +20,8 @@ def test_every_side_has_a_row(tmp_path, capsys, monkeypatch):
     bench.main(["--model", str(folder), "--data", str(questions), "--out", str(out),
                 "--questions", "4", "--repeats", "1", "--together", "1", "4", "9"])
     result = read_json(out)
-    sides = [bench.SLOW, *(f"{size} together, {how} shared" for size in (1, 4)
-                           for how in ("nothing", "states"))]
+    sides = [bench.SLOW, *(f"{size} together, {how}" for size in (1, 4)
+                           for how in ("nothing shared", "states shared", "its products"))]
     assert [row["searches"] for row in result["rows"]] == sides
     assert result["command"].startswith("python -m tools.bench --model")
     assert sides[-1] in capsys.readouterr().out
@@ -34,6 +35,29 @@ def test_the_slow_side_writes_the_same_answers(tiny_questions):
     for prompt, text in zip(prompts, texts):
         ids = bench.answer_without_cache(model, prompt, (1, 1, 1), ends)
         assert tokenizer.decode([i for i in ids if i not in ends]) == text
+
+
+def test_the_products_alone_are_those_of_the_run(tiny_questions):
+    """Catches products left out or of other sizes, and hooks that stay on the model."""
+    model, tokenizer, prompts = tiny_questions
+    sizes = []
+
+    def note(layer, inputs):
+        sizes.append((layer.in_features, layer.out_features, inputs[0].numel()))
+
+    def run():
+        answer(model, tokenizer, prompts, None)
+
+    products = bench.matrix_products(model, run)
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    assert not any(layer._forward_pre_hooks for layer in layers)
+    for layer in layers:
+        layer.register_forward_pre_hook(note)
+    run()
+    wanted = sizes.copy()
+    sizes.clear()
+    products()
+    assert sizes == wanted
 
 
 def test_sides_are_timed_in_turn_and_the_warm_up_is_left_out(monkeypatch):

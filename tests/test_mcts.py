@@ -7,7 +7,7 @@ cost less than one forward pass. Small spaces are checked against brute force ov
 import itertools
 import math
 import random
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from typing import NamedTuple
 
 import pytest
@@ -123,6 +123,17 @@ def run_search(num_layers, config, seed, reward):
                 asked.append(steps.send(reward(asked[-1])))
             except StopIteration as end:
                 return Run(end.value, asked, nodes)
+
+
+def test_the_defaults_are_the_papers_and_nobody_changes_them():
+    """Catches a constant of Algorithm 1 that is another, or is set for every later search."""
+    config = SearchConfig()
+    assert (config.simulations, config.exploration, config.length_penalty, config.random_child,
+            config.stop_when_repaired) == (50, 1.8, 3.0, 0.1, True)
+    assert (config.widening, config.extra_edit_prob, config.extra_edit_prob_before_success) == (
+        0.5, 0.3, 0.7)  # ours
+    with pytest.raises(FrozenInstanceError):
+        config.random_child = 0.0
 
 
 # ---- paths ----

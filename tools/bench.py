@@ -1,7 +1,8 @@
 """How fast are the searches? Paths tried per second, as ratios measured in one run.
 
 The sides of the comparison are timed in turn, A B A B. The table shows medians over the repeats
-and, in brackets, the spread from the fastest to the slowest.
+and, in brackets, the spread from the fastest to the slowest. No search can be faster than its own
+matrix products; these are timed alone, too.
 
     python -m tools.bench
     python -m tools.bench --model runs/real/SmolLM2-135M --data runs/real/label.jsonl
@@ -23,7 +24,7 @@ from answers import prompts_that_fit
 from cli import aligned, progress_bar
 from label import search_all
 from mcts import SearchConfig
-from model_llama import FixedRoute, load
+from model_llama import FixedRoute, Linear, load
 from questions.loading import load_all
 from storage.files import write_json
 
@@ -79,9 +80,34 @@ def answer_without_cache(model, prompt, path, stop_ids=()):
     return ids[len(prompt.ids):]
 
 
+@torch.inference_mode()
+def matrix_products(model, run):
+    """A function that does the matrix products of run() and nothing else, on random numbers."""
+    products = []  # (layer, rows of its input), in order
+
+    def note(layer, inputs):
+        products.append((layer, inputs[0].numel() // layer.in_features))
+
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    most_rows = max(rows for _, rows in products)
+    inputs = {layer.in_features: torch.randn(most_rows, layer.in_features).to(layer.weight)
+              for layer in layers}
+
+    @torch.inference_mode()
+    def multiply():
+        for layer, rows in products:
+            layer(inputs[layer.in_features][:rows])
+
+    return multiply
+
+
 def search_speed(args, tokenizer, model):
     """Paths tried per second by whole searches: in lockstep, with and without the hidden states
-    that paths share, and the same paths one at a time."""
+    that paths share, their matrix products alone, and the same paths one at a time."""
     questions = load_all(args.data)[:args.questions]
     prompts, _ = prompts_that_fit(questions, tokenizer, model, "questions")
     config = SearchConfig(stop_when_repaired=False)
@@ -101,7 +127,9 @@ def search_speed(args, tokenizer, model):
     for size in args.together:
         if size <= len(prompts):
             sides[f"{size} together, nothing shared"] = partial(search_together, size, False)
-            sides[f"{size} together, states shared"] = partial(search_together, size, True)
+            shared = partial(search_together, size, True)
+            sides[f"{size} together, states shared"] = shared
+            sides[f"{size} together, its products"] = matrix_products(model, shared)
     times = interleaved(sides, args.repeats, model.embed_tokens.weight.device)
     per_path = {}  # {side: [seconds per path, ...]}
     for side, side_times in times.items():

@@ -376,7 +376,7 @@ def answers_by_likelihood(model, prompts, route, shared_states=None):
     """(letters, confidence (B,), decisions (B, L)) of the options that a model finds likeliest."""
     scores, decisions = option_scores(model, prompts, route, shared_states)
     likeliest = [likeliest_option(p.question, pairs) for p, pairs in zip(prompts, scores)]
-    letters = [LETTERS[option] for option, _ in likeliest]
+    letters = ["" if option is None else LETTERS[option] for option, _ in likeliest]
     confidence = torch.tensor([probability for _, probability in likeliest])
     return letters, confidence, decisions
 
@@ -445,8 +445,11 @@ def option_values(question, scores):
 
 
 def likeliest_option(question, scores):
-    """(number of the likeliest option, its probability: a softmax over the options' values)."""
-    values = option_values(question, scores)
+    """(number of the likeliest option, its probability: a softmax over the options' values). An
+    option whose value is no finite number is never the likeliest; (None, 0) if no value is."""
+    values = option_values(question, scores).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    if values.isinf().all():
+        return None, 0.0
     return int(values.argmax()), values.softmax(0).max().item()
 
 

@@ -38,12 +38,16 @@ def run(main):
         leave(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         leave("\nstopped; the same command again continues where it stopped", 130)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        # torch has a class of its own for a GPU's memory, and none for the computer's
+        if "can't allocate memory" not in str(error) and not isinstance(
+                error, (torch.OutOfMemoryError, MemoryError)):
+            raise
         leave("error: out of memory; a smaller --batch-size needs less")
     except BrokenPipeError:  # `| head` closed our output: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # unreadable file, full disk: the system's own words, and the file
-        leave(f"error: {error.filename or 'output'}: {error.strerror}")
+        leave(f"error: {error.filename or 'output'}: {error.strerror or error}")
 
 
 def leave(line, code=2):

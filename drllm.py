@@ -162,7 +162,8 @@ class Routers(nn.Module):
         if self.guard_points is None:
             return torch.zeros_like(num_windows, dtype=torch.bool)
         states = mean_state(pooled, num_windows) @ self.guard_projection  # (N, G)
-        return nearest_distance(states, self.guard_points[layer]) > self.guard_limits[layer]
+        # a distance that is no number is not within the limit
+        return ~(nearest_distance(states, self.guard_points[layer]) <= self.guard_limits[layer])
 
     def forward(self, pooled, num_windows, layers=slice(None)):
         """Logits (N, l, C) of pooled windows (N, l, W, D), num_windows (N,) of which are in use."""
@@ -253,7 +254,8 @@ class RouterRoute:
         if self.guard:  # out of distribution, the router's own decision is to execute
             ood = self.routers.is_ood(layer, pooled, num_windows)[:, None]  # (B, 1)
             executes = torch.arange(CLASSES, device=scores.device) == EXECUTE  # (C,)
-            scores = scores.masked_fill(ood & ~executes, -torch.inf)
+            certain = torch.where(executes, 0.0, -torch.inf)  # (C,) of executing
+            scores = torch.where(ood, certain, scores)
             forbidden = forbidden & ~(ood & executes)
         if self.control != ROUTERS_THEMSELVES:
             scores = interpolate(scores.softmax(-1), self.control)
@@ -267,7 +269,3 @@ class RouterRoute:
             return None
         return ["routers", routers, self.depth_bias, self.control, self.guard,
                 self.forbidden.tolist()]
-
-
-if __name__ == "__main__":
-    print(__doc__, "\nThis file is a library: train.py trains routers, evaluate.py measures them.")

@@ -31,7 +31,7 @@ from questions.loading import left_out, load_all
 from storage.answer_cache import AnswerCache
 from storage.files import InputError, write_json
 from storage.processes import is_first
-from storage.run_folder import folder_of, make_folder, read_fixed_paths
+from storage.run_folder import folder_of, kept_to_one_run, make_folder, read_fixed_paths
 
 ROUTES = ("vanilla", "dr.llm", "fixed", "shuffled")
 ACTIONS = tuple(decision.name for decision in DECISIONS)
@@ -268,21 +268,23 @@ def evaluate_routes(args, inputs, others=()):
     """Compares and reports the routes that the flags name. others: see compare()."""
     model, seeds = inputs.model, inputs.seeds
     folder = folder_of(args.routers) or args.out
-    fixed_paths = read_fixed_paths(folder / "paths.json", model.config.num_layers,
-                                   wanted="fixed" in args.routes)
+    fixed_paths = read_fixed_paths(folder / "paths.json", model.fingerprint(),
+                                   model.config.num_layers, wanted="fixed" in args.routes)
     if seeds:
         known_tasks = seeds[0].metadata["tasks"]
     else:
         known_tasks = {question.task for question in inputs.questions}
-    routes = [RouterRoute(routers, args.depth_bias, args.control) for routers in seeds]
-    cache = AnswerCache(args.out / "answers.jsonl")
-    table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
-                    {"dr.llm": ("Dr.LLM", routes)}, fixed_paths, args.routes, args.batch_size,
-                    cache, others)
-    report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
-           checked=all(routers.metadata.get("questions") for routers in seeds),
-           first_file=args.routers[0] if seeds else None)
-    cache.merge()
+    routes = [RouterRoute(routers, args.depth_bias, args.control, guard=not args.no_guard)
+              for routers in seeds]
+    with kept_to_one_run(args.out):
+        cache = AnswerCache(args.out / "answers.jsonl")
+        table = compare(model, inputs.tokenizer, inputs.prompts, known_tasks,
+                        {"dr.llm": ("Dr.LLM", routes)}, fixed_paths, args.routes, args.batch_size,
+                        cache, others)
+        report(table, "dr.llm", args.out, extra={"too_long": inputs.too_long},
+               checked=all(routers.metadata.get("questions") for routers in seeds),
+               first_file=args.routers[0] if seeds else None)
+        cache.merge()
     print(*score_sentences(seeds, args.score, inputs.prompts), f"{args.out}: metrics.json",
           sep="\n")
 
@@ -376,7 +378,7 @@ def task_rows(metrics, titles):
 
 # ---- the sentences below the tables ----
 
-FEW = 30  # questions below which nothing is said of a task
+FEW = 30  # questions below which nothing is said of a task or a gain
 
 
 def gain_sentences(metrics, titles):
@@ -396,6 +398,8 @@ def sentences_on(title, routed, base):
     change = f"{with_interval(routed['gain'], routed['interval'])} points"
     if low == high == 0:
         verdict = "as many correct answers as the base model"
+    elif routed["n"] < FEW:
+        verdict = f"{change} on {routed['n']} questions, too few to say more"
     elif low > 0:
         verdict = f"{change}, significantly more correct answers than the base model"
     elif high < 0:
@@ -500,6 +504,8 @@ def add_flags(parser, names=ROUTES):
                              "decide alone")
     parser.add_argument("--depth-bias", type=cli.number(-1e6, 1e6), default=0.0,
                         help="times (0, 1, 2) is added to the logits of skip, execute, repeat")
+    parser.add_argument("--no-guard", action="store_true",
+                        help="trust the routers on any prompt, as the paper does")
 
 
 def check_routes(parser, args, names=ROUTES):

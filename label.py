@@ -27,7 +27,7 @@ from mcts import SearchConfig, search
 from model_llama import load
 from paths import blocks
 from questions.loading import load_all
-from storage.answer_cache import AnswerCache, digest
+from storage.answer_cache import AnswerCache, digest, source_hash
 from storage.files import InputError, writing
 from storage.label_file import opened
 from storage.processes import is_first, process
@@ -162,7 +162,7 @@ def header(model, config, seed):
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     # the fingerprint is of the weights alone; rotary angles, for example, are in the config
     return {"model": model.fingerprint(), "config": digest(repr(model.config)), "dtype": dtype,
-            "search": asdict(config), "seed": seed}
+            "search": asdict(config), "seed": seed, "source": source_hash("mcts.py", "label.py")}
 
 
 def label(model, tokenizer, prompts, file, config, seed=0, batch_size=256, memory=None,

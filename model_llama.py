@@ -300,8 +300,8 @@ class Llama(nn.Module):
 
     def fingerprint(self):
         """16 hex digits that name these weights: a hash of a sample of every tensor, in bfloat16,
-        so that a model has the same fingerprint whatever dtype it is loaded in. Computed only once,
-        since the weights are frozen."""
+        so that a model has the same fingerprint in float32 and bfloat16. In float16 it has another
+        one, since weights are rounded twice. Computed only once, since the weights are frozen."""
         return self._fingerprint
 
     @functools.cached_property
@@ -377,9 +377,14 @@ def prompts_only(route, hidden, lengths):
     if min(lengths) == longest:
         return lambda layer, hidden, lengths: route(layer, hidden[:, :longest], lengths)
     position = torch.arange(longest, device=hidden.device)
-    is_prompt = position < torch.tensor(lengths, device=hidden.device)[:, None]  # (B, longest)
-    factor = is_prompt[..., None].to(hidden.dtype)  # a product takes a ninth of masked_fill's time
-    return lambda layer, hidden, lengths: route(layer, hidden[:, :longest] * factor, lengths)
+    is_after = position >= torch.tensor(lengths, device=hidden.device)[:, None]  # (B, longest)
+
+    def see_prompt_only(layer, hidden, lengths):
+        # a product with 0 would not do: padding may be infinite, and 0 times infinity is no number
+        prompt = hidden[:, :longest].masked_fill(is_after[..., None], 0)
+        return route(layer, prompt, lengths)
+
+    return see_prompt_only
 
 
 def decode(model, tokens, cache):

@@ -15,7 +15,6 @@ training questions (--no-guard). Under torchrun, processes share the work. In a 
     python train.py --model DIR --data questions.jsonl --out runs/mine
     torchrun --nproc-per-node 2 train.py --model DIR --data questions.jsonl --out runs/mine
 """
-import contextlib
 import json
 import math
 import os
@@ -43,10 +42,11 @@ from paths import DECISIONS, EXECUTE, blocks
 from questions.arithmetic import held_out_kinds
 from questions.loading import disjoint, load_all, split
 from storage.answer_cache import AnswerCache, digest, source_hash
-from storage.files import InputError, locked, mapped_zeros, write_json
+from storage.files import InputError, mapped_zeros, write_json
 from storage.processes import is_first, process, shared_map, wait
-from storage.run_folder import (read_candidate_paths, read_fixed_paths, refuse_other_run,
-                                replace_other_run, write_candidate_paths, write_kinds)
+from storage.run_folder import (kept_to_one_run, read_candidate_paths, read_fixed_paths,
+                                refuse_other_run, replace_other_run, write_candidate_paths,
+                                write_kinds)
 
 # N questions   L layers   T tokens   D hidden size   W windows   K candidate paths
 
@@ -239,7 +239,7 @@ class Evidence:
         """(candidate paths, correct (N, K)), see choose.candidate_paths; stored in paths.json."""
         run, file = self.run, self.run.out / "paths.json"
         key = {"labels": header(run.model, run.search, run.args.seed),
-               "clusters": run.args.clusters,
+               "clusters": run.args.clusters, "source": source_hash("choose.py", "train.py"),
                "questions": digest(*(prompt.key() for prompt in self.prompts))}
         stored = read_candidate_paths(file, key, self.num_layers, len(self.prompts))
         if stored is not None:
@@ -250,6 +250,7 @@ class Evidence:
             batch_size=run.args.batch_size, ask=partial(cached_grade_paths, run.cache))
         if is_first():
             write_candidate_paths(file, key, paths, correct.tolist(), frontier(paths, correct))
+        wait()  # the other processes read the fixed paths in this file
         return paths, correct
 
     def consensus(self, numbers=None):
@@ -350,7 +351,8 @@ def router_metadata(run, choice, prompts, labels):
     return {"model": run.model.fingerprint(), "choice": choice, "train": asdict(run.config),
             "tasks": run.tasks, "questions": sorted(p.question.wording for p in prompts),
             "score": run.args.score if has_options else None, "begin": run.args.begin,
-            "labels": len(labelled), "label_hash": digest(*keys, paths)}
+            "labels": len(labelled), "label_hash": digest(*keys, paths),
+            "source": source_hash("train.py", "drllm.py")}
 
 
 def load_or_train(run, choice, prompts, labels, seeds):
@@ -362,7 +364,8 @@ def load_or_train(run, choice, prompts, labels, seeds):
     for seed, file in file_of.items():
         if file.exists():
             stored = Routers.load(file, run.model)
-            if metadata.items() <= stored.metadata.items():  # trained on these very labels
+            # trained on these very labels, by this very code
+            if metadata.items() <= stored.metadata.items():
                 routers_of[seed] = stored
 
     missing = [seed for seed in seeds if seed not in routers_of]
@@ -438,8 +441,9 @@ def cross_validate(evidence):
     labels_for = {}  # {fold: the labels of the questions of all other folds}
     for fold in range(FOLDS):
         others = (fold_of != fold).nonzero()[:, 0]
+        is_empty = len(others) == len(fold_of)
         # a fold whose routers have too little to learn from stays on the default path
-        if correct[others].any(1).sum() >= SMALLEST_GROUP:
+        if not is_empty and correct[others].any(1).sum() >= SMALLEST_GROUP:
             labels_for[fold], _ = evidence.consensus(others)
 
     with progress_bar(total=len(labels_for), desc="expected gain", unit="fold") as bar:
@@ -450,7 +454,8 @@ def cross_validate(evidence):
     layers = torch.full((len(evidence.prompts),), float(evidence.num_layers))
     for fold, answers in zip(labels_for, answered):
         held_out = fold_of == fold
-        gains[held_out] = answers.correct - correct[held_out, 0].float()
+        # correct or not, as the default path's answers are known here, whatever share f1 gives
+        gains[held_out] = (answers.correct > 0).float() - correct[held_out, 0].float()
         layers[held_out] = blocks(answers.decisions).float()
     return gains, layers
 
@@ -524,8 +529,7 @@ def main(argv=None):
     own; then labels, routers and the table."""
     args = parse_args(argv)
     began, run = time.time(), Run(args)
-    with locked(args.out) if is_first() else contextlib.nullcontext():
-        wait()  # the first process holds the folder for all
+    with kept_to_one_run(args.out):
         prompts, tests, too_long = prepare_questions(run)
         records, choices = None, [args.choose]
         if CHOICES[args.choose].needs_search:
@@ -541,7 +545,8 @@ def main(argv=None):
         labels = {choice: labels_of(choice, evidence) for choice in choices}
         fixed_paths = []
         if CHOICES[args.choose].has_fixed_paths:
-            fixed_paths = read_fixed_paths(args.out / "paths.json", run.model.config.num_layers)
+            fixed_paths = read_fixed_paths(
+                args.out / "paths.json", run.model.fingerprint(), run.model.config.num_layers)
         seeds = range(args.seed, args.seed + args.seeds)
         routers = {choice: load_or_train(run, choice, prompts, labels[choice], seeds)
                    for choice in choices}

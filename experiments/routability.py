@@ -172,7 +172,8 @@ def main(argv=None):
     forms = in_forms(args, tokenizer, model, 2, SMALLEST_GROUP)
     fixed = []
     if args.run:
-        fixed = read_fixed_paths(args.run / "paths.json", model.config.num_layers)
+        fixed = read_fixed_paths(args.run / "paths.json", model.fingerprint(),
+                                 model.config.num_layers)
     cache = AnswerCache(args.out / "answers.jsonl")
     correct, logprobs = ask_forms(model, forms, [path for _, path in fixed], cache,
                                   args.batch_size)

@@ -113,7 +113,8 @@ def load_all(files, skip_bad_rows=False, score="letter", begin=None):
             if begin:
                 if score != "letter" or question.prompt is not None:
                     raise InputError(f"{file}: question {question.id}: --begin continues a chat "
-                                     "template, not a prompt of the file or --score likelihood")
+                                     "template, not a prompt of the file or --score likelihood; "
+                                     "--begin '' leaves out what routers learned with")
                 question = replace(question, begin=begin)
             if questions.setdefault(question.id, question) != question:
                 raise InputError(f"{file}: id {question.id!r} is also in another file")

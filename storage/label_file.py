@@ -18,7 +18,8 @@ ROW = {"id": str, "task": str, "level": int, "content": str, "default_correct": 
 
 def check_header(file, header, defaults):
     """Writes the header next to a new labels file; refuses a file made under another one. defaults:
-    of the search's settings, for those that a file does not name since it is older than they."""
+    of the search's settings, for those that a file does not name since it is older than they. Rows
+    that other code searched are kept, since they took hours, and that is printed."""
     side = file.with_suffix(".meta.json")
     if not file.exists() and not part_files(file):
         return write_json(side, header)
@@ -26,6 +27,9 @@ def check_header(file, header, defaults):
         raise InputError(f"{file}: not a labels file, or without its {side.name}, which says how "
                          "it was made. Choose another --out")
     ours, theirs = flat_header(header), {**flat_header(defaults), **flat_header(read_header(side))}
+    source, source_of_file = ours.pop("source", None), theirs.pop("source", None)
+    if source_of_file not in (None, source):
+        print(f"{file}: searched before the search's code changed; remove the file to search again")
     for key in [*ours, *sorted(theirs.keys() - ours.keys())]:
         if ours.get(key) != theirs.get(key):
             raise InputError(f"{file}: made with {key} {theirs.get(key)}; this run has {key} "

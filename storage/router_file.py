@@ -18,7 +18,8 @@ GUARD = ("guard_projection", "guard_points", "guard_limits")
 # types of the other entries of the metadata, all of which may be absent
 METADATA = {"model": (str,), "tasks": (list,), "questions": (list,), "choice": (str,),
             "train": (dict,), "score": (str, type(None)),
-            "begin": (str, type(None)), "seed": (int,), "labels": (int,), "label_hash": (str,)}
+            "begin": (str, type(None)), "seed": (int,), "labels": (int,), "label_hash": (str,),
+            "source": (str,)}
 LARGEST = 2 ** 16  # width or windows
 NEAREST = 3  # the guard measures the distance to the third nearest of its points
 

@@ -9,13 +9,17 @@
 What cannot be a file of a run raises InputError with the file's name: nothing is guessed, and
 nothing is removed.
 """
+import contextlib
 import math
 import shutil
 
-from storage.files import PASSES, InputError, checked_path, read_file, read_json, write_json
+from storage.files import (PASSES, InputError, checked_path, locked, read_file, read_json,
+                           write_json)
+from storage.processes import is_first, wait
 
 NO_MATTER = {"out", "threads", "batch_size", "memory", "device", "torch", "force", "overwrite"}
-OF_ONE_RUN = ("metrics.json", "chosen.json", "routers.safetensors", "routers", "README.md")
+OF_ONE_RUN = ("metrics.json", "chosen.json", "paths.json", "routers.safetensors", "routers",
+              "README.md")
 CARD = "library_name: dr-llm-from-scratch"  # is in a README.md that tools/card.py wrote
 
 
@@ -65,7 +69,7 @@ def refuse_other_run(folder, settings, overwrite):
 def replace_other_run(folder, settings):
     """Removes what belongs to a finished run of other settings, and writes these. It is called when
     the labels of this run are there, so that their refusal does not cost the other run. Labels and
-    candidate paths stay, since they are checked when they are read."""
+    answers stay, since they are checked when they are read."""
     if differing(folder, settings):
         for file in map(folder.joinpath, OF_ONE_RUN):
             if file.is_dir():
@@ -85,6 +89,15 @@ def make_folder(folder):
     if is_run(folder):
         raise InputError(f"{folder}: a folder of train.py or label.py; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def kept_to_one_run(folder):
+    """While it lasts, no other run may write into the folder. Under torchrun, the first process
+    holds the folder for all of its run."""
+    with locked(folder) if is_first() else contextlib.nullcontext():
+        wait()
+        yield
 
 
 def folder_of(routers):
@@ -226,9 +239,9 @@ def candidates_refusal(file, error):
     return InputError(f"{refusal(file, error)}. Remove the file, and train.py makes it anew")
 
 
-def read_fixed_paths(file, num_layers, wanted=True):
-    """[(length, path)] of the best fixed paths in a paths.json; [] if they are not wanted or, which
-    is printed, not there."""
+def read_fixed_paths(file, fingerprint, num_layers, wanted=True):
+    """[(length, path)] of the best fixed paths of a model in a paths.json; [] if they are not
+    wanted or, which is printed, not there."""
     if not wanted:
         return []
     if not file.exists():
@@ -236,6 +249,11 @@ def read_fixed_paths(file, num_layers, wanted=True):
         return []
     stored = read_json(file)
     try:
+        model = stored["key"]["labels"]["model"]
+        if model != fingerprint:
+            print(f"{file}: of model {model}; this one is {fingerprint}: the fixed paths are left "
+                  "out")
+            return []
         fixed_paths = []
         for length, path in stored["frontier"]:
             path = checked_path(path, num_layers)

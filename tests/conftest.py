@@ -172,7 +172,8 @@ def command(tmp_path, tiny_questions):
     fitted_on = [row | {"id": f"label-{n}", "prompt": f"c {row['prompt']}"}
                  for n, row in enumerate(rows)]
     write_lines(tmp_path / "label.jsonl", fitted_on)
-    edit_json(tmp_path / "paths.json", frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
+    edit_json(tmp_path / "paths.json", key={"labels": {"model": model.fingerprint()}},
+              frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
     return routers, ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"),
                      "--out", str(tmp_path / "out"), "--routers",
                      str(tmp_path / "routers.safetensors")]

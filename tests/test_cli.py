@@ -38,11 +38,23 @@ def test_refusal_is_one_line_even_where_its_text_has_several(capsys):
     assert (code, said) == (2, "error: a.jsonl:1: bad and worse\n")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
-def test_a_full_memory_is_one_line_that_says_what_helps(error, capsys):
+def fill_memory():
+    torch.empty(2 ** 58)  # bytes that no computer has
+
+
+@pytest.mark.parametrize("main", [
+    raising(MemoryError()), raising(torch.OutOfMemoryError("CUDA out of memory.")), fill_memory],
+    ids=["Python's", "a GPU's", "the computer's"])
+def test_a_full_memory_is_one_line_that_says_what_helps(main, capsys):
     """Catches a traceback of the allocator's."""
-    code, said = leaves(raising(error), capsys)
+    code, said = leaves(main, capsys)
     assert code == 2 and "--batch-size" in said and said.count("\n") == 1
+
+
+def test_an_error_of_ours_stays_a_traceback():
+    """Catches a mistake in the code that is called a lack of memory."""
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.run(raising(RuntimeError("shapes")))
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(capsys):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from drllm import (GUARD, RouterRoute, Routers, class_weights, fit_guard, focal_loss,
                    interpolate, pool_windows, window_matrix)
-from model_llama import Slot, FixedRoute, generate, pad, prefill
+from model_llama import Slot, FixedRoute, generate, pad, prefill, prompts_only
 from paths import blocks
 from storage.files import InputError
 from tiny import WORDS, tiny_model
@@ -601,6 +601,31 @@ def test_failed_save_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
             random_routers(4).save(target)
     assert list(tmp_path.iterdir()) == [file]
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("control", [-0.5, 0.3])
+def test_a_guarded_layer_executes_where_a_state_is_no_number(control):
+    """Catches nan, which is not above the limit, and whose largest logit is that of skip."""
+    routers = constant_routers([9.0, 0.0, 0.0])
+    routers.set_guard(torch.eye(D), torch.zeros(1, 3, D), torch.full((1,), 1e9))
+    hidden = torch.zeros(3, 2, D)
+    hidden[1, 0, 0], hidden[2, 1, 3] = math.nan, math.inf
+    route = RouterRoute(routers, control=control)
+    in_distribution, *others = route(0, hidden, torch.tensor([2, 2, 2])).tolist()
+    assert others == RouterRoute(constant_routers([-99.0, 0.0, -99.0]), control=control)(
+        0, torch.zeros(2, 2, D), torch.tensor([2, 2])).tolist()
+    assert control != -0.5 or (in_distribution == 0 and others == [1, 1])
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_no_route_sees_what_follows_a_prompt_whatever_it_is(value):
+    """Catches padding that is multiplied by 0: infinity times 0 is no number, and a product of
+    windows and states spreads it over the prompt."""
+    hidden, seen = torch.ones(2, 4, D), []
+    hidden[0, 2:] = value
+    route = prompts_only(lambda layer, states, lengths: seen.append(states), hidden, [2, 4])
+    route(0, hidden, torch.tensor([2, 4]))
+    assert seen[0].isfinite().all() and not seen[0][0, 2:].any() and seen[0].sum() == 6 * D
 
 
 def test_the_guard_follows_the_routers_to_their_device():

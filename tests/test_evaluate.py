@@ -365,8 +365,9 @@ def test_a_table_without_routers_says_nothing_of_seeds(tmp_path, capsys):
     assert "over questions only" in capsys.readouterr().out
 
 
-def figures(gain, interval, layers=11.0, executed=20.0):
-    return {"gain": gain, "interval": interval, "layers": layers, "layers_executed": executed}
+def figures(gain, interval, layers=11.0, executed=20.0, n=30):
+    return {"gain": gain, "interval": interval, "layers": layers, "layers_executed": executed,
+            "n": n}
 
 
 @pytest.mark.parametrize("gain, interval, words", [
@@ -380,6 +381,13 @@ def test_a_sentence_says_what_the_table_says(gain, interval, words):
               "fixed below": figures(0.5, [0.4, 0.6])}
     [sentence] = evaluate.gain_sentences({"routes": routes}, {"dr.llm": "Dr.LLM"})
     assert sentence.startswith(f"Dr.LLM: {words}")
+
+
+def test_nothing_is_significant_on_a_few_questions():
+    """Catches one question whose interval is [1, 1], and all of whose resamples are the same."""
+    sentences = evaluate.sentences_on("Dr.LLM", figures(1.0, [1.0, 1.0], n=1),
+                                      figures(0.0, [0.0, 0.0], layers=12.0, n=1))
+    assert "+100.0 [+100.0, +100.0] points on 1 questions, too few to say more" in sentences[0]
 
 
 @pytest.mark.parametrize("layers, executed, warned", [

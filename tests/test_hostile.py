@@ -62,12 +62,14 @@ def save_routers(at, file, windows=8):
 def whole(tmp_path_factory):
     """A folder in which nothing is wrong."""
     at = tmp_path_factory.mktemp("whole")
-    save_tiny(at / "model", tiny_model(5, dtype=torch.float32, max_positions=96))
+    model = tiny_model(5, dtype=torch.float32, max_positions=96)
+    save_tiny(at / "model", model)
     (at / WEIGHTS).chmod(0o644)  # safetensors leaves what it writes to its owner alone
     (at / "q.jsonl").write_text(lines(ROWS), encoding="utf-8")
     label.main(arguments("label", at)[1])
     save_routers(at, ROUTERS)
-    edit_json(at / "run/paths.json", frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
+    edit_json(at / "run/paths.json", key={"labels": {"model": model.fingerprint()}},
+              frontier=[[2, [1, 0, 1]], [4, [1, 2, 1]]])
     return at
 
 

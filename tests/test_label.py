@@ -538,6 +538,16 @@ def test_a_setting_of_the_search_that_came_later_has_its_default_in_older_files(
         run_label(world, file)
 
 
+def test_labels_that_other_code_searched_are_kept_and_that_is_printed(world, tmp_path, capsys,
+                                                                      monkeypatch):
+    """Catches an exercise in mcts.py that seems to change nothing: its labels are yesterday's."""
+    file = labels_file(world, tmp_path, world.bytes)
+    assert run_label(world, file) == world.rows and not capsys.readouterr().out
+    monkeypatch.setattr(labelling, "source_hash", lambda *files: "other code")
+    assert run_label(world, file) == world.rows
+    assert "searched before the search's code changed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", [
     "null", "3", "[]", "{", "", '{"search": null}', '{"search": [1]}', '{"search": 3}', "{}"])
 def test_a_damaged_header_is_refused_by_name(world, tmp_path, text):

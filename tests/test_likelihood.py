@@ -1,4 +1,5 @@
 """Multiple choice by likelihood: one packed pass against a pass per option."""
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -95,6 +96,18 @@ def test_the_metric_decides_what_is_compared():
     assert likelihood.likeliest_option(same, scores)[0] == 1
     equal = [(0.0, True), (0.0, True)]
     assert likelihood.likeliest_option(QUESTION, equal)[1] == pytest.approx(0.5)
+
+
+def test_an_option_without_a_finite_probability_is_no_answer():
+    """Catches nan taken for the largest value: option A would be correct in a quarter of cases."""
+    nan = float("nan")
+    assert likelihood.likeliest_option(QUESTION, [(nan, False), (-4.0, False)]) == (1, 1.0)
+    assert likelihood.likeliest_option(QUESTION, [(nan, False), (-math.inf, False)]) == (None, 0.0)
+    model = tiny_model(num_layers=2)
+    model.norm.weight.fill_(nan)
+    asked = Prompt(replace(QUESTION, answer="A"), (2, 3), options=((4,), (5,)), scored=(1, 1))
+    rewards, confidence = grade_paths(model, None, [asked], torch.ones(1, 2, dtype=torch.long))
+    assert rewards.tolist() == confidence.tolist() == [0]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from experiments.forms import questions_in_forms, reordered
 from experiments.routability import (bound, control_figures, figures, reliability,
                                      shares_and_reliability)
 from experiments.statistics import auroc, bootstrap, rank_correlation
+from model_llama import load_model
 from questions import grade
 from questions.arithmetic import arithmetic_questions, is_test
 from questions.loading import Question, load_questions
@@ -158,8 +159,9 @@ def test_the_command_measures_the_demo_and_goes_on(tmp_path, capsys, monkeypatch
                          "n": 9}}
     (run / "metrics.json").write_text(json.dumps({"routes": routes, "tasks": {
         "easy": {"domain": "in", "routes": routes}}}), encoding="utf-8")
-    (run / "paths.json").write_text(json.dumps({"frontier": [[12, [2, 0] + [1] * 10]]}),
-                                    encoding="utf-8")
+    made_of = {"labels": {"model": load_model(cli.DEMO_MODEL).fingerprint()}}
+    (run / "paths.json").write_text(json.dumps({"key": made_of, "frontier": [
+        [12, [2, 0] + [1] * 10]]}), encoding="utf-8")
     command = ["--limit", "24", "--run", str(run), "--out", str(tmp_path / "out")]
     routability.main(command)
     printed = capsys.readouterr().out

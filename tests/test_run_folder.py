@@ -46,8 +46,7 @@ def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
     refuse_other_run(finished, {"seed": 2}, overwrite=True)
     assert sorted(finished.rglob("*")) == before  # what follows may still refuse the run
     replace_other_run(finished, {"seed": 2})
-    assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl",
-                                                          "paths.json"}
+    assert {file.name for file in finished.iterdir()} == {"config.json", "labels.jsonl"}
     (finished / "metrics.json").unlink(missing_ok=True)
     refuse_other_run(finished, {"seed": 3}, overwrite=False)  # not finished any more
 
@@ -173,7 +172,16 @@ def test_candidate_paths_come_back_as_they_were_written_and_under_their_key_alon
     write_candidate_paths(file, "k", PATHS, CORRECT, [(3, PATHS[0])])
     assert read_candidate_paths(file, "k", 3, 3) == (PATHS, CORRECT)
     assert read_candidate_paths(file, "of other labels", 3, 3) is None
-    assert read_fixed_paths(file, 3) == [(3, PATHS[0])] and read_fixed_paths(file, 3, False) == []
+
+
+def test_fixed_paths_are_those_of_the_same_model(tmp_path, capsys):
+    """Catches a control of another model that was in the folder before."""
+    file = tmp_path / "paths.json"
+    write_candidate_paths(file, {"labels": {"model": "a1"}}, PATHS, CORRECT, [(3, PATHS[0])])
+    assert read_fixed_paths(file, "a1", 3) == [(3, PATHS[0])]
+    assert read_fixed_paths(file, "a1", 3, wanted=False) == [] and not capsys.readouterr().out
+    assert read_fixed_paths(file, "b2", 3) == []
+    assert "of model a1; this one is b2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes", DAMAGED_PATHS, ids=str)
@@ -190,6 +198,6 @@ def test_damaged_candidate_paths_are_refused_by_name(tmp_path, changes):
     ABSENT, 3, [3], [[3]], [[99, [1, 1, 1]]], [[2, [1, 1]]], [[4, [1, 3, 0]]]], ids=str)
 def test_damaged_fixed_paths_are_refused_by_name(tmp_path, fixed_paths):
     """Catches a control of another depth than the table says."""
-    edit_json(tmp_path / "paths.json", frontier=fixed_paths)
+    edit_json(tmp_path / "paths.json", key={"labels": {"model": "a1"}}, frontier=fixed_paths)
     with pytest.raises(InputError, match=r"paths\.json: .* no frontier of fixed paths"):
-        read_fixed_paths(tmp_path / "paths.json", 3)
+        read_fixed_paths(tmp_path / "paths.json", "a1", 3)

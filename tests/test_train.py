@@ -18,6 +18,7 @@ from choose import CHOICES, Choice
 from drllm import GUARD, Routers, pool_windows
 from mcts import edits
 from model_llama import FixedRoute, generate, load_model, load_tokenizer
+from storage.answer_cache import digest
 from storage.files import InputError, locked, read_json, write_json
 from answers import Prompt
 from questions.loading import Question
@@ -234,6 +235,45 @@ def test_routers_just_trained_are_handed_on_and_found_ones_are_not_trained_again
     stale.save(file)
     run(folder, *out)
     assert trained == [[0], [1]]
+    monkeypatch.setattr(train, "source_hash", lambda *files: "other code")
+    run(folder, *out)
+    assert trained[-2:] == [[0, 1], [0, 1]]  # of both choices
+    trained.clear()
+    run(folder, *out)
+    assert not trained
+
+
+def test_other_code_looks_for_candidate_paths_again(folder, tmp_path, monkeypatch):
+    """Catches an exercise in choose.py whose result is that of yesterday's code."""
+    out, looked, candidate_paths = ["--out", str(tmp_path / "out")], [], train.candidate_paths
+    monkeypatch.setattr(train, "candidate_paths", lambda *given, **more: looked.append(1) or
+                        candidate_paths(*given, **more))
+    for code, times in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr(train, "source_hash", lambda *files: code)
+        run(folder, *out)
+        assert len(looked) == times
+
+
+@pytest.mark.parametrize("share, gain", [(0.5, 0.0), (0.0, -1.0)])
+def test_the_expected_gain_counts_a_partly_correct_answer_as_the_default_path_s_does(
+        monkeypatch, share, gain):
+    """Catches f1 minus a boolean (-50 points for equal answers), and a fold without questions,
+    which ended in a traceback."""
+    names = [str(n) for n in range(99) if int(digest(str(n), "fold"), 16) % train.FOLDS][:9]
+    prompts = [SimpleNamespace(question=SimpleNamespace(id=name)) for name in names]
+    evidence = SimpleNamespace(prompts=prompts, num_layers=2, consensus=lambda others: ([], 0.0),
+                               candidates=([(1, 1)], torch.ones(9, 1).bool()))
+
+    def answers(evidence, fold, fold_of, labels):
+        number = int((fold_of == fold).sum())
+        assert number
+        return SimpleNamespace(correct=torch.full((number,), share),
+                               decisions=torch.ones(number, 2, dtype=torch.long))
+
+    monkeypatch.setattr(train, "answers_of_fold", answers)
+    monkeypatch.setattr(train, "SMALLEST_GROUP", 2)
+    gains, layers = train.cross_validate(evidence)
+    assert gains.tolist() == [gain] * 9 and layers.tolist() == [2.0] * 9
 
 
 def test_a_choice_that_needs_no_search_runs_none(folder, tmp_path, monkeypatch, capsys):

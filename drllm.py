@@ -162,8 +162,8 @@ class Routers(nn.Module):
         if self.guard_points is None:
             return torch.zeros_like(num_windows, dtype=torch.bool)
         states = mean_state(pooled, num_windows) @ self.guard_projection  # (N, G)
-        # a distance that is no number is not within the limit
-        return ~(nearest_distance(states, self.guard_points[layer]) <= self.guard_limits[layer])
+        distance = nearest_distance(states, self.guard_points[layer])  # (N,)
+        return ~(distance <= self.guard_limits[layer])  # true, too, if the distance is no number
 
     def forward(self, pooled, num_windows, layers=slice(None)):
         """Logits (N, l, C) of pooled windows (N, l, W, D), num_windows (N,) of which are in use."""

@@ -15,10 +15,13 @@ import argparse
 import ast
 import csv
 import functools
+import io
 import itertools
 import keyword
 import re
 import secrets
+import tokenize
+from collections import Counter
 from pathlib import Path
 
 from ablation import NOISE, check_ablation
@@ -77,10 +80,16 @@ def test_{token}_f():
 '''
 CONTROLS = 2  # correct trees among the mutants
 # names that no answer needs, and imports that an answer may add
-ODD = {"open", "exec", "eval", "getattr", "setattr", "vars", "globals", "locals", "from_file",
-       "tb_frame", "gi_frame", "f_back", "f_locals", "f_globals", "reject",
-       "current_build_context", "internal", "attrgetter", "methodcaller", "modules", "os", "sys",
-       "gc", "io", "inspect", "importlib", "builtins", "ctypes", "shutil", "pathlib", "subprocess"}
+INNER = {"tb_frame", "gi_frame", "cr_frame", "ag_frame", "f_back", "f_locals", "f_globals",
+         "f_builtins", "_getframe", "walk_stack", "walk_tb"}
+ODD = INNER | {
+    "open", "exec", "eval", "getattr", "setattr", "vars", "globals", "locals", "reject",
+    "current_build_context", "internal", "attrgetter", "methodcaller", "get_type_hints",
+    "Formatter", "get_field", "modules", "os", "sys", "gc", "io", "inspect", "importlib",
+    "builtins", "ctypes", "shutil", "pathlib", "subprocess", "runpy", "pickle", "serialization",
+    # what could remember something between two runs
+    "from_file", "fromfile", "tofile", "memmap", "save", "load", "touch", "importorskip",
+    "rootpath", "prlimit"}
 # pytest and Hypothesis are not among them: where they are needed, our own file imports them, too
 HARMLESS = {"__future__", "bisect", "collections", "copy", "dataclasses", "decimal", "fractions",
             "functools", "heapq", "itertools", "math", "numpy", "operator", "random", "re",
@@ -176,10 +185,21 @@ def functions_in(file):
 
 
 def read_plain(file):
-    """The text of a student's file; OSError for a link or a pipe, which may lead anywhere."""
+    """The text of a student's file, as Python would read it; OSError for a link or a pipe, which
+    may lead anywhere, and for another encoding, in which the text may say something else."""
     if file.exists() and (file.is_symlink() or not file.is_file()):
         raise OSError(f"{file.name} is no plain file")
-    return file.read_text("utf-8")
+    data = file.read_bytes()
+    try:
+        if file.suffix == ".py":
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+            if encoding not in ("utf-8", "utf-8-sig"):
+                raise OSError(f"{file.name} names the encoding {encoding}, wanted UTF-8")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OSError(f"{file.name} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except SyntaxError as error:
+        raise OSError(f"{file.name}: {error}") from error
 
 
 class Grading:
@@ -193,10 +213,9 @@ class Grading:
         try:
             self.theirs = {name: read_plain(self.student / name) for name in course.files(task)}
             self.runs = getattr(self, f"plan_{task.graded_by}")()
-        except (OSError, UnicodeDecodeError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            self.problem = repr(error)
-            if missing:
+        except OSError as error:
+            self.problem = str(error)
+            if isinstance(error, FileNotFoundError):
                 self.problem = f"not handed in: {Path(error.filename).relative_to(self.student)}"
             self.runs = []
 
@@ -304,7 +323,7 @@ class Grading:
         ours = {Path(file).parts[0].removesuffix(".py") for file in self.course.tree} | {"tiny"}
         return sorted({word for file, text in self.theirs.items() if file.endswith(".py")
                        for word in odd_names(text) - odd_names(self.course.texts.get(file, ""))
-                       if word not in ours})
+                       if word not in ours})  # a difference of Counters: named more often
 
     def stopped(self):
         """The number of runs that ended without a result. A mutant on which a test does not end
@@ -351,6 +370,8 @@ class Grading:
             says, *lines = explain(again)
             failed = [f"{FALSE}; {line}" for line in lines]
             return 0, f"on correct code: {says}", {"failed": failed}
+        if plain.names != sorted(plain.tests):
+            return 0, "on correct code: a test did not come to its end", {}
         if not twin.passed:
             return 0, (f"on the same code with other names: {explain(twin)[0]}; a property is one "
                        "of what code does, not of its text"), {}
@@ -369,28 +390,40 @@ class Grading:
 
 
 def odd_names(text):
-    """Names in Python text that no answer needs: those in ODD, attributes that begin with _, and
-    modules that are not harmless."""
+    """A Counter of names in Python text that no answer needs: those in ODD, attributes that begin
+    with _ except those of self, modules that are not harmless, and names of Python's inner objects
+    within text."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except UNREADABLE:
-        return set()
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
-    attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    modules, imported = set(), set()
+        return Counter()
+    names, attributes, modules, imported, inside = [], [], [], [], []
     for node in nodes:
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            modules.add(node.module or "")
-            imported |= {alias.name for alias in node.names}
-    parts = {part for name in modules | imported for part in name.split(".")}
-    private = {name for name in attributes | parts
-               if name.startswith("_") and name not in ("__init__", "__future__")}
-    builtin = {name for name in names if name.startswith("__") and name != "__name__"}
-    packages = {module.split(".")[0] for module in modules}
-    odd = (names | attributes | parts) & ODD | names & {"compile"}
-    return odd | private | builtin | packages - HARMLESS
+        if isinstance(node, ast.Name):
+            names.append(node.id)
+        elif isinstance(node, ast.Attribute):
+            of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+            if not of_self or node.attr.startswith("__"):
+                attributes.append(node.attr)
+        elif isinstance(node, ast.MatchClass):  # `case object(f_back=x)` reads attributes, too
+            attributes += node.kwd_attrs
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules.append(node.module or "")
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            inside += re.findall(r"\w+", node.value)
+    parts = [part for name in modules + imported for part in name.split(".")]
+    odd = [name for name in names + attributes + parts if name in ODD]
+    odd += [name for name in attributes + parts
+            if name.startswith("_") and name not in ("__init__", "__future__")]
+    odd += [name for name in names
+            if name == "compile" or name.startswith("__") and name != "__name__"]
+    odd += [module.split(".")[0] for module in modules
+            if module.split(".")[0] not in HARMLESS]
+    odd += [word for word in inside if word in INNER or re.fullmatch(r"__(?!main__)\w+__", word)]
+    return Counter(odd)
 
 
 def unwritten(said):
@@ -548,8 +581,8 @@ def write_class(reports, args):
     if args.feedback:
         args.feedback.mkdir(parents=True, exist_ok=True)
         for report in reports:
-            (args.feedback / f"{report['student']}.md").write_text(feedback(report),
-                                                                   encoding="utf-8")
+            (args.feedback / f"{report['student']}.md").write_text(
+                feedback(report), encoding="utf-8", errors="backslashreplace")
     if args.gradescope:
         [report] = reports
         write_json(args.gradescope, {"score": report["points"], "tests": [

@@ -50,7 +50,8 @@ COMPARES = pytest.approx.__module__
 RESTLESS = ("warnings", "sys", "threading", "linecache", "torch._dynamo")
 # audit events of what no test needs: other processes, links, sockets, libraries of C
 STARTING = ("subprocess.", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.fork",
-            "os.symlink", "os.link", "socket.", "ctypes.dlopen", "pty.")
+            "socket.", "ctypes.dlopen", "pty.")
+LINKING = ("os.symlink", "os.link")
 LISTING = ("os.listdir", "os.scandir")
 MOVING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate")
 INSTALLED = [os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)]
@@ -271,7 +272,8 @@ def watch_outside(recorder, may_read_project):
     def hook(event, arguments):
         if event == "object.__getattr__":  # a snapshot looks at a function: ten thousands of times
             return
-        if event.startswith(STARTING):
+        if event.startswith(STARTING) or (
+                event in LINKING and leaves(str(recorder.folder), *arguments[:2])):
             recorder.outside.append(event)
         elif event in ("open", *LISTING, *MOVING) and isinstance(arguments[0], (str, bytes)):
             path, lists = os.fsdecode(arguments[0]), event in LISTING
@@ -299,6 +301,13 @@ def done_outside(path, writes, lists, folder, may_read_project):
         return f"lists {file}"
     in_project = is_inside(file, str(PROJECT)) and not may_read_project
     return f"reads {file}" if in_project or file.endswith(".py") else ""
+
+
+def leaves(folder, target, link):
+    """Whether a link that is made in or outside a folder leads out of it; pytest makes some."""
+    place = os.path.abspath(os.fsdecode(link))
+    named = os.path.join(os.path.dirname(place), os.fsdecode(target))
+    return not all(is_inside(os.path.realpath(path), folder) for path in (place, named))
 
 
 def is_inside(path, folder):

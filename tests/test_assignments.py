@@ -628,6 +628,18 @@ def test_an_answer_that_a_stop_ends_is_the_whole_text():
     assert extract_answer("  ", question) is None
 
 
+@pytest.mark.task("3.1")
+@given(st.sampled_from("ABCD"), st.from_regex("[b-z]{3,6}", fullmatch=True), st.integers(0, 999))
+def test_an_answer_is_found_whatever_it_is(letter, word, number):
+    """Catches answers that are looked up in a table."""
+    choice = Question("c", "t", 0, "?", "A", ("w", "x", "y", "z"))
+    assert extract_answer(f"({letter}) {word}", choice) == letter
+    assert extract_answer(f"**Answer: {letter.lower()}.**", choice) == letter
+    written = Question("w", "t", 0, "?", "5")
+    assert extract_answer(f"{word}: \\boxed{{7}}, no, \\boxed{{{number}}}", written) == str(number)
+    assert extract_answer(f"{word} {number}", written) is None
+
+
 @pytest.mark.task("3.2")
 @given(st.lists(st.tuples(st.integers(0, 24), st.floats(0, 1)), max_size=8), st.floats(0, 0.2))
 def test_confident_label_is_worth_most(met, cost_per_layer):

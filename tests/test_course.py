@@ -908,11 +908,26 @@ def test_what_a_function_does_to_its_arguments_is_noticed():
     ("import dataclasses\ndataclasses.inspect.stack(0)", {"inspect"}),
     ("import hypothesis.internal.conjecture.engine", {"hypothesis", "internal"}),
     ("import pytest\nclass A: type(pytest.approx(1.0)).DEFAULT = 1", {"pytest"}),
+    ("match x:\n    case object(f_back=y, exec=z):\n        pass", {"f_back", "exec"}),
+    ("'{0.__traceback__.tb_frame}'.format(x)", {"__traceback__", "tb_frame"}),
+    ("def f(x: 'sys._getframe()'):\n    self._cost = self.__dict__", {"_getframe", "__dict__"}),
+    ("import torch\ntorch.save(x, '/tmp/note')\nif __name__ == '__main__':\n    pass", {"save"}),
     ("from __future__ import annotations\nimport warnings", set()),
     ("x = " + "-" * 20000 + "1", set()), ("x = " + "1+" * 3000 + "1", set())])
 def test_names_that_no_answer_needs_are_shown_to_the_teacher(text, odd):
     """Catches a file that looks at its grader, and whose row does not say so."""
-    assert odd_names(text) == odd
+    assert set(odd_names(text)) == odd
+
+
+def test_an_odd_name_is_shown_if_a_file_has_it_more_often_than_ours(tmp_path):
+    """Catches `eval` of a student's own in a file in which ours has model.eval()."""
+    def odd_in(text):
+        (tmp_path / "model_llama.py").write_text(text, encoding="utf-8")
+        return Grading(COMMON, TASKS["1.2"], tmp_path).odd_names_of_files()
+
+    text = COMMON.texts["model_llama.py"]
+    assert "eval" in odd_names(text) and odd_in(text) == []
+    assert odd_in(f"{text}\n\ndef more():\n    return eval('1')\n") == ["eval"]
 
 
 def test_our_own_answers_name_nothing_odd():
@@ -966,6 +981,29 @@ def test_a_file_that_cannot_be_read_costs_its_own_tasks_only(tmp_path, what):
     (tmp_path / "mcts.py").write_text(COMMON.texts["mcts.py"], encoding="utf-8")
     _, printed, _ = command_of_grade(tmp_path, "--task", "2.3", "3.4", "--profile", "quick")
     assert re.search(r"2\.3 .* 2 / 2 ", printed) and re.search(r"3\.4 .* 0 / 3 ", printed)
+
+
+def test_a_file_is_read_as_python_reads_it(tmp_path):
+    """Catches a file that is graded, and whose odd names and changes nobody sees: one with a mark
+    of its byte order, and one in an encoding in which a comment is code."""
+    file = tmp_path / "mcts.py"
+    file.write_bytes(b"\xef\xbb\xbfimport os\n")
+    assert grade.read_plain(file) == "import os\n"
+    for data, words in ((b"# coding: raw_unicode_escape\n# \\u000aimport os", "raw_unicode_escape"),
+                        (b"# coding: nothing\n", "unknown encoding"),
+                        ("x = 'ü'\n".encode("latin-1"), "invalid or missing encoding")):
+        file.write_bytes(data)
+        with pytest.raises(OSError, match=words) as error:
+            grade.read_plain(file)
+        assert len(str(error.value)) < 99
+
+
+def test_feedback_can_hold_whatever_a_student_writes(tmp_path):
+    """Catches one student's ValueError("\\ud800") that costs the class its feedback."""
+    row = {"title": "t", "points": 0, "of": 1, "says": "ValueError: \ud800"}
+    args = types.SimpleNamespace(csv=None, gradescope=None, feedback=tmp_path / "feedback")
+    grade.write_class([{"student": "a", **grade.with_sums({"2.3": row})}], args)
+    assert r"\ud800" in (tmp_path / "feedback/a.md").read_text(encoding="utf-8")
 
 
 def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():

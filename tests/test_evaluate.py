@@ -98,6 +98,18 @@ def test_static_mix_meets_the_depth_exactly():
     assert fixed_paths_at(14.2, fixed_paths).tolist() == pytest.approx([0.9, 0.8])
 
 
+@pytest.mark.task("5.1")
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True), st.floats(0, 41),
+       st.integers(0, 10**6))
+def test_fixed_paths_are_mixed_as_numpy_interpolates(lengths, layers, seed):
+    """Catches mixes that are looked up in a table."""
+    rewards = torch.rand(len(lengths), 3, generator=torch.Generator().manual_seed(seed))
+    lengths = sorted(lengths)
+    mixed = fixed_paths_at(layers, list(zip(lengths, rewards)))
+    assert mixed.tolist() == pytest.approx(
+        [np.interp(layers, lengths, column) for column in rewards.T.tolist()], abs=1e-5)
+
+
 @pytest.mark.task("6.2")
 @given(st.integers(1, 20), st.integers(1, 12), st.integers(0, 10**6))
 def test_shuffled_keeps_each_rows_decisions_and_depth(rows, layers, seed):

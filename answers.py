@@ -54,7 +54,7 @@ class Prompt:
     @property
     def sequence(self):
         """All ids that one pass reads: the prompt, and after it the gold answer or all options."""
-        return self.ids + sum(self.options, self.gold)  # the options, or the gold answer
+        return self.ids + self.gold + sum(self.options, ())  # one of the two is ()
 
     @functools.cached_property
     def _key(self):

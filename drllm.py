@@ -90,7 +90,7 @@ def interpolate(probabilities, control):
         raise ValueError(f"control must be in [-1, 1], got {control}")
     one_hot = torch.eye(CLASSES, device=probabilities.device, dtype=probabilities.dtype)
     skip, execute, repeat = one_hot[SKIP], one_hot[EXECUTE], one_hot[REPEAT]
-    stops = [(-1.0, skip), (-0.5, probabilities), (0.5, execute), (1.0, repeat)]
+    stops = [(-1.0, skip), (ROUTERS_THEMSELVES, probabilities), (0.5, execute), (1.0, repeat)]
     for (low, below), (high, above) in zip(stops, stops[1:]):
         if control <= high:
             share = (control - low) / (high - low)
@@ -139,7 +139,7 @@ class Routers(nn.Module):
         super().__init__()
         self.num_layers, self.hidden_size = num_layers, hidden_size
         self.width, self.windows = width, windows
-        self.metadata = {}  # the file's metadata: model, labels, tasks
+        self.metadata = {}  # what their file says beside the sizes: model, labels, tasks
         self.w1 = nn.Parameter(torch.empty(num_layers, hidden_size, width))
         self.b1 = nn.Parameter(torch.zeros(num_layers, 1, width))
         self.w2 = nn.Parameter(torch.empty(num_layers, width, CLASSES))

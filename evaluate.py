@@ -24,7 +24,7 @@ import cli
 from answers import answer, cached_answer, prompts_that_fit
 from base_check import chance_of, make_arithmetic
 from cli import aligned, bounds, percent, progress_bar, with_interval
-from drllm import RouterRoute, Routers
+from drllm import ROUTERS_THEMSELVES, RouterRoute, Routers
 from model_llama import Llama, load
 from paths import DECISIONS, blocks
 from questions.loading import left_out, load_all
@@ -45,7 +45,7 @@ OTHER_METHODS = "python -m experiments.methods --routes"  # evaluates the paper'
 @dataclass
 class Outcome:
     """A route's answers: one Answers per seed, a single one for routes without routers. depth:
-    (N,) layers per forward pass, for routes whose decisions do not say it."""
+    (N,) layers per forward pass, given only if the decisions do not determine it."""
     name: str
     seeds: list
     depth: torch.Tensor = None
@@ -430,7 +430,7 @@ def seed_sentences(table, main, first_file):
 
 
 def first_seed_sentence(table, main, first_file):
-    """Compares the routers that are handed on, of the first seed, with the mean of all seeds."""
+    """Compares the routers of the first seed, in first_file, with the mean of all seeds."""
     outcome, base = table.outcomes[main], table.outcomes["vanilla"].correct
     mean_gain = (outcome.correct - base)[table.counted]
     first_gain = (outcome.seeds[0].correct - base)[table.counted]
@@ -499,7 +499,7 @@ def add_flags(parser, names=ROUTES):
                         help=f"of {', '.join(names)}. vanilla, the base model, is always asked, "
                              "since gains are against it; fixed needs the paths.json that "
                              "training leaves next to the routers")
-    parser.add_argument("--control", type=cli.number(-1, 1), default=-0.5,
+    parser.add_argument("--control", type=cli.number(-1, 1), default=ROUTERS_THEMSELVES,
                         help="the paper's interpolation parameter p, -1 to 1; at -0.5 the routers "
                              "decide alone")
     parser.add_argument("--depth-bias", type=cli.number(-1e6, 1e6), default=0.0,

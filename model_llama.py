@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checkpoint.config import read_config
-from checkpoint.tokenizer import load_tokenizer  # noqa: F401 - for importers
+from checkpoint.tokenizer import load_tokenizer
 from checkpoint.weights import read_weights
 from cli import DTYPES, check_device, use_device
 from paths import DECISIONS, EXECUTE, PASSES, blocks, default_path
@@ -114,15 +114,16 @@ class KVCache:
         self.decisions = torch.full((len(self.lengths), num_layers), EXECUTE)
 
     def admit(self, layer, decisions):
-        """Opens a slot for each pass of a layer, given the decisions (B,) of the rows."""
+        """Records the rows' decisions (B,) at a layer, and opens a slot for each of its passes.
+        ValueError if they are no decisions."""
         B, last = len(self.lengths), len(DECISIONS) - 1
         if decisions.shape != (B,) or decisions.min() < 0 or decisions.max() > last:
             raise ValueError(f"layer {layer}: a route must give {B} decisions in 0..{last}, got "
                              f"{decisions.tolist()}")
         self.decisions[:, layer] = decisions
         passes = PASSES.to(decisions.device)[decisions]  # (B,)
-        for earlier in range(int(passes.max())):
-            rows = (passes > earlier).nonzero().flatten()  # (N,)
+        for number in range(int(passes.max())):
+            rows = (passes > number).nonzero().flatten()  # (N,) that have this pass
             everyone = len(rows) == B
             self.slots[layer].append(Slot(None if everyone else rows, self.capacity))
 

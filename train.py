@@ -301,11 +301,11 @@ def prepare_questions(run):
     args, model, tokenizer = run.args, run.model, run.tokenizer
     training = run.training[:args.limit]
     tests, too_long = prompts_that_fit(run.held_out[:args.limit], tokenizer, model)
-    along = ""
+    search_note = ""
     if CHOICES[args.choose].needs_search:
-        along = f", searched along {args.simulations + 1} paths each"
-    print(f"{args.model}: {len(training)} training questions{along}, {len(tests)} test questions, "
-          f"into {run.out}")
+        search_note = f", searched along {args.simulations + 1} paths each"
+    print(f"{args.model}: {len(training)} training questions{search_note}, {len(tests)} test "
+          f"questions, into {run.out}")
     prompts, _ = prompts_that_fit(training, tokenizer, model, "training questions")
     refuse_other_run(run.out, run.settings, args.overwrite)
     if is_first():
@@ -401,10 +401,10 @@ def compare_on_tests(run, tests, routers, fixed_paths, too_long):
     """Prints the table of a run and writes its metrics.json. routers: {choice: Routers per seed};
     fixed_paths: [(length, path)]; too_long: the number of test questions that were left out."""
     args, out = run.args, run.out
-    routes = [one.route for one in routers[args.choose]]
+    routes = [of_seed.route for of_seed in routers[args.choose]]
     routed = {"dr.llm": (f"Dr.LLM, {args.choose}", routes)}
     if PAPERS_CHOICE in routers:
-        paper = [RouterRoute(one, guard=False) for one in routers[PAPERS_CHOICE]]
+        paper = [RouterRoute(of_seed, guard=False) for of_seed in routers[PAPERS_CHOICE]]
         routed["dr.llm shortest"] = ("Dr.LLM, the paper's", paper)
     table = compare(run.model, run.tokenizer, tests, run.tasks, routed, fixed_paths,
                     batch_size=args.batch_size, cache=run.cache)

@@ -5,6 +5,7 @@ import random
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -378,3 +379,17 @@ def test_groups_are_found_without_the_distances_of_all_pairs(monkeypatch):
     monkeypatch.setattr(torch, "cdist", lambda a, b: sizes.append(len(a) * len(b)) or cdist(a, b))
     cluster(torch.randn(600, 4), 16)
     assert max(sizes) == 600 * 16
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), min_size=1, max_size=8))
+def test_no_mix_of_two_points_is_above_the_hull(points):
+    """Catches lengths that are left out of the slopes, and points below a mix of their neighbours
+    or no better than a shorter one."""
+    hull = choose.upper_hull(points)
+    lengths, values = zip(*hull)
+    assert {*hull} <= {*points} and lengths[0] == min(length for length, _ in points)
+    assert list(lengths) == sorted({*lengths}) and list(values) == sorted({*values})
+    for (a, low), (b, middle), (c, high) in zip(hull, hull[1:], hull[2:]):
+        assert (middle - low) * (c - a) > (high - low) * (b - a)
+    for length, value in points:
+        assert value <= np.interp(length, lengths, values) + 1e-9

@@ -269,8 +269,8 @@ CASES = {  # name: (command, damage, file that must be named, what else must be 
     "no routers": ("evaluate", gone(ROUTERS), ROUTERS, ["No such file"]),
     "routers of another model": ("evaluate", other_model, ROUTERS, [OTHER.fingerprint()]),
     "routers of unknown tasks": ("evaluate", routers(tasks=None), ROUTERS, ["tasks", "None"]),
-    "fixed paths of another model": ("evaluate", write(PATHS, '{"frontier": [[2, [1, 1]]]}'),
-                                     PATHS, ["2 layers", "3"]),
+    "fixed paths of another depth": ("evaluate", lambda at: edit_json(
+        at / PATHS, frontier=[[2, [1, 1]]]), PATHS, ["2 layers", "3"]),
     "results below a file": ("evaluate", flags("--out", "{at}/q.jsonl"), "q.jsonl", []),
     # the command itself
     "no such device": ("label", flags("--device", "nonsense"), "", ["--device nonsense"]),

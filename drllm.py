@@ -90,7 +90,7 @@ def interpolate(probabilities, control):
         raise ValueError(f"control must be in [-1, 1], got {control}")
     one_hot = torch.eye(CLASSES, device=probabilities.device, dtype=probabilities.dtype)
     skip, execute, repeat = one_hot[SKIP], one_hot[EXECUTE], one_hot[REPEAT]
-    stops = [(-1.0, skip), (ROUTERS_THEMSELVES, probabilities), (0.5, execute), (1.0, repeat)]
+    stops = [(-1.0, skip), (-0.5, probabilities), (0.5, execute), (1.0, repeat)]
     for (low, below), (high, above) in zip(stops, stops[1:]):
         if control <= high:
             share = (control - low) / (high - low)

@@ -454,7 +454,7 @@ def cross_validate(evidence):
     layers = torch.full((len(evidence.prompts),), float(evidence.num_layers))
     for fold, answers in zip(labels_for, answered):
         held_out = fold_of == fold
-        # correct or not, as the default path's answers are known here, whatever share f1 gives
+        # f1 gives shares; of the default path's answers it is only known which are correct
         gains[held_out] = (answers.correct > 0).float() - correct[held_out, 0].float()
         layers[held_out] = blocks(answers.decisions).float()
     return gains, layers

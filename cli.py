@@ -39,15 +39,19 @@ def run(main):
     except KeyboardInterrupt:
         leave("\nstopped; the same command again continues where it stopped", 130)
     except (RuntimeError, MemoryError) as error:
-        # torch has a class of its own for a GPU's memory, and none for the computer's
-        if "can't allocate memory" not in str(error) and not isinstance(
-                error, (torch.OutOfMemoryError, MemoryError)):
+        if not is_lack_of_memory(error):
             raise
         leave("error: out of memory; a smaller --batch-size needs less")
     except BrokenPipeError:  # `| head` closed our output: nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # unreadable file, full disk: the system's own words, and the file
         leave(f"error: {error.filename or 'output'}: {error.strerror or error}")
+
+
+def is_lack_of_memory(error):
+    """torch has an error class for a GPU's memory; for the computer's it raises a RuntimeError."""
+    has_own_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_own_class or "can't allocate memory" in str(error)
 
 
 def leave(line, code=2):

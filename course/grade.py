@@ -391,39 +391,43 @@ class Grading:
 
 def odd_names(text):
     """A Counter of names in Python text that no answer needs: those in ODD, attributes that begin
-    with _ except those of self, modules that are not harmless, and names of Python's inner objects
-    within text."""
+    with _ except those that it sets on self, modules that are not harmless, and names of Python's
+    inner objects within text."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except UNREADABLE:
         return Counter()
-    names, attributes, modules, imported, inside = [], [], [], [], []
+    names, attributes, set_on_self, modules, parts, words = [], [], set(), [], [], []
     for node in nodes:
         if isinstance(node, ast.Name):
             names.append(node.id)
         elif isinstance(node, ast.Attribute):
-            of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
-            if not of_self or node.attr.startswith("__"):
-                attributes.append(node.attr)
+            attributes.append(node.attr)
+            if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+                set_on_self.add(node.attr)
         elif isinstance(node, ast.MatchClass):  # `case object(f_back=x)` reads attributes, too
             attributes += node.kwd_attrs
         elif isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             modules.append(node.module or "")
-            imported += [alias.name for alias in node.names]
+            parts += [alias.name for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            inside += re.findall(r"\w+", node.value)
-    parts = [part for name in modules + imported for part in name.split(".")]
-    odd = [name for name in names + attributes + parts if name in ODD]
-    odd += [name for name in attributes + parts
-            if name.startswith("_") and name not in ("__init__", "__future__")]
-    odd += [name for name in names
-            if name == "compile" or name.startswith("__") and name != "__name__"]
-    odd += [module.split(".")[0] for module in modules
-            if module.split(".")[0] not in HARMLESS]
-    odd += [word for word in inside if word in INNER or re.fullmatch(r"__(?!main__)\w+__", word)]
-    return Counter(odd)
+            words += re.findall(r"\w+", node.value)
+    parts += [part for name in modules for part in name.split(".")]
+    packages = [module.split(".")[0] for module in modules]
+    return Counter([
+        *(name for name in names + attributes + parts if name in ODD),
+        *(name for name in attributes + parts if is_private(name, set_on_self)),
+        *(name for name in names if name == "compile" or re.match("__(?!name__$)", name)),
+        *(package for package in packages if package not in HARMLESS),
+        *(word for word in words if word in INNER or re.fullmatch(r"__(?!main__)\w+__", word))])
+
+
+def is_private(name, set_on_self):
+    """Whether an attribute or a part of a module's name begins with _ and is not the text's own."""
+    is_own = name in set_on_self and not name.startswith("__")
+    return name.startswith("_") and not is_own and name not in ("__init__", "__future__")
 
 
 def unwritten(said):

@@ -273,7 +273,7 @@ def watch_outside(recorder, may_read_project):
         if event == "object.__getattr__":  # a snapshot looks at a function: ten thousands of times
             return
         if event.startswith(STARTING) or (
-                event in LINKING and leaves(str(recorder.folder), *arguments[:2])):
+                event in LINKING and leads_out(str(recorder.folder), *arguments[:2])):
             recorder.outside.append(event)
         elif event in ("open", *LISTING, *MOVING) and isinstance(arguments[0], (str, bytes)):
             path, lists = os.fsdecode(arguments[0]), event in LISTING
@@ -303,8 +303,9 @@ def done_outside(path, writes, lists, folder, may_read_project):
     return f"reads {file}" if in_project or file.endswith(".py") else ""
 
 
-def leaves(folder, target, link):
-    """Whether a link that is made in or outside a folder leads out of it; pytest makes some."""
+def leads_out(folder, target, link):
+    """Whether a link that is made leads out of a folder, or lies outside; pytest makes some inside.
+    """
     place = os.path.abspath(os.fsdecode(link))
     named = os.path.join(os.path.dirname(place), os.fsdecode(target))
     return not all(is_inside(os.path.realpath(path), folder) for path in (place, named))

@@ -19,7 +19,7 @@ from drllm import Routers
 from cli import aligned, with_interval
 from evaluate import Outcome, fixed_paths_at, interval, shuffled, summarise
 from model_llama import FixedRoute
-from storage.files import InputError, read_json
+from storage.files import InputError, locked, read_json
 from questions.loading import Question, read_row
 from answers import Answers, answer
 from tiny import read_lines, write_lines
@@ -168,6 +168,25 @@ def test_command_line_repeats_what_training_reported(command, tiny_questions, ca
         routed.blocks_run.float().mean().item())
     assert metrics["tasks"]["own"]["domain"] == "in" and len(metrics["fixed"]) == 2
     assert "In domain, 8 questions" in capsys.readouterr().out
+
+
+def test_the_guard_can_be_left_out(command):
+    """Catches routers whose row in train.py's table, without a guard, cannot be had again."""
+    routers, line = command
+    routers.requires_grad_(False).b2[..., 2] = 9.0  # repeat every layer
+    far_away = torch.full((3, 3, 16), 1e6)  # every prompt is out of distribution
+    routers.set_guard(torch.eye(16), far_away, torch.zeros(3))
+    routers.save(Path(line[-1]))
+    layers = [metrics_of(line, *flags)["routes"]["dr.llm"]["layers"]
+              for flags in ([], ["--no-guard"])]
+    assert layers == [3.0, 6.0]
+
+
+def test_two_evaluations_cannot_write_one_folder(command):
+    """Catches a cached answer that another process cuts in half."""
+    line = command[1]
+    with locked(Path(line[5])), pytest.raises(InputError, match=f"process {os.getpid()} is at"):
+        evaluate.main(line)
 
 
 def test_routers_may_be_named_by_their_folder(command):

@@ -219,20 +219,12 @@ class RouterRoute:
     2. guard: a layer for which the prompt is out of distribution executes; guard=False trusts the
        routers on any prompt, as the paper does;
     3. control, the paper's p: at -0.5 nothing changes, -1 skips and 1 repeats every layer, also
-       for prompts out of distribution;
-    4. allowed, for experiments that forbid a decision: the likeliest allowed decision is taken; a
-       layer that the guard executes may execute even if that is not allowed.
+       for prompts out of distribution.
     """
 
-    def __init__(self, routers, depth_bias=0.0, control=ROUTERS_THEMSELVES, guard=True,
-                 allowed=(True,) * CLASSES):
+    def __init__(self, routers, depth_bias=0.0, control=ROUTERS_THEMSELVES, guard=True):
         self.routers, self.guard = routers, guard
         self.depth_bias, self.control = depth_bias, control
-        always = {-1: SKIP, 1: REPEAT}.get(control)
-        if always is not None and not allowed[always]:
-            raise ValueError(f"control {control} means always {DECISIONS[always].name}, which is "
-                             "not allowed")
-        self.forbidden = ~torch.tensor(allowed, device=routers.w1.device)  # (C,)
         self.num_layers = routers.num_layers
 
     def pool(self, hidden, lengths):
@@ -246,20 +238,22 @@ class RouterRoute:
         logits = self.routers(pooled[:, None], num_windows, one_layer)[:, 0]  # (B, C)
         return logits + self.depth_bias * PASSES.to(logits.device)
 
-    def __call__(self, layer, hidden, lengths):
-        """(B,) decisions from the hidden states (B, T, D) that enter a layer, lengths (B,)."""
+    def scores(self, layer, hidden, lengths):
+        """(B, C): the decision with the largest score is taken. hidden (B, T, D) enters the layer;
+        lengths (B,)."""
         pooled, num_windows = self.pool(hidden, lengths)
         scores = self.logits(layer, pooled, num_windows)  # (B, C)
-        forbidden = self.forbidden
         if self.guard:  # out of distribution, the router's own decision is to execute
-            ood = self.routers.is_ood(layer, pooled, num_windows)[:, None]  # (B, 1)
-            executes = torch.arange(CLASSES, device=scores.device) == EXECUTE  # (C,)
-            certain = torch.where(executes, 0.0, -torch.inf)  # (C,) of executing
-            scores = torch.where(ood, certain, scores)
-            forbidden = forbidden & ~(ood & executes)
+            ood = self.routers.is_ood(layer, pooled, num_windows)  # (B,)
+            scores[ood] = -torch.inf
+            scores[ood, EXECUTE] = 0.0
         if self.control != ROUTERS_THEMSELVES:
             scores = interpolate(scores.softmax(-1), self.control)
-        return scores.masked_fill(forbidden, -torch.inf).argmax(-1)
+        return scores
+
+    def __call__(self, layer, hidden, lengths):
+        """(B,) decisions from the hidden states (B, T, D) that enter a layer, lengths (B,)."""
+        return self.scores(layer, hidden, lengths).argmax(-1)
 
     def key(self):
         """What tells this route from all others, as plain values; None for a subclass, which may
@@ -267,5 +261,4 @@ class RouterRoute:
         routers = self.routers.key()
         if type(self) is not RouterRoute or routers is None:
             return None
-        return ["routers", routers, self.depth_bias, self.control, self.guard,
-                self.forbidden.tolist()]
+        return ["routers", routers, self.depth_bias, self.control, self.guard]

@@ -14,14 +14,13 @@ A *seed* is one of several trainings of the same routers, which differ in their 
     torchrun --nproc-per-node 2 evaluate.py --routers runs/mine --model DIR --data arc=FILE
 """
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import cli
-from answers import answer, cached_answer, prompts_that_fit
+from answers import cached_answer, prompts_that_fit
 from base_check import chance_of, make_arithmetic
 from cli import aligned, bounds, percent, progress_bar, with_interval
 from drllm import ROUTERS_THEMSELVES, RouterRoute, Routers
@@ -146,22 +145,16 @@ class Comparison:
         self.outcomes = {}
         self.fixed_paths = {}
 
-    def ask(self, title, routes, model=None, layers_of=None):
-        """The Outcome of routes, one per seed. model: the model in another arrangement, for the
-        paper's other methods; layers_of(decisions): (N,) layers that run in it."""
-        ask = answer if model else partial(cached_answer, self.cache)
+    def ask(self, title, routes):
+        """The Outcome of routes, one per seed."""
         with progress_bar(total=len(self.prompts) * len(routes), desc=title, unit="answer") as bar:
-            seeds = [ask(model or self.model, self.tokenizer, self.prompts, route,
-                         self.batch_size, bar.update) for route in routes]
-        depth = None
-        if layers_of:
-            depth = torch.stack([layers_of(answers.decisions) for answers in seeds]).mean(0)
-        return Outcome(title, seeds, depth)
+            seeds = [cached_answer(self.cache, self.model, self.tokenizer, self.prompts, route,
+                                   self.batch_size, bar.update) for route in routes]
+        return Outcome(title, seeds)
 
-    def add(self, name, routes, title=None, **view):
+    def add(self, name, routes, title=None):
         """Answers along the routes, and makes their Outcome a row of the tables."""
-        self.outcomes[name] = self.ask(title or name, routes, **view)
-        return self.outcomes[name]
+        self.outcomes[name] = self.ask(title or name, routes)
 
     def summary(self, chosen):
         """{key of a route: its figures on the chosen questions, (N,) bool}."""

@@ -49,7 +49,7 @@ class Search:
 
     def __init__(self, prompt, model, config, seed, memory=0):
         L = model.config.num_layers
-        self.prompt, self.memory = prompt, memory
+        self.prompt = prompt
         self.confidence, self.shared_states = {}, {}
         # with room for 13 paths, the states of 12 are kept while the 13th is run
         paths_held = memory // path_bytes(model, prompt)
@@ -69,34 +69,27 @@ class Search:
             return end.value
 
 
-def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None, share=True,
-               memory=None):
+def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress=None, memory=None):
     """Yields (prompt, SearchResult, {decisions: confidence of correct paths}) as searches finish.
 
-    At most batch_size searches are under way, fewer if the states that they share need more than
-    `memory` bytes, by default half of what is free. share=False computes every path from its first
-    layer on.
+    At most batch_size searches are under way, fewer if the states that they share would need more
+    than `memory` bytes, by default half of what is free.
     """
     if memory is None:
         memory = shared_memory(model)
-
-    def bytes_needed(prompt):
-        if not share:
-            return 0
-        # an equal part of the memory, if that is more than it needs: then nothing is dropped
-        return max(memory // batch_size, search_bytes(model, prompt, config))
-
-    begin = partial(Search, model=model, config=config, seed=seed)
+    at_once = searches_that_fit(model, prompts, config, batch_size, memory)
     # 256 / 51: six searches begin with every step, and later six end with every step, so that an
     # interruption loses little
-    most_new = math.ceil(batch_size / (config.simulations + 1))
+    most_new = math.ceil(at_once / (config.simulations + 1))
     # the longest first: a lack of memory shows at once
     waiting = deque(sorted(prompts, key=lambda prompt: len(prompt.sequence), reverse=True))
     running = []
     while waiting or running:
-        room = min(most_new, batch_size - len(running))
-        running += begin_searches(begin, waiting, running, room, bytes_needed, memory)
-        rewards, confidence = ask_one_path_each(model, tokenizer, running, batch_size, share)
+        room = at_once - len(running)
+        for _ in range(min(most_new, room, len(waiting))):
+            begun = Search(waiting.popleft(), model, config, seed, memory // at_once)
+            running.append(begun)
+        rewards, confidence = ask_one_path_each(model, tokenizer, running, batch_size)
         if progress:
             progress(len(running))
         unfinished = []
@@ -109,27 +102,11 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
         running = unfinished
 
 
-def begin_searches(begin, waiting, running, room, bytes_needed, memory):
-    """The searches that begin now, next to those that are running: at most `room`, and no more than
-    the memory holds. Their prompts are taken from those that are waiting."""
-    taken = sum(current.memory for current in running)
-    new = []
-    while waiting and len(new) < room:
-        needed = bytes_needed(waiting[0])
-        if (running or new) and taken + needed > memory:
-            break
-        part = min(needed, memory)  # a single search may begin with less than it needs
-        new.append(begin(waiting.popleft(), memory=part))
-        taken += part
-    return new
-
-
-def ask_one_path_each(model, tokenizer, running, batch_size, share):
-    """(rewards, confidence), two lists: of the answer along the path that each search tries now.
-    share: the paths of a search share hidden states."""
+def ask_one_path_each(model, tokenizer, running, batch_size):
+    """(rewards, confidence), two lists: of the answer along the path that each search tries now."""
     prompts = [current.prompt for current in running]
     paths = torch.tensor([current.path for current in running])  # (len(running), L)
-    shared_states = [current.shared_states for current in running] if share else None
+    shared_states = [current.shared_states for current in running]
     rewards, confidence = grade_paths(model, tokenizer, prompts, paths, batch_size,
                                       shared_states=shared_states)
     return rewards.tolist(), confidence.tolist()

@@ -281,19 +281,25 @@ class Lab:
             table.add("dr.llm", self.routes(), f"Dr.LLM, {self.choice}")
         return table.outcomes["dr.llm"]
 
-    def figures(self, routes=None, table=None, **view):
-        """The summary of routes, or of the run's own routers, on all questions of a table. Without
-        a table: in domain, and then also the gain over the mix of fixed paths of the same depth."""
-        in_domain = table is None
-        if in_domain:
-            table = self.table
-        outcome = self.own(table) if routes is None else table.ask("answers", routes, **view)
-        base = table.outcomes["vanilla"]
-        row = summarise(outcome, base, torch.ones(len(table.prompts)).bool())
-        if in_domain:
-            over = outcome.correct - fixed_paths_at(row["layers"], self.fixed_points)
-            row |= {"over_static": over.mean().item(), "over interval": list(interval(over))}
-        return row
+    def figures(self, routes, table=None):
+        """The summary of routes on all questions of a table; without a table, figures_of them in
+        domain."""
+        if table is None:
+            return self.figures_of(self.table.ask("answers", routes))
+        outcome, base = table.ask("answers", routes), table.outcomes["vanilla"]
+        return summarise(outcome, base, torch.ones(len(table.prompts)).bool())
+
+    def own_figures(self):
+        """figures_of the run's own routers."""
+        return self.figures_of(self.own(self.table))
+
+    def figures_of(self, outcome):
+        """The summary of an Outcome in domain, with its gain over the mix of fixed paths of the
+        same depth."""
+        everything = torch.ones(len(self.inside)).bool()
+        row = summarise(outcome, self.table.outcomes["vanilla"], everything)
+        over = outcome.correct - fixed_paths_at(row["layers"], self.fixed_points)
+        return row | {"over_static": over.mean().item(), "over interval": list(interval(over))}
 
     def method(self, name, depth=None):
         """The in-domain row of another method; depth: the mean layers it is matched to."""
@@ -302,9 +308,8 @@ class Lab:
         def make():
             setting = methods.setting_of(self.table, self.routers(), self.own(self.table),
                                          self.labelled, self.label_of, depth)
-            entrant = method.make(setting)
-            return {"note": method.note, **self.figures(entrant.routes, model=entrant.model,
-                                                        layers_of=entrant.layers_of)}
+            outcome = method.make(setting).outcome(self.table, method.title)
+            return {"note": method.note, **self.figures_of(outcome)}
         return self.row(method.title + (f" @{depth:.2f}" if depth else ""), make)
 
     # ---- fixed paths ----

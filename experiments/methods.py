@@ -22,13 +22,13 @@ from torch import nn
 
 import cli
 import evaluate
-from answers import batches, prompts_that_fit
+from answers import answer, batches, prompts_that_fit
 from cli import progress_bar
 from drllm import RouterRoute, pool_windows
 from label import search_all
 from mcts import SearchConfig
 from model_llama import KVCache, Slot, pad, prefill
-from paths import DECISIONS, EXECUTE, SKIP, default_path
+from paths import DECISIONS, EXECUTE, REPEAT, SKIP, default_path
 from questions.loading import disjoint, load_all
 from storage.files import InputError
 from storage.run_folder import folder_of, read_chosen
@@ -66,13 +66,39 @@ class Entrant:
     routes: list
     layers_of: Callable = None
 
+    def outcome(self, table, title):
+        """The Outcome of its answers to a Comparison's questions. They are not cached: the cache
+        tells a view from the model by the weights alone, which are the same."""
+        with progress_bar(total=len(table.prompts) * len(self.routes), desc=title) as bar:
+            seeds = [answer(self.model, table.tokenizer, table.prompts, route, table.batch_size,
+                            bar.update) for route in self.routes]
+        depth = None
+        if self.layers_of:
+            depths = [self.layers_of(answers.decisions) for answers in seeds]
+            depth = torch.stack(depths).mean(0)
+        return evaluate.Outcome(title, seeds, depth)
+
 
 # ---- controls made of Dr.LLM's own decisions ----
 
-def masked(*allowed):
-    """The method that is Dr.LLM with only some of (skip, execute, repeat) allowed."""
+class WithoutDecisions(RouterRoute):
+    """Routers that take the likeliest decision which is not forbidden. EXECUTE is never forbidden,
+    since the guard may need it."""
+
+    def __init__(self, routers, forbidden):
+        super().__init__(routers)
+        self.forbidden = forbidden
+
+    def __call__(self, layer, hidden, lengths):
+        scores = self.scores(layer, hidden, lengths)
+        scores[:, self.forbidden] = -torch.inf
+        return scores.argmax(-1)
+
+
+def without(*forbidden):
+    """The method that is Dr.LLM without these decisions."""
     def make(setting):
-        routes = [RouterRoute(routers, allowed=allowed) for routers in setting.routers]
+        routes = [WithoutDecisions(routers, forbidden) for routers in setting.routers]
         return Entrant(setting.model, routes)
     return make
 
@@ -605,9 +631,9 @@ class Method:
 
 METHODS = {
     "executed-only": Method("forced to execute", "Dr.LLM, skip and repeat forbidden",
-                            masked(False, True, False)),
-    "no-skip": Method("skip forbidden", "Dr.LLM", masked(False, True, True)),
-    "no-repeat": Method("repeat forbidden", "Dr.LLM", masked(True, True, False)),
+                            without(SKIP, REPEAT)),
+    "no-skip": Method("skip forbidden", "Dr.LLM", without(SKIP)),
+    "no-repeat": Method("repeat forbidden", "Dr.LLM", without(REPEAT)),
     "random": Method("random", "control: Dr.LLM's frequencies per task",
                      from_decisions(random_choices)),
     "swapped": Method("swapped", "control: the path of another question of the task",
@@ -660,9 +686,7 @@ def add(table, names, routers, outcome, calibration, labels):
     setting = setting_of(table, routers, outcome, calibration, labels)
     for name in names:
         method = METHODS[name]
-        entrant = method.make(setting)
-        table.add(name, entrant.routes, method.title, model=entrant.model,
-                  layers_of=entrant.layers_of)
+        table.outcomes[name] = method.make(setting).outcome(table, method.title)
 
 
 # ---- the command: evaluate.py, and these methods ----

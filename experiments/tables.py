@@ -146,7 +146,7 @@ def table4(lab):
 def table5(lab):
     """Every method that can be matched to a mean depth, at Dr.LLM's; the others as they are."""
     depth = own_depth(lab)
-    rows = [base_row(lab), lab.row("Dr.LLM", lab.figures)]
+    rows = [base_row(lab), lab.row("Dr.LLM", lab.own_figures)]
     rows += [lab.method(name, depth) for name in AT_DEPTH]
     rows += [*as_they_are(lab), lab.method("cola")]
     return {"title": f"methods at {depth:.2f} layers", "rows": rows,
@@ -221,7 +221,7 @@ def variant(lab, name, labels=None, kind=Routers, **changes):
     def make():
         config = replace(lab.run.config, **changes)
         if (labels, kind, config) == (None, Routers, lab.run.config):
-            return lab.figures()
+            return lab.own_figures()
         examples = lab.examples(labels or lab.labels(), config.windows)
         routers = lab.trained(*examples, config, kind=kind)
         return lab.figures([RouterRoute(of_seed) for of_seed in routers])

@@ -236,22 +236,6 @@ def test_tilt_by_hand():
     assert int(RouterRoute(routers, 9.0, control=-0.6)(0, hidden, n)) == 2  # tilted, then mixed
 
 
-@given(ragged, seeds, st.sampled_from([(1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1)]),
-       st.sampled_from([-0.5, -0.2, 0.7]))
-def test_only_allowed_decisions_are_taken_and_the_likeliest_of_them(lengths, seed, allowed, knob):
-    """A router that may not repeat must not fall back on executing: its second choice counts."""
-    lengths, routers = torch.tensor(lengths), random_routers(seed)
-    hidden = randn(seed, len(lengths), int(lengths.max()), D)
-    route = RouterRoute(routers, control=knob, allowed=tuple(map(bool, allowed)))
-    for layer in range(3):
-        pooled = pool_windows(hidden, lengths, 4)[:, None]
-        logits = routers(pooled, lengths.clamp(max=4), slice(layer, layer + 1))[:, 0]
-        chances = interpolate(logits.softmax(-1), knob)
-        for decision, chance in zip(route(layer, hidden, lengths).tolist(), chances):
-            assert allowed[decision]
-            assert chance[decision] >= max(c for c, may in zip(chance, allowed) if may) - 1e-6
-
-
 # ---- the guard ----
 
 LENGTHS = torch.arange(120) % 12 + 1  # of the prompts the guard is fitted on; some under 4 tokens
@@ -334,25 +318,6 @@ def test_the_ends_of_p_skip_and_repeat_every_layer_whatever_the_guard_says(lengt
     if guard:
         shares = {-0.8: 0, -0.7: 3, -0.5: 3, 0: 3, 0.7: 3, 0.8: 6}
         assert {p: run(p) for p in shares} == {p: [n] * len(prompts) for p, n in shares.items()}
-
-
-@pytest.mark.parametrize("allowed, expected", [
-    ((True, True, False), [0, 1, 1, 1]), ((False, True, True), [1, 1, 1, 2]),
-    ((True, False, True), [0, 1, 1, 2])])
-def test_a_guarded_layer_may_always_execute_and_is_otherwise_allowed_as_others(allowed, expected):
-    """Catches a guard that skips for want of anything allowed, and one that repeats in spite of it.
-    Controls -0.9, -0.5, 0.5 and 0.9."""
-    hidden, lengths = torch.zeros(2, 5, D), torch.tensor([5, 2])
-    for control, decision in zip((-0.9, -0.5, 0.5, 0.9), expected):
-        route = RouterRoute(routers_that_know_nothing(1), control=control, allowed=allowed)
-        assert route(1, hidden, lengths).tolist() == [decision] * 2
-
-
-@pytest.mark.parametrize("control, allowed", [(-1, (False, True, True)), (1, (True, True, False))])
-def test_an_end_of_p_that_is_not_allowed_is_refused(control, allowed):
-    """Catches a tie of decisions of probability 0: p = 1 without repeats skipped everything."""
-    with pytest.raises(ValueError, match="not allowed"):
-        RouterRoute(random_routers(0), control=control, allowed=allowed)
 
 
 # ---- in the model ----

@@ -212,8 +212,7 @@ def test_only_code_that_answers_depend_on_discards_them():
 def test_the_key_of_a_route_is_all_that_it_does(routers):
     """Catches routers known by their file's name, and a tilt or guard that is left out."""
     routes = [RouterRoute(routers), RouterRoute(routers, depth_bias=0.5),
-              RouterRoute(routers, guard=False), RouterRoute(routers, control=0.0),
-              RouterRoute(routers, allowed=(True, True, False))]
+              RouterRoute(routers, guard=False), RouterRoute(routers, control=0.0)]
     keys = [json.dumps(route_key(route)) for route in routes]
     assert len(set(keys)) == len(routes)
     assert keys[0] == json.dumps(route_key(RouterRoute(routers)))

@@ -177,6 +177,28 @@ def test_forced_to_execute_equals_vanilla_and_masks_forbid_only_their_action(set
     assert any((found.decisions == 0).any() for found in run("no-repeat"))
 
 
+@pytest.mark.parametrize("forbidden", [(0,), (2,), (0, 2)])
+def test_instead_of_a_forbidden_decision_the_next_likeliest_is_taken(setting, forbidden):
+    """A router that may not repeat must not fall back on executing: its second choice counts."""
+    route = methods.WithoutDecisions(setting.routers[0], forbidden)
+    hidden, lengths = torch.randn(50, 5, 16), torch.full((50,), 5)
+    for layer in range(3):
+        logits = route.logits(layer, *route.pool(hidden, lengths))  # (50, 3)
+        for decision, chances in zip(route(layer, hidden, lengths).tolist(), logits.tolist()):
+            assert decision not in forbidden
+            assert chances[decision] == max(
+                chance for code, chance in enumerate(chances) if code not in forbidden)
+
+
+def test_the_guard_executes_whatever_is_forbidden(setting):
+    """Catches a layer that is repeated out of distribution, since it may not be skipped."""
+    routers = setting.routers[0]
+    routers.set_guard(torch.eye(16), torch.full((3, 3, 16), 1e6), torch.zeros(3))  # nothing fits
+    decisions = methods.WithoutDecisions(routers, [0])(1, torch.randn(9, 5, 16),
+                                                       torch.full((9,), 5))
+    assert decisions.tolist() == [1] * 9
+
+
 @given(st.integers(0, 10**6))
 def test_random_choices_have_each_tasks_frequencies(seed):
     """Frequencies pooled over tasks would skip where the task never skips."""

@@ -28,7 +28,7 @@ from model_llama import FixedRoute, Linear, load
 from questions.loading import load_all
 from storage.files import write_json
 
-SLOW_PATHS = 64  # paths that are timed one at a time, which takes long
+SLOW_PATHS = 16  # paths that are timed one at a time, which takes long
 SLOW = "one at a time, no cache"
 
 
@@ -106,16 +106,16 @@ def matrix_products(model, run):
 
 
 def search_speed(args, tokenizer, model):
-    """Paths tried per second by whole searches: in lockstep, with and without the hidden states
-    that paths share, their matrix products alone, and the same paths one at a time."""
+    """Paths tried per second by whole searches in lockstep, next to their matrix products alone,
+    which no search can be faster than, and to the same paths one at a time."""
     questions = load_all(args.data)[:args.questions]
     prompts, _ = prompts_that_fit(questions, tokenizer, model, "questions")
     config = SearchConfig(stop_when_repaired=False)
 
-    def search_together(size, share):
-        return list(search_all(model, tokenizer, prompts, config, 0, size, share=share))
+    def search_together(size):
+        return list(search_all(model, tokenizer, prompts, config, 0, size))
 
-    tried = [(prompt, path) for prompt, result, _ in search_together(len(prompts), True)
+    tried = [(prompt, path) for prompt, result, _ in search_together(len(prompts))
              for path in result.rewards]
     few = random.Random(0).sample(tried, min(len(tried), SLOW_PATHS))
 
@@ -124,19 +124,27 @@ def search_speed(args, tokenizer, model):
             answer_without_cache(model, prompt, path, tokenizer.stop_ids)
 
     sides = {SLOW: answer_one_at_a_time}
+    products_of = {}  # {side: the side of its matrix products}
     for size in args.together:
         if size <= len(prompts):
-            sides[f"{size} together, nothing shared"] = partial(search_together, size, False)
-            shared = partial(search_together, size, True)
-            sides[f"{size} together, states shared"] = shared
-            sides[f"{size} together, its products"] = matrix_products(model, shared)
+            side, products = f"{size} together", f"{size} together, products alone"
+            sides[side] = partial(search_together, size)
+            sides[products] = matrix_products(model, sides[side])
+            products_of[side] = products
     times = interleaved(sides, args.repeats, model.embed_tokens.weight.device)
+
     per_path = {}  # {side: [seconds per path, ...]}
     for side, side_times in times.items():
         number = len(few) if side == SLOW else len(tried)
         per_path[side] = [took / number for took in side_times]
-    return [{"searches": side, "paths/s": f"{1 / median(took):.4g}",
-             "times as fast": paired(per_path[SLOW], took)} for side, took in per_path.items()]
+    rows = []
+    for side, took in per_path.items():
+        row = {"searches": side, "paths/s": f"{1 / median(took):.4g}",
+               "times as fast": paired(per_path[SLOW], took), "of its products": ""}
+        if side in products_of:
+            row["of its products"] = paired(per_path[products_of[side]], took)
+        rows.append(row)
+    return rows
 
 
 # ---- the command ----

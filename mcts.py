@@ -73,8 +73,8 @@ def ucb_score(child, config):
     layers every block costs 0.25, and the default path 3, so most scores are negative."""
     mean = child.total_reward / child.visits
     bonus = math.sqrt(math.log(child.parent.visits) / child.visits)
-    length = blocks(child.decisions) / len(child.decisions)
-    return mean + config.exploration * bonus - config.length_penalty * length
+    relative_length = blocks(child.decisions) / len(child.decisions)
+    return mean + config.exploration * bonus - config.length_penalty * relative_length
 
 
 def select_node_to_expand(root, rewards, config, rng):

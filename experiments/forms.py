@@ -82,7 +82,7 @@ def questions_in_forms(questions, number):
             made = [after_examples(question, examples[EXAMPLES * form:EXAMPLES * (form + 1)])
                     for form in range(number)]
         else:
-            made = [reordered(question, form) for form in range(number)]
+            made = [shuffled_options(question, form) for form in range(number)]
         if None not in made:
             for form, one in zip(forms, made):
                 form.append(one)
@@ -100,7 +100,7 @@ def after_examples(question, examples):
     return replace(question, prompt=worked + FORM.format(question=question.question))
 
 
-def reordered(question, form):
+def shuffled_options(question, form):
     """The question with its options in an order of that form, the file's own for form 0; None if it
     has no options, or a prompt of its own in which they are not found."""
     number = len(question.choices)
@@ -111,19 +111,21 @@ def reordered(question, form):
         random.Random(f"{question.id}/{form}").shuffle(order)
         if order == sorted(order):
             order.reverse()
+    return reordered(question, order)
+
+
+def reordered(question, order):
+    """The question with option order[k] at place k, the gold letter with it; None if its own prompt
+    does not have each option once as "(A) text"."""
     choices = tuple(question.choices[option] for option in order)
+    gold = order.index(LETTERS.index(question.answer))
     prompt = question.prompt
     if prompt is not None:
-        if prompt.count(listed(question.choices)) != 1:
-            return None
-        prompt = prompt.replace(listed(question.choices), listed(choices))
-    gold = order.index(LETTERS.index(question.answer))
+        for letter, old, new in zip(LETTERS, question.choices, choices):
+            if prompt.count(f"({letter}) {old}") != 1:
+                return None
+            prompt = prompt.replace(f"({letter}) {old}", f"({letter}) {new}")
     return replace(question, choices=choices, answer=LETTERS[gold], prompt=prompt)
-
-
-def listed(choices):
-    """How the demo's prompts list options: (A) 8 (B) 3."""
-    return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices))
 
 
 # ---- what paths do in every form ----

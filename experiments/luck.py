@@ -23,11 +23,11 @@ from answers import grade_paths, prompts_that_fit
 from choose import confidence_if_correct, edit_effects
 from cli import aligned, percent, progress_bar, with_interval
 from evaluate import interval
+from experiments.forms import reordered
 from experiments.lab import Lab, add_run_flags, cells
 from experiments.statistics import is_corrected
 from model_llama import load_model
 from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal, with_decision
-from questions.schemas import LETTERS
 from storage.files import write_json
 
 ALONE = 200     # paths asked in a batch of one, which takes long
@@ -177,18 +177,12 @@ def by_luck(question, tries):
 
 
 def moved(question, by):
-    """The question with every option `by` places further on, the gold letter with it; None if its
-    own prompt does not list the options as "(A) text"."""
-    choices, prompt = question.choices[-by:] + question.choices[:-by], question.prompt
-    listed = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, question.choices)]
-    if prompt and any(prompt.count(option) != 1 for option in listed):
-        return None
-    if prompt:
-        for option, letter, choice in zip(listed, LETTERS, choices):
-            prompt = prompt.replace(option, f"({letter}) {choice}")
-    gold = LETTERS[(LETTERS.index(question.answer) + by) % len(choices)]
-    return replace(question, id=f"{question.id} moved by {by}", choices=choices, prompt=prompt,
-                   answer=gold)
+    """The question with every option `by` places further on; None if its own prompt does not list
+    the options (forms.reordered)."""
+    number = len(question.choices)
+    order = [(place - by) % number for place in range(number)]
+    question = replace(question, id=f"{question.id} moved by {by}")
+    return reordered(question, order)
 
 
 def answered_by_letter(pairs):

@@ -9,7 +9,7 @@ import torch
 
 import cli
 from experiments import forms, routability
-from experiments.forms import questions_in_forms, reordered
+from experiments.forms import questions_in_forms, shuffled_options
 from experiments.routability import (bound, control_figures, figures, reliability,
                                      shares_and_reliability)
 from experiments.statistics import auroc, bootstrap, rank_correlation
@@ -115,7 +115,7 @@ def test_options_in_another_order_keep_the_correct_one(file):
     """Catches a letter that stays where its option went, and options that are not in the prompt."""
     questions = load_questions(cli.DEMO / "questions" / f"{file}.jsonl")
     for question in questions:
-        made = reordered(question, 1)
+        made = shuffled_options(question, 1)
         assert (made is None) == (not question.choices)
         if made:
             assert sorted(made.choices) == sorted(question.choices) and made != question
@@ -123,7 +123,7 @@ def test_options_in_another_order_keep_the_correct_one(file):
             assert option == question.choices["ABCD".index(question.answer)]
             assert f"({made.answer}) {option}" in made.prompt
             assert grade(made.answer, made) == 1.0
-        assert reordered(question, 0) in (question, None)
+        assert shuffled_options(question, 0) in (question, None)
 
 
 def test_options_by_likelihood_come_after_other_worked_examples():

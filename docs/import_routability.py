@@ -1,6 +1,6 @@
 """Imports finished runs of experiments/routability.py, rules.py and voting.py into
-assets/routability.json: tables with the command that made each. A table stays as it was if no
-folder is given for it.
+assets/routability.json: tables with the command that made each. Rows of models for which no folder
+is given stay as they were.
 
     .venv/bin/python docs/import_routability.py --routability "the demo" runs/routability \\
         --rules SmolLM2-135M runs/rules --voting SmolLM2-135M runs/voting
@@ -29,32 +29,46 @@ def table(rows, command):
     return {"head": head, "rows": cells, "command": command}
 
 
-def routability_tables(runs):
-    """The shares and bounds of every model and task, and the order of bounds and gains: over tasks
-    of FEW questions at least, or over all questions of a model that has no such task."""
-    rows, controls, pairs = [], [], []
+def rows_of_others(stored, runs):
+    """The rows {column: text} of a stored table, or of None, that are of no model of these runs."""
+    if stored is None:
+        return []
+    names = {name for name, _ in runs}
+    rows = [dict(zip(stored["head"], cells)) for cells in stored["rows"]]
+    return [row for row in rows if row["model"] not in names]
+
+
+def routability_tables(runs, stored):
+    """The shares and bounds of every model and task, the control, and the order of bounds and
+    gains. stored: the tables so far."""
+    rows = rows_of_others(stored.get("routability"), runs)
+    controls = rows_of_others(stored.get("shuffled"), runs)
     for model, folder in runs:
         made = read_json(folder / "routability.json")
-        large = {task for task, figures in made["rows"].items()
-                 if figures["n"] >= FEW and task != "all"} or {"all"}
         for task, figures in made["rows"].items():
             rows.append({"model": model, "task": task} | as_row(task, figures))
             rows[-1].pop("")
-            if task in large and "routers" in figures:
-                gain = figures["routers"]
-                pairs.append((figures["bound"], gain, figures["best fixed"] + figures["bound"]))
         low, high = made["shuffled"]["reliability"]
         controls.append({"model": model, "reliability, 95%": f"[{low:.2f}, {high:.2f}]",
                          "bound, 95%": bounds(made["shuffled"]["bound"])})
     command = ".venv/bin/python -m experiments.routability"
-    tables = {"routability": table(rows, command), "shuffled": table(controls, command)}
-    if len(pairs) > 2:
-        of_bounds, gains, of_sums = zip(*pairs)
-        tables["order"] = table([{
-            "pairs of model and task": str(len(pairs)),
+    return {"routability": table(rows, command), "shuffled": table(controls, command),
+            "order": table([order_row(rows)], command)}
+
+
+def order_row(rows):
+    """How the order of the bounds agrees with that of the routers' gains, over the tasks of FEW
+    questions at least that routers were measured on."""
+    pairs = []
+    for row in rows:
+        if row["task"] != "all" and int(row["questions"]) >= FEW and row.get("routers"):
+            bound, best_fixed, gain = (float(row[column].split()[0])
+                                       for column in ("bound", "best fixed", "routers"))
+            pairs.append((bound, gain, best_fixed + bound))
+    of_bounds, gains, of_sums = zip(*pairs)
+    return {"pairs of model and task": str(len(pairs)),
             "gains and bounds": correlation(gains, of_bounds),
-            "gains and best fixed path plus bound": correlation(gains, of_sums)}], command)
-    return tables
+            "gains and best fixed path plus bound": correlation(gains, of_sums)}
 
 
 def correlation(a, b):
@@ -81,9 +95,9 @@ def rules_table(runs):
     return table(rows, ".venv/bin/python -m experiments.rules")
 
 
-def voting_table(runs, name):
-    """The rows on votes, or on confidence, of several models."""
-    rows = []
+def voting_table(runs, name, stored):
+    """The rows on votes, or on confidence, of several models. stored: the table so far."""
+    rows = rows_of_others(stored, runs)
     for model, folder in runs:
         made = read_json(folder / "voting.json")
         for row in made[name]:
@@ -99,18 +113,19 @@ def main(argv=None):
                             help="a model's name in the tables, and the folder of its results")
     parser.add_argument("--note", default="", help="of the tables imported now: questions, flags")
     args, file = parser.parse_args(argv), ASSETS / "routability.json"
+    stored = read_json(file) if file.exists() else {}
     given = lambda runs: [(name, Path(folder)) for name, folder in runs]
     tables = {}
     if args.routability:
-        tables |= routability_tables(given(args.routability))
+        tables |= routability_tables(given(args.routability), stored)
     if args.rules:
         tables["rules"] = rules_table(given(args.rules))
     if args.voting:
         for name in ("votes", "confidence"):
-            tables[name] = voting_table(given(args.voting), name)
+            tables[name] = voting_table(given(args.voting), name, stored.get(name))
     for made in tables.values():
         made["note"] = args.note
-    write_json(file, (read_json(file) if file.exists() else {}) | tables)
+    write_json(file, stored | tables)
 
 
 if __name__ == "__main__":

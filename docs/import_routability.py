@@ -1,9 +1,9 @@
-"""Imports finished runs of experiments/routability.py, rules.py and voting.py into
-assets/routability.json: tables with the command that made each. Rows of models for which no folder
-is given stay as they were.
+"""Imports finished runs of experiments/routability.py and rules.py into assets/routability.json:
+tables with the command that made each. Rows of models for which no folder is given stay as they
+were.
 
     .venv/bin/python docs/import_routability.py --routability "the demo" runs/routability \\
-        --rules SmolLM2-135M runs/rules --voting SmolLM2-135M runs/voting
+        --rules SmolLM2-135M runs/rules
 """
 import argparse
 from pathlib import Path
@@ -95,20 +95,9 @@ def rules_table(runs):
     return table(rows, ".venv/bin/python -m experiments.rules")
 
 
-def voting_table(runs, name, stored):
-    """The rows on votes, or on confidence, of several models. stored: the table so far."""
-    rows = rows_of_others(stored, runs)
-    for model, folder in runs:
-        made = read_json(folder / "voting.json")
-        for row in made[name]:
-            rows.append({"model": model, "questions": str(made["questions"])} | {
-                key or "answer": cell for key, cell in row.items()})
-    return table(rows, ".venv/bin/python -m experiments.voting")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for flag in ("--routability", "--rules", "--voting"):
+    for flag in ("--routability", "--rules"):
         parser.add_argument(flag, nargs=2, action="append", default=[], metavar=("NAME", "DIR"),
                             help="a model's name in the tables, and the folder of its results")
     parser.add_argument("--note", default="", help="of the tables imported now: questions, flags")
@@ -120,9 +109,6 @@ def main(argv=None):
         tables |= routability_tables(given(args.routability), stored)
     if args.rules:
         tables["rules"] = rules_table(given(args.rules))
-    if args.voting:
-        for name in ("votes", "confidence"):
-            tables[name] = voting_table(given(args.voting), name, stored.get(name))
     for made in tables.values():
         made["note"] = args.note
     write_json(file, stored | tables)

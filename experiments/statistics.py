@@ -33,18 +33,6 @@ def rank_correlation(a, b):
     return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
 
 
-def auroc(scores, correct):
-    """The chance that a correct answer has a higher score than an incorrect one, ties by half; 0.5
-    if there are not both."""
-    correct = np.asarray(correct) > 0
-    number = int(correct.sum())
-    others = len(correct) - number
-    if not number or not others:
-        return 0.5
-    rank_sum = midranks(np.asarray(scores))[correct].sum()
-    return float((rank_sum - number * (number + 1) / 2) / (number * others))
-
-
 # ---- what searches changed ----
 
 def split_by_default(records):

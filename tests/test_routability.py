@@ -12,7 +12,7 @@ from experiments import forms, routability
 from experiments.forms import questions_in_forms, shuffled_options
 from experiments.routability import (bound, control_figures, figures, reliability,
                                      shares_and_reliability)
-from experiments.statistics import auroc, bootstrap, rank_correlation
+from experiments.statistics import bootstrap, rank_correlation
 from model_llama import load_model
 from questions import grade
 from questions.arithmetic import arithmetic_questions, is_test
@@ -138,12 +138,10 @@ def test_options_by_likelihood_come_after_other_worked_examples():
 
 # ---- statistics ----
 
-def test_rank_correlation_auroc_and_bootstrap():
+def test_rank_correlation_and_bootstrap():
     assert rank_correlation([1, 2, 9], [0, 5, 6]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 2, 3], [1, 1, 1]) == 0
-    assert auroc([0.1, 0.9, 0.5], [0, 1, 0]) == 1 and auroc([3, 1, 2], [0, 1, 0]) == 0
-    assert auroc([1, 1, 1, 1], [0, 1, 0, 1]) == 0.5 == auroc([1, 2], [1, 1])
     values = noise(400).numpy()
     low, high = bootstrap(lambda rows: values[rows].mean(), 400)
     assert low < values.mean() < high and high - low == pytest.approx(4 / 20, rel=0.2)

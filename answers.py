@@ -230,17 +230,13 @@ def greedy_along_gold(model, prompts, hidden):
     gold token. hidden: (B, T, D) after the last layer, of prompts and gold answers."""
     states = [row[len(prompt.ids) - 1:len(prompt.sequence)] for prompt, row in zip(prompts, hidden)]
     ids, logprobs = [], []
-    for tokens in torch.cat(states).split(tokens_at_once(model)):  # (tokens, D)
+    tokens_at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    for tokens in torch.cat(states).split(tokens_at_once):  # (tokens, D)
         likeliest = model.head(tokens).float().log_softmax(-1).max(-1)
         ids.append(likeliest.indices)
         logprobs.append(likeliest.values)
     sizes = [len(rows) for rows in states]
     return list(zip(torch.cat(ids).split(sizes), torch.cat(logprobs).split(sizes)))
-
-
-def tokens_at_once(model):
-    """Of how many tokens logits are made at once, so that a wide vocabulary fits in memory."""
-    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
 
 
 def answer_beginning(ids, prompt):

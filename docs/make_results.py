@@ -3,8 +3,8 @@
     .venv/bin/python docs/make_results.py
 
 The results are in assets/: demo.json, bases.json and paper.json, which import_results.py writes,
-real.json and routability.json, which import_real.py and import_routability.py write, and
-measured.json, whose tables were copied by hand from what a command printed, each with that command.
+real.json, which import_real.py writes, and measured.json, whose tables were copied by hand from
+what a command printed, each with that command.
 The words of a page are in its template, where $name is one of the tables.
 """
 import ast
@@ -182,7 +182,6 @@ def real_models():
     words = string.Template((DOCS / "real_models.template.md").read_text(encoding="utf-8"))
     tables = read_json(ASSETS / "real.json")
     made = {"luck": "\n".join(tables.pop("luck"))} | runs_tables(tables.pop("runs"))
-    tables |= read_json(ASSETS / "routability.json")
     tables |= {name: stored for name, stored in read_json(ASSETS / "measured.json").items()
                if name.startswith("real_")}
     return words.substitute(made | {name: measured_table(t) for name, t in tables.items()})

@@ -23,11 +23,11 @@ from answers import grade_paths, prompts_that_fit
 from choose import confidence_if_correct, edit_effects
 from cli import aligned, percent, progress_bar, with_interval
 from evaluate import interval
-from experiments.forms import reordered
 from experiments.lab import Lab, add_run_flags, cells
 from experiments.statistics import is_corrected
 from model_llama import load_model
 from paths import DECISIONS, EDITS, EXECUTE, default_path, is_legal, with_decision
+from questions.schemas import LETTERS
 from storage.files import write_json
 
 ALONE = 200     # paths asked in a batch of one, which takes long
@@ -177,12 +177,17 @@ def by_luck(question, tries):
 
 
 def moved(question, by):
-    """The question with every option `by` places further on; None if its own prompt does not list
-    the options (forms.reordered)."""
-    number = len(question.choices)
-    order = [(place - by) % number for place in range(number)]
-    question = replace(question, id=f"{question.id} moved by {by}")
-    return reordered(question, order)
+    """The question with every option `by` places further on, the gold letter with it; None if its
+    own prompt does not list the options as "(A) text"."""
+    choices, prompt = question.choices[-by:] + question.choices[:-by], question.prompt
+    if prompt is not None:
+        for letter, old, new in zip(LETTERS, question.choices, choices):
+            if prompt.count(f"({letter}) {old}") != 1:
+                return None
+            prompt = prompt.replace(f"({letter}) {old}", f"({letter}) {new}")
+    gold = (LETTERS.index(question.answer) + by) % len(choices)
+    return replace(question, id=f"{question.id} moved by {by}", choices=choices, prompt=prompt,
+                   answer=LETTERS[gold])
 
 
 def answered_by_letter(pairs):

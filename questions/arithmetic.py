@@ -63,23 +63,12 @@ def is_test(text):
     return hashlib.sha256(text.encode()).digest()[0] < 128
 
 
-def worked_examples(kind, test, seed, pair):
-    """[(text, answer)] of the problems that are shown before each problem. Pair 0 has any problems;
-    the other pairs have none that is asked, since theirs are from the other side of the split."""
-    rng = random.Random(f"{seed}/{kind}/{pair}")
-    drawn = (problem(kind, rng) for _ in range(TRIES * EXAMPLES))
-    shown = dict.fromkeys(made for made in drawn if is_test(made[0]) != test)
-    return list(shown)[:EXAMPLES]
-
-
-def problems(kind, number, test, seed, pair=0):
+def problems(kind, number, test, seed):
     """At most `number` different Questions of a kind, fewer if there are not as many. Training and
-    test questions have the same worked examples before the problem. pair: another than 0 asks the
-    same problems after other worked examples."""
+    test questions have the same worked examples before the problem."""
     rng = random.Random(f"{seed}/{kind}")
     examples = [problem(kind, rng) for _ in range(EXAMPLES)]
-    shown = worked_examples(kind, test, seed, pair) if pair else examples
-    worked = "".join(f"{text} = {answer}\n" for text, answer in shown)
+    worked = "".join(f"{text} = {answer}\n" for text, answer in examples)
     questions = {}
     for _ in range(TRIES * number):
         if len(questions) == number:
@@ -124,13 +113,13 @@ def held_out_kinds(kinds):
     return kinds[len(kinds) // 2::5]
 
 
-def arithmetic_questions(kinds, number, seed, pair=0):
+def arithmetic_questions(kinds, number, seed):
     """(training questions, test questions): `number` of each kind in both, mixed, so that --limit
-    takes some of every kind. Held-out kinds have test questions only. pair: see problems."""
+    takes some of every kind. Held-out kinds have test questions only."""
     held_out = held_out_kinds(kinds)
     training = [question for kind in kinds if kind not in held_out
-                for question in problems(kind, number, False, seed, pair)]
-    test = [question for kind in kinds for question in problems(kind, number, True, seed, pair)]
+                for question in problems(kind, number, False, seed)]
+    test = [question for kind in kinds for question in problems(kind, number, True, seed)]
     for questions in (training, test):
         random.Random(seed).shuffle(questions)
     return training, test

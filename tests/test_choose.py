@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import choose
@@ -149,19 +149,22 @@ def test_the_frontier_takes_rewards_and_probabilities():
     """Three paths of 2, 3 and 4 blocks: the middle one is on the hull only if it is worth more than
     half of what the outer ones are together."""
     for value, middle in ((0.5, False), (0.7, True)):
-        values = torch.tensor([[0.2, value, 0.8]] * 2)
+        values = torch.tensor([[0.0, value, 0.6], [0.4, value, 1.0]])  # means of 0.2 and 0.8
         lengths = [length for length, _ in frontier([SHORT, DEFAULT, LONG], values)]
         assert lengths == ([2, 3, 4] if middle else [2, 4])
     assert frontier([DEFAULT, SHORT], torch.tensor([[True, True]])) == [(2, SHORT)]
 
 
-def test_similarity_ignores_windows_that_are_not_in_use():
-    """Zero windows of short prompts must not pull their mean towards zero."""
+def test_similarity_ignores_windows_that_are_not_in_use_and_scales_all_numbers_alike():
+    """Zero windows of short prompts must not pull their mean towards zero, and no number of a large
+    spread outweighs the others."""
     short = torch.zeros(1, 3, 4, 2)
     short[:, :, 0] = 3.0
     full = torch.full((1, 3, 4, 2), 3.0)
     both = similarity_space(torch.cat([short, full]), torch.tensor([1, 4]))
     assert torch.allclose(both[0], both[1])
+    wide = similarity_space(9 * torch.randn(30, 3, 4, 2), torch.full((30,), 4))
+    assert torch.allclose(wide.std(0, correction=0), torch.ones(6), atol=1e-3)
 
 
 def test_a_question_alone_lies_nowhere_in_particular():
@@ -311,7 +314,8 @@ def test_groups_are_found_without_the_distances_of_all_pairs(monkeypatch):
     assert max(sizes) == 600 * 16
 
 
-@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 9)), min_size=1, max_size=8))
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 50)), min_size=1, max_size=12))
+@example([(1, 0), (2, 2), (6, 4)])  # slopes of 2 and 1/2, over lengths of 1 and 4
 def test_no_mix_of_two_points_is_above_the_hull(points):
     """Catches lengths that are left out of the slopes, and points below a mix of their neighbours
     or no better than a shorter one."""

@@ -43,28 +43,6 @@ def test_summary_of_two_seeds_by_hand():
     assert figures["skip"] == pytest.approx(2 / 12) and figures["repeat"] == pytest.approx(3 / 12)
 
 
-@pytest.mark.task("6.1")
-@given(st.integers(0, 10**6), st.integers(30, 300))
-def test_interval_holds_the_mean_and_narrows_with_more_questions(seed, n):
-    """Catches percentiles of the values, which do not move with the number of questions."""
-    rng = np.random.default_rng(seed)
-    values = rng.choice([-1.0, 0.0, 1.0], size=n)
-    low, high = interval(values, resamples=300)
-    assert low <= values.mean() <= high
-    narrow = interval(np.tile(values, 16), resamples=300)  # a quarter of the standard error
-    assert narrow[1] - narrow[0] < 0.5 * (high - low)
-
-
-@pytest.mark.task("6.1")
-def test_interval_covers_as_often_as_it_says():
-    """Catches other percentiles than 2.5 and 97.5, and standard deviations taken for errors."""
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0.1, 1.0, size=(200, 100))
-    held = [low <= 0.1 <= high for low, high in (interval(s, resamples=400) for s in samples)]
-    assert 178 <= sum(held) <= 198, (f"{sum(held)} of 200 intervals hold the mean, wanted about "
-                                     "190: wrong percentiles?")
-
-
 @pytest.mark.task("5.1")
 def test_static_mix_meets_the_depth_exactly():
     """Catches shares the wrong way round, an end that is extrapolated, a depth that is rounded,

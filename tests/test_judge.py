@@ -111,18 +111,22 @@ def whole_answer(kind, seed, tokenizer):
     return ids, Prompt(question, (2,), tuple(gold_ids(question, tokenizer)), ends)
 
 
-@given(st.sampled_from(KINDS), seeds, st.booleans())
-@settings(max_examples=400)
-def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
-    """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
-    character taken for an incorrect one, and words in common that are yet to be said."""
-    tokenizer = tokenizers[chat]
-    ids, prompt = whole_answer(kind, seed, tokenizer)
+def check_every_beginning(ids, prompt, tokenizer):
+    """What an answer begins with has the grade of the whole answer, or none yet."""
     text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
     correct = grade(text, prompt.question)
     for said in range(1, len(ids)):
         assert grade_if_settled(ids[:said], prompt, tokenizer) in (None, correct), ids[:said]
     assert grade_if_settled(ids, prompt, tokenizer) == correct
+
+
+@given(st.sampled_from(KINDS), seeds, st.booleans())
+@settings(max_examples=400)
+def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
+    """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
+    character taken for an incorrect one, and words in common that are yet to be said."""
+    ids, prompt = whole_answer(kind, seed, tokenizers[chat])
+    check_every_beginning(ids, prompt, tokenizers[chat])
 
 
 BEGINNINGS = (OPENED, "Answer: ", "The answer is", "(", "**", "so ", OPENED + "(", OPENED + "{")
@@ -134,12 +138,8 @@ BEGINNINGS = (OPENED, "Answer: ", "The answer is", "(", "**", "so ", OPENED + "(
 def test_a_settled_grade_is_that_of_every_answer_that_was_begun_so(tokenizers, kind, begin, seed):
     """Catches a beginning that counts in the whole answer and not in what settles its grade."""
     ids, prompt = whole_answer(kind, seed, tokenizers[True])
-    prompt = replace(prompt, question=replace(prompt.question, begin=begin))
-    text = tokenizers[True].decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
-    correct = grade(text, prompt.question)
-    for said in range(1, len(ids)):
-        settled = grade_if_settled(ids[:said], prompt, tokenizers[True])
-        assert settled in (None, correct), ids[:said]
+    begun = replace(prompt, question=replace(prompt.question, begin=begin))
+    check_every_beginning(ids, begun, tokenizers[True])
 
 
 VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)

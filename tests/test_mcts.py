@@ -239,18 +239,6 @@ def test_every_node_visits_equal_own_evaluation_plus_children(num_layers, config
         assert node.total_reward == reward(node.decisions) + sum(c.total_reward for c in below)
 
 
-@given(st.integers(1, 7), configs(), seeds)
-def test_every_child_keeps_its_parents_edits_and_adds_some(num_layers, config, seed):
-    """A node hung under the wrong parent: its reward would praise a path it does not contain."""
-    nodes = run_search(num_layers, config, seed, reward_table(seed)).nodes
-    assert nodes[0].parent is None
-    for node in nodes[1:]:
-        assert node in node.parent.children
-        pairs = list(zip(node.parent.decisions, node.decisions))
-        assert all(above in (EXECUTE, here) for above, here in pairs) and node.decisions
-        assert sum(above != here for above, here in pairs) >= 1
-
-
 @given(st.integers(3, 9), st.sampled_from((0.0, 1.0)), seeds)
 def test_blind_stacking_ends_with_the_first_right_path(num_layers, default, seed):
     """Catches one of the two settings used for the other."""

@@ -258,10 +258,8 @@ def test_what_cannot_be_asked_is_refused(folders, tmp_path):
     edit_json(folders[0] / "config.json", vocab_size=30)
     with pytest.raises(InputError):
         run(folders, "z")
-    with pytest.raises(InputError, match="routers.safetensors: No such file"):
-        run((save_tiny(tmp_path / "other", tiny_model(6)), tmp_path), "a")
     with pytest.raises(InputError, match="routers belong to model"):
-        run((tmp_path / "other", folders[1]), "a")
+        run((save_tiny(tmp_path / "other", tiny_model(6)), folders[1]), "a")
 
 
 def test_ids_that_the_model_does_not_know_are_refused(folders):

@@ -111,18 +111,22 @@ def whole_answer(kind, seed, tokenizer):
     return ids, Prompt(question, (2,), tuple(gold_ids(question, tokenizer)), ends)
 
 
-@given(st.sampled_from(KINDS), seeds, st.booleans())
-@settings(max_examples=400)
-def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
-    """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
-    character taken for an incorrect one, and words in common that are yet to be said."""
-    tokenizer = tokenizers[chat]
-    ids, prompt = whole_answer(kind, seed, tokenizer)
+def check_every_beginning(ids, prompt, tokenizer):
+    """What an answer begins with has the grade of the whole answer, or none yet."""
     text = tokenizer.decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
     correct = grade(text, prompt.question)
     for said in range(1, len(ids)):
         assert grade_if_settled(ids[:said], prompt, tokenizer) in (None, correct), ids[:said]
     assert grade_if_settled(ids, prompt, tokenizer) == correct
+
+
+@given(st.sampled_from(KINDS), seeds, st.booleans())
+@settings(max_examples=400)
+def test_a_settled_grade_is_that_of_every_answer_that_begins_so(tokenizers, kind, seed, chat):
+    """Catches a stop inside a token, a box that is still open, blanks that do not count, half of a
+    character taken for an incorrect one, and words in common that are yet to be said."""
+    ids, prompt = whole_answer(kind, seed, tokenizers[chat])
+    check_every_beginning(ids, prompt, tokenizers[chat])
 
 
 BEGINNINGS = (OPENED, "Answer: ", "The answer is", "(", "**", "so ", OPENED + "(", OPENED + "{")
@@ -134,12 +138,8 @@ BEGINNINGS = (OPENED, "Answer: ", "The answer is", "(", "**", "so ", OPENED + "(
 def test_a_settled_grade_is_that_of_every_answer_that_was_begun_so(tokenizers, kind, begin, seed):
     """Catches a beginning that counts in the whole answer and not in what settles its grade."""
     ids, prompt = whole_answer(kind, seed, tokenizers[True])
-    prompt = replace(prompt, question=replace(prompt.question, begin=begin))
-    text = tokenizers[True].decode(ids[:-1] if ids[-1] in prompt.stop_ids else ids)
-    correct = grade(text, prompt.question)
-    for said in range(1, len(ids)):
-        settled = grade_if_settled(ids[:said], prompt, tokenizers[True])
-        assert settled in (None, correct), ids[:said]
+    begun = replace(prompt, question=replace(prompt.question, begin=begin))
+    check_every_beginning(ids, begun, tokenizers[True])
 
 
 VERBATIM = Question("q", "t", 0, "", "12", prompt="3 2", max_new_tokens=6)
@@ -231,7 +231,7 @@ def probabilities(model, prompt, path):
 @settings(max_examples=30, **ONCE)
 def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dtype):
     """Catches a grade settled too early, a row's answer given to another, states of another path,
-    row or length, and a batch that changes what is said."""
+    row or length, a batch that changes what is said, and a bar that passes its end."""
     tokenizer = tokenizers[chat]
     model, prompts, paths, rng = case_of(seed, tokenizer, family, dtype)
     made = answer(model, tokenizer, prompts, paths)
@@ -240,9 +240,11 @@ def test_the_judge_says_what_the_answers_say(tokenizers, family, seed, chat, dty
     for _ in range(3):
         order = rng.sample(range(len(prompts)), rng.randint(1, len(prompts)))
         shared = rng.choice([None, [shared_states[prompts[n].question.id] for n in order]])
+        batch_size, steps = rng.choice((1, 3, 512)), []
         correct, confidence = grade_paths(model, tokenizer, [prompts[n] for n in order],
-                                          paths[order], rng.choice((1, 3, 512)), None, shared)
+                                          paths[order], batch_size, steps.append, shared)
         assert torch.equal(correct, made.correct[order])
+        assert sum(steps) == len(order) and max(steps) <= batch_size
         for n, sure in zip(order, confidence.tolist()):
             assert any(sure == pytest.approx(one, rel=1e-3) for one in sayings(n)), sayings(n)
 
@@ -318,14 +320,6 @@ def test_logits_of_a_wide_vocabulary_are_made_a_few_at_a_time(tokenizers, monkey
     assert min(sizes) == 1
 
 
-def test_progress_counts_every_prompt_once(tokenizers):
-    """Catches a bar that passes its end where answers are generated."""
-    model, prompts, paths, _ = case_of(1, tokenizers[0])
-    steps = []
-    grade_paths(model, tokenizers[0], prompts, paths, 3, steps.append)
-    assert sum(steps) == len(prompts) and max(steps) <= 3
-
-
 # ---- states that paths share ----
 
 class Counted:
@@ -377,25 +371,3 @@ def test_shared_states_change_nothing_and_no_block_runs_twice_for_a_beginning(fa
             met[row] |= {path[:l] for l in range(start + 1, L)}
         assert counted.rows == wanted
     assert {row: set(states) for row, states in shared_states.items()} == met
-
-
-def test_a_beginning_of_any_length_is_computed_once_by_hand():
-    """Four layers. (1,1,1,1) computes 4; (1,1,2,1) shares two layers and computes 3; the default
-    again computes its last; (0,1,1,1) shares nothing and computes 3; (1,1,2,0) has all it needs."""
-    model, shared_states = tiny_model(num_layers=4), [{}]
-    counted, run = Counted(model), []
-    for path in [(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 1), (0, 1, 1, 1), (1, 1, 2, 0)]:
-        before = sum(counted.rows)
-        final_states(model, [[3, 4, 5]], [2], FixedRoute([path]), shared_states)
-        run.append(sum(counted.rows) - before)
-    assert run == [4, 3, 1, 3, 0]
-
-
-def test_what_is_known_of_one_question_is_never_used_for_another(tokenizers):
-    """Catches states looked up by the path alone, in one store for all rows."""
-    model = tiny_model(1)
-    shared_states, paths = [{}, {}], torch.tensor([[1, 2, 1], [1, 2, 1]])
-    final_states(model, [[3, 4], [5, 6, 7]], [2, 3], FixedRoute(paths), shared_states)
-    assert [set(states) for states in shared_states] == [{(1,), (1, 2)}] * 2
-    assert [states[1, 2].shape for states in shared_states] == [(2, 16), (3, 16)]
-    assert not torch.equal(shared_states[0][1,], shared_states[1][1,][:2])

@@ -63,6 +63,7 @@ def test_counts_by_hand():
     assert found == {"questions": 2, "asked": 4, "kept": 3, "share": 0.75,
                      luck.CI: [0.5, 1.0]}  # two questions, 50% and 100%
     assert luck.in_words(found, "kept") == "3 of 4 (75.0%)"
+    assert luck.in_words(luck.count_hits([])) == "0 of 0 (0.0%)"
 
 
 def test_many_tries_at_one_question_are_one_draw():
@@ -73,27 +74,19 @@ def test_many_tries_at_one_question_are_one_draw():
     assert few[luck.CI] == [0.0, 1.0] and 0.4 < many[luck.CI][0] < many[luck.CI][1] < 0.6
 
 
-def test_a_question_with_more_tries_weighs_more():
-    """Nine hits of nine and none of one: the share moves by what each question adds to it, that is
-    (9 - 0.9 * 9) / 5 = 0.18 up and 0.18 down."""
-    found = luck.count_hits([("a", True)] * 9 + [("b", False)])
-    assert found["share"] == 0.9 and found[luck.CI] == pytest.approx([0.72, 1.0])
-
-
-@pytest.mark.parametrize("hit, wanted", [(False, [0.0, 0.1]), (True, [0.9, 1.0])])
-def test_none_or_all_leave_a_doubt(hit, wanted):
-    assert luck.count_hits([(n, hit) for n in range(30)])[luck.CI] == pytest.approx(wanted)
-
-
-def test_one_question_says_nothing_of_others():
-    found = luck.count_hits([("a", True), ("a", False)])
-    assert (found["share"], found[luck.CI]) == (0.5, [0.0, 1.0])
-
-
-def test_nothing_asked_says_nothing():
-    found = luck.count_hits([])
-    assert (found["asked"], found["share"], found[luck.CI]) == (0, None, [0.0, 1.0])
-    assert luck.in_words(found) == "0 of 0 (0.0%)"
+@pytest.mark.parametrize("hits, share, wanted", [
+    ([(n, False) for n in range(30)], 0.0, [0.0, 0.1]),
+    ([(n, True) for n in range(30)], 1.0, [0.9, 1.0]),
+    ([("a", True), ("a", False)], 0.5, [0.0, 1.0]),
+    ([], None, [0.0, 1.0]),
+    ([("a", True)] * 9 + [("b", False)], 0.9, [0.72, 1.0])])
+def test_intervals_of_shares_by_hand(hits, share, wanted):
+    """Catches no doubt where none or all hit, a question alone that speaks for others, and tries
+    that do not count: in the last case, nine hits of nine and none of one, the share moves by what
+    each question adds to it, that is (9 - 0.9 * 9) / 5 = 0.18 up and 0.18 down."""
+    found = luck.count_hits(hits)
+    assert (found["share"], found["asked"]) == (share, len(hits))
+    assert found[luck.CI] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("mine, other, wanted", [

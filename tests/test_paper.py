@@ -5,14 +5,12 @@ import shutil
 import string
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train
-from choose import upper_hull
 from drllm import pool_windows
 from experiments import tables, paper, pictures
 from experiments.lab import FinishedRun, Lab, cells, same_of_each_task
@@ -58,12 +56,15 @@ def files(base):
             "--test", str(base / "test.jsonl")]
 
 
-def command(base, *names, limit="40"):
-    return [*names, *files(base), "--run", str(base / "run"), "--seeds", "2", "--limit", limit]
+def command(base, *names, **changes):
+    """The command line of these experiments. changes: the values of further flags."""
+    flags = {"run": base / "run", "seeds": 2, "limit": 40} | changes
+    more = [part for flag, value in flags.items() for part in (f"--{flag}", str(value))]
+    return [*names, *files(base), *more]
 
 
-def lab_of(base, *names):
-    return Lab(paper.parse_args(command(base, *names)))
+def lab_of(base, *names, **changes):
+    return Lab(paper.parse_args(command(base, *names, **changes)))
 
 
 @pytest.mark.parametrize("score", ["letter", "likelihood-per-byte"])
@@ -107,7 +108,7 @@ def test_a_finished_table_is_not_computed_again_and_an_unfinished_one_keeps_its_
 
 def test_other_questions_are_another_table(everything, run):
     before = read_json(everything / "table2.json")
-    paper.main(command(run, "table2", limit="5"))
+    paper.main(command(run, "table2", limit=5))
     after = read_json(everything / "table2.json")
     assert before["key"] != after["key"]
 
@@ -194,11 +195,9 @@ def test_interpolation_ends_where_the_paper_says(everything):
 
 
 def test_a_run_of_another_model_is_refused(run, tmp_path):
-    save_tiny(tmp_path / "other", tiny_model(6, dtype=torch.float32))
-    line = command(run, "table2")
-    line[line.index("--model") + 1] = str(tmp_path / "other")
+    other = save_tiny(tmp_path / "other", tiny_model(6, dtype=torch.float32))
     with pytest.raises(InputError, match="a run of model"):
-        paper.main(line)
+        paper.main(command(run, "table2", model=other))
 
 
 def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_path, monkeypatch):
@@ -208,20 +207,16 @@ def test_the_runs_own_routers_are_taken_whatever_seed_it_began_with(run, tmp_pat
             file.rename(file.with_name(file.name.replace(f"-{old}.", f"-{new}.")))
     settings = read_json(run / "run" / "config.json") | {"seed": 1}
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    line = command(run, "table3")
-    line[line.index("--run") + 1] = str(tmp_path / "run")
-    lab = Lab(paper.parse_args(line))
+    lab = lab_of(run, "table3", run=tmp_path / "run")
     monkeypatch.setattr(train, "fit_routers", lambda *a, **k: pytest.fail("trained again"))
     assert lab.seeds == [1, 2] and len(lab.routers()) == 2
 
 
 def test_seeds_that_the_run_lacks_are_trained_beside_its_own(run, tmp_path):
     shutil.copytree(run / "run", tmp_path / "run")
-    line = command(run, "table3")
-    line[line.index("--run") + 1], line[line.index("--seeds") + 1] = str(tmp_path / "run"), "3"
     folder = tmp_path / "run" / "routers"
     before = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
-    lab = Lab(paper.parse_args(line))
+    lab = lab_of(run, "table3", run=tmp_path / "run", seeds=3)
     assert len(lab.routers()) == 3 and len(before) == 2
     after = {file.name: file.stat().st_mtime_ns for file in folder.glob("consensus-*")}
     assert len(after) == 3 and after.items() >= before.items()
@@ -232,17 +227,14 @@ def test_other_labels_settings_or_numbers_are_another_table(run):
     key = lab.key
     lab.records = lab.records[::-1]
     assert lab.key != key
-    other = Lab(paper.parse_args([*command(run, "table3"), "--dtype", "bfloat16"]))
-    assert other.key != key
+    assert lab_of(run, "table3", dtype="bfloat16").key != key
 
 
 def test_a_run_without_labels_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text((run / "run" / "config.json").read_text("utf-8"),
                                           encoding="utf-8")
-    line = command(run, "table2")
-    line[line.index("--run") + 1] = str(tmp_path)
     with pytest.raises(InputError, match="has no search of 32 of 32 training questions"):
-        paper.main(line)
+        paper.main(command(run, "table2", run=tmp_path))
 
 
 def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path):
@@ -250,15 +242,14 @@ def test_a_run_of_another_choice_has_every_label_all_the_same(run, tmp_path):
     train.main([*files(run), "--out", str(tmp_path), "--simulations", "8", "--seeds", "1",
                 "--clusters", "2", "--choose", "shortest"])
     assert not (tmp_path / "paths.json").exists()
-    line = command(run, "table5")
-    line[line.index("--run") + 1] = str(tmp_path)
-    here, other = Lab(paper.parse_args(line)), lab_of(run, "table5")
+    here, other = lab_of(run, "table5", run=tmp_path), lab_of(run, "table5")
     assert here.labels() == here.labels("shortest") != here.labels("consensus")
     for name in ("consensus", "confident", "shortest"):
         assert here.labels(name) == other.labels(name)
     assert here.labels("safe") in (here.labels("consensus"), [(1, 1, 1)] * 32)
     assert here.fixed_paths == other.fixed_paths
-    paper.main(["figure9", *line])    # the paper's own figures are to be had of it
+    # the paper's own figures are to be had of it
+    paper.main(command(run, "figure9", "table5", run=tmp_path))
 
 
 # ---- parts ----
@@ -271,16 +262,6 @@ def test_search_statistics_by_hand():
     assert found["saved, correct ones"] == 1.0 and found["with a shorter path %"] == 50.0
     assert found["corrected %"] == 50.0 and found["layers added, corrected"] == 1.0
     assert found["correct before %"] == 50.0 and found["correct after %"] == 75.0
-
-
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 50)), min_size=1, max_size=12,
-                unique_by=lambda p: p[0]))
-def test_upper_hull_lies_above_every_point(points):
-    hull = upper_hull(points)
-    xs, ys = [p[0] for p in hull], [p[1] for p in hull]
-    assert ys == sorted(set(ys)) and ys[-1] == max(p[1] for p in points)
-    for x, y in points:
-        assert x < xs[0] or np.interp(x, xs, ys) >= y - 1e-9
 
 
 @pytest.mark.parametrize("kind", [tables.LinearRouters, tables.DeepRouters])

@@ -76,21 +76,21 @@ def test_safetensors_round_trip(family, tmp_path):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
-SHARDS = ["a.safetensors", "./a.safetensors", "b.safetensors", "sub/c.safetensors",
-          "sub/../b.safetensors", "sub/deep/d.safetensors"]
+SHARDS = ["a.safetensors", "./a.safetensors", "sub/b.safetensors", "sub/../c.safetensors",
+          "sub/deep/d.safetensors"]
 
 
-@given(st.sampled_from(sorted(FAMILIES)), st.lists(st.sampled_from(SHARDS), min_size=1, max_size=4),
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(1, len(SHARDS)),
        st.randoms(use_true_random=False))
 @settings(max_examples=15)
-def test_a_sharded_folder_is_the_same_model(family, names, rng):
+def test_a_sharded_folder_is_the_same_model(family, count, rng):
     """Catches a shard left out, whichever tensors it holds, a shard refused because it lies in a
     folder of the folder, and one that is read twice under two spellings."""
     model = tiny_model(1, family, torch.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = save_tiny(Path(name), model)
         (folder / "sub" / "deep").mkdir(parents=True)
-        spelt = {tensor: rng.choice(names) for tensor in list_tensors(folder)}
+        spelt = {tensor: rng.choice(SHARDS[:count]) for tensor in list_tensors(folder)}
         shards = {}
         for tensor, file in spelt.items():
             shards.setdefault(os.path.normpath(file), []).append(tensor)
@@ -132,24 +132,10 @@ def test_a_shard_may_be_a_link_as_in_the_cache_of_a_hub(folder, tmp_path):
 def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
     """Catches a file that stays mapped while all its tensors are read: every page of it then
     counts as memory, a second copy of the weights (tests/peak_memory.py measures it)."""
-    reads, plain = [], weights.open_tensors
-
-    @contextlib.contextmanager
-    def counted(file):
-        with plain(file) as tensors:
-            get, reads[len(reads):] = tensors.get_tensor, [0]
-
-            class Counted:
-                keys, get_slice = tensors.keys, tensors.get_slice
-
-                def get_tensor(self, name):
-                    reads[-1] += 1
-                    return get(name)
-            yield Counted()
-    monkeypatch.setattr(weights, "open_tensors", counted)
+    opened, plain, number = [], weights.open_tensors, len(list_tensors(folder))
+    monkeypatch.setattr(weights, "open_tensors", lambda file: opened.append(file) or plain(file))
     weights_of(folder)
-    reads = reads[1:]
-    assert sum(reads) == len(list_tensors(folder)) and max(reads) == 1
+    assert len(opened) == 2 + number  # twice for the list of tensors, then for each of them
 
 
 def weights_of(folder):
@@ -176,8 +162,7 @@ def test_a_file_that_changes_later_does_not_change_the_model(folder):
     ({"norm__weight": torch.ones(16)}, "1 unexpected ['norm.weight']"),
     ({"model__norm__weight": torch.ones(17)}, "norm.weight has shape (17,); config.json says (16"),
     ({"model__norm__weight": torch.ones(16).int()}, "model.norm.weight has dtype I32")])
-def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, word, folder,
-                                                                    monkeypatch):
+def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, word, folder):
     """Catches gigabytes that are read before a wrong header is noticed. The first tensor of the
     file would be refused, too, once it is read."""
     config = read_config(folder)
@@ -278,7 +263,6 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ({"architectures": "LlamaForCausalLM", "model_type": "mamba"}, "mamba"),
     ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),

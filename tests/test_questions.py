@@ -135,7 +135,7 @@ BAD = {
     "arc: key is no label": json.dumps(arc("AB", "xy", "C")),
     "arc: no choices": '{"question": "q", "answerKey": "A"}',
     "arc: one option": json.dumps(arc("A", "x", "A")),
-    "arc: fewer texts than labels": json.dumps(arc("AB", "x", "B")),
+    "arc: fewer texts than labels": json.dumps(arc("ABC", "xy", "A")),
     "math: no answer": '{"problem": "p", "solution": "no box"}',
     "math: question is a number": '{"problem": 5, "answer": "5"}',
     "gsm8k: nothing after ####": '{"question": "q", "answer": "so ####"}',

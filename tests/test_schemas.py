@@ -5,7 +5,7 @@ The rows here are made up, in the form in which the owners of each benchmark pub
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from questions import schemas
@@ -120,23 +120,23 @@ TEXTS = st.text("abcdxyzéß中 ,.()[]'\"0123456789-+\\${}%\n", min_size=1, max_
     lambda text: "".join(text.split("\n")).strip(" .")).filter(lambda text: text not in ("", "N/A"))
 
 
-@st.composite
-def cases(draw):
-    """(name, task, row, question, options, the right option) of any schema."""
-    name = draw(st.sampled_from(list(SCHEMAS)))
-    task, (least, most), make = SCHEMAS[name]
-    options = draw(st.lists(TEXTS, min_size=least, max_size=most, unique=True))
-    correct, question = draw(st.integers(0, len(options) - 1)), draw(TEXTS)
-    return name, task, make(question, options, correct), question, options, options[correct]
+def drawn(data, name, question):
+    """(row, options, the right option) of a schema."""
+    _, (least, most), make = SCHEMAS[name]
+    options = data.draw(st.lists(TEXTS, min_size=least, max_size=most, unique=True))
+    correct = data.draw(st.integers(0, len(options) - 1))
+    return make(question, options, correct), options, options[correct]
 
 
-@given(cases())
-def test_options_and_the_right_one_survive_reading(case):
+@pytest.mark.parametrize("name", SCHEMAS)
+@given(st.data(), TEXTS)
+@settings(max_examples=10)
+def test_options_and_the_right_one_survive_reading(name, data, question):
     """Catches, in any schema, a lost or altered option, a key that counts from the wrong number, a
     letter that is not the one of the option's place, and a question without its passage."""
-    name, task, row, question, options, correct = case
+    row, options, correct = drawn(data, name, question)
     found = read_row(json.loads(json.dumps(row)))
-    assert found.task == task and gold(found) == correct
+    assert found.task == SCHEMAS[name][0] and gold(found) == correct
     assert question in found.question and question.strip()
     if name in MIXED:
         assert sorted(found.choices) == sorted(options)
@@ -146,14 +146,13 @@ def test_options_and_the_right_one_survive_reading(case):
         assert found.question == f"{row['passage']}\n\n{question}"
 
 
+@pytest.mark.parametrize("name", [
+    "mmlu, choice0 to choice3", "mmlu, A to D", "truthfulqa", "gpqa", "piqa"])
 @given(st.data())
-def test_options_survive_a_csv(tmp_path_factory, data):
+@settings(max_examples=10)
+def test_options_survive_a_csv(tmp_path_factory, name, data):
     """Catches a CSV form that is read otherwise than the same fields in JSON."""
-    name = data.draw(st.sampled_from([
-        "mmlu, choice0 to choice3", "mmlu, A to D", "truthfulqa", "gpqa", "piqa"]))
-    task, (least, most), make = SCHEMAS[name]
-    options = data.draw(st.lists(TEXTS, min_size=least, max_size=most, unique=True))
-    row = make("Which?", options, data.draw(st.integers(0, len(options) - 1)))
+    row, _, _ = drawn(data, name, "Which?")
     [found] = load(tmp_path_factory.mktemp("csv"), [row], "q.csv")
     assert found == read_row(row)
 
@@ -216,6 +215,7 @@ BAD = {  # a row that must be refused, and what must be said
     "mmlu, options in a text": ({"question": "q", "subject": "s", "choices": "['x', 'y']",
                                  "answer": 1}, "list"),
     "ours, number for a letter": ({"question": "q", "choices": ["x", "y"], "answer": 1}, "'1'"),
+    "agieval, options in a text": (agieval("q", list("wxyz"), 0) | {"options": "wxyz"}, "list"),
     "options in a text": ({"question": "q", "options": "x y", "answer": "A"}, "'options'"),
     "letter and index differ": ({"question": "q", "options": ["x", "y"], "answer": "A",
                                  "answer_index": 1}, "'A'.*1"),

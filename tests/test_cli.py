@@ -51,10 +51,11 @@ def test_a_full_memory_is_one_line_that_says_what_helps(main, capsys):
     assert code == 2 and "--batch-size" in said and said.count("\n") == 1
 
 
-def test_an_error_of_ours_stays_a_traceback():
-    """Catches a mistake in the code that is called a lack of memory."""
-    with pytest.raises(RuntimeError, match="shapes"):
-        cli.run(raising(RuntimeError("shapes")))
+@pytest.mark.parametrize("error", [RuntimeError("shapes"), ZeroDivisionError()])
+def test_an_error_of_ours_stays_a_traceback(error):
+    """Catches a mistake in the code that is called a lack of memory, or the user's."""
+    with pytest.raises(type(error)):
+        cli.run(raising(error))
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(capsys):
@@ -69,13 +70,6 @@ def test_file_the_system_refuses_is_exit_2_with_its_name(tmp_path, capsys):
     assert (code, said) == (2, f"error: {tmp_path / 'none'}: No such file or directory\n")
     assert leaves(raising(OSError(28, "No space left")), capsys) == (
         2, "error: output: No space left\n")
-
-
-def test_other_errors_are_not_hidden():
-    """Catches a run() that takes our own mistakes for the user's."""
-    with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()))
-    assert cli.run(lambda: None) is None
 
 
 # ---- reading ----
@@ -124,7 +118,7 @@ def test_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     def half(path):
         path.write_text("half", encoding="utf-8")
         raise OSError(28, "No space left")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=f"No space left: '{file}'"):
         write_whole(file, half)
     assert read_json(file) == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
@@ -168,25 +162,6 @@ with locked(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
 """
-
-
-def test_help_calls_every_count_n(capsys):
-    """Catches `--simulations SIMULATIONS` beside `--limit N`."""
-    parser = cli.Parser("A.")
-    cli.add_data_flags(parser, [], 1)
-    parser.add_argument("--paths", type=cli.count, default=3, help="tried")
-    parser.print_help()
-    shown = capsys.readouterr().out
-    assert "--paths N" in shown and "--limit N" in shown and "PATHS" not in shown
-
-
-def test_help_shows_default_files_as_one_would_type_them(capsys):
-    """Catches [PosixPath('demo/...')], and a percent sign in a path taken for a format."""
-    parser = cli.Parser("x")
-    parser.add_argument("--data", nargs="+", default=[Path("a%b/c"), Path("d")], help="files")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--help"])
-    assert "files (default: a%b/c d)" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -268,21 +243,24 @@ def parser():
     return made
 
 
-@pytest.mark.parametrize("flag, value, word", [
-    *(("--limit", text, "whole number from 1") for text in ("0", "-1", "1.5", "nan", "x", "")),
-    *(("--share", text, "number from -1 to 1") for text in ("nan", "inf", "-inf", "1.01", "x", "")),
+@pytest.mark.parametrize("flag, value, words", [
+    *(("--limit", text, f"{text!r} is not a whole number from 1")
+      for text in ("0", "-1", "1.5", "nan", "-1e3", "")),
+    *(("--share", text, f"{text!r} is not a number from -1 to 1")
+      for text in ("nan", "inf", "-inf", "-nan", "1.01", "-1e3", "x")),
     ("--batch-size", "1" + "0" * 20, "whole number"), ("--limit", "1" * 5000, "whole number"),
     ("--threads", "100000", "from 1 to 1024"), ("--seed", "-1", "from 0"),
-    ("--dtype", "int8", "float32"),
-    ("--nonsense", "1", "--nonsense")])
-def test_a_wrong_flag_is_one_line_that_names_it(flag, value, word, capsys):
-    """Catches nan that compares with nothing, a traceback, and a usage message of ten lines."""
-    with pytest.raises(SystemExit) as end:
-        parser().parse_args([f"{flag}={value}"])
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert flag in said.err and word in said.err
+    ("--dtype", "int8", "float32"), ("--nonsense", "1", "--nonsense")])
+def test_a_wrong_flag_is_one_line_that_names_it(flag, value, words, capsys):
+    """Catches nan that compares with nothing, a number below zero that argparse takes for a flag, a
+    traceback, and a usage message of ten lines."""
+    for arguments in [f"{flag}={value}"], [flag, value]:
+        with pytest.raises(SystemExit) as end:
+            parser().parse_args(arguments)
+        said = capsys.readouterr()
+        assert end.value.code == 2 and said.out == ""
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1
+        assert flag in said.err and words in said.err
 
 
 @given(st.integers(1, 10**9), st.floats(-1, 1))
@@ -300,18 +278,12 @@ def test_a_number_below_zero_is_the_value_of_the_flag_before_it(text, value):
     assert parser().parse_args(["--share", text]).share == value
 
 
-@pytest.mark.parametrize("flag, text, words", [
-    ("--share", "-inf", "'-inf' is not a number"), ("--share", "-nan", "'-nan' is not a number"),
-    ("--share", "-1e3", "'-1e3' is not a number from -1 to 1"),
-    ("--seed", "-1", "'-1' is not a whole number from 0"),
-    ("--limit", "-1e3", "'-1e3' is not a whole number from 1"),
-    ("--threads", "-2", "'-2' is not a whole number from 1"),
-    ("--share", "-x", "expected one argument"), ("--share", "--limit", "expected one argument")])
-def test_a_wrong_number_below_zero_is_named_and_a_flag_is_no_number(flag, text, words, capsys):
-    """Catches a refusal that does not say what is wrong with the number."""
+@pytest.mark.parametrize("value", ["-x", "--limit"])
+def test_a_flag_is_no_number_below_zero(value, capsys):
+    """Catches a misspelt flag that is taken for the value of the flag before it."""
     with pytest.raises(SystemExit):
-        parser().parse_args([flag, text])
-    assert words in capsys.readouterr().err
+        parser().parse_args(["--share", value])
+    assert "expected one argument" in capsys.readouterr().err
 
 
 def test_a_question_may_begin_with_a_minus():
@@ -328,12 +300,11 @@ def test_names_between_commas_lose_their_blanks_and_repeats(text, listed):
     assert cli.names(text) == listed
 
 
-@pytest.mark.parametrize("convert, text", [
-    (cli.names, ""), (cli.names, " , "), (cli.file_or_folder, ""), (cli.file_or_folder, " ")])
-def test_no_name_at_all_is_refused(convert, text):
-    """Catches --out "", which would be the current folder."""
+@pytest.mark.parametrize("text", ["", " , "])
+def test_no_name_at_all_is_refused(text):
+    """Catches a list of no routes."""
     with pytest.raises(argparse.ArgumentTypeError, match="name"):
-        convert(text)
+        cli.names(text)
 
 
 def test_values_of_a_flag_that_is_given_twice_are_taken_together():
@@ -354,13 +325,19 @@ def test_a_table_of_a_single_column():
     assert cli.aligned([{"a": "1"}, {"a": "22"}]) == "a\n1\n22"
 
 
-def test_help_shows_the_defaults_there_are(capsys):
-    """Catches a default that nobody can find, and "default: None"."""
+def test_help_shows_defaults_as_one_would_type_them_and_calls_a_count_n(capsys):
+    """Catches a default that nobody can find, "default: None", [PosixPath('demo/...')], a percent
+    sign in a path taken for a format, and `--paths PATHS` beside `--limit N`."""
+    made = parser()
+    made.add_argument("--files", nargs="+", default=[Path("a%b/c"), Path("d")], help="files")
+    made.add_argument("--paths", type=cli.count, default=3, help="tried")
     with pytest.raises(SystemExit):
-        parser().parse_args(["--help"])
+        made.parse_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "of it (default: 0.25)" in said and "(default: 7)" in said and "default: cpu" in said
+    assert "files (default: a%b/c d)" in said
     assert "None" not in said and "False" not in said
+    assert "--paths N" in said and "--limit N" in said and "PATHS" not in said
 
 
 def test_use_device_sets_threads_and_checks_the_device(monkeypatch):
@@ -398,11 +375,10 @@ def test_use_device_sets_threads_and_checks_the_device(monkeypatch):
 def test_an_empty_name_is_not_the_current_folder(flag, capsys):
     """Catches `--out "$OUT"` with OUT unset, which wrote into the current folder."""
     import evaluate
-    with pytest.raises(SystemExit) as end:
-        evaluate.parse_args([flag, ""])
-    assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: argument {flag}: an empty name; the current " \
-                                      "folder is .\n"
+    for text in ("", " "):
+        with pytest.raises(SystemExit):
+            evaluate.parse_args([flag, text])
+        assert capsys.readouterr().err.startswith(f"error: argument {flag}: an empty name")
 
 
 @pytest.mark.parametrize("encoding, shown", [

@@ -76,46 +76,48 @@ def test_safetensors_round_trip(family, tmp_path):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
-@given(st.sampled_from(sorted(FAMILIES)), st.integers(1, 4), st.randoms(use_true_random=False))
+SHARDS = ["a.safetensors", "./a.safetensors", "sub/b.safetensors", "sub/../c.safetensors",
+          "sub/deep/d.safetensors"]
+
+
+@given(st.sampled_from(sorted(FAMILIES)), st.integers(1, len(SHARDS)),
+       st.randoms(use_true_random=False))
 @settings(max_examples=15)
 def test_a_sharded_folder_is_the_same_model(family, count, rng):
-    """Catches a shard left out, whichever tensors it holds."""
+    """Catches a shard left out, whichever tensors it holds, a shard refused because it lies in a
+    folder of the folder, and one that is read twice under two spellings."""
     model = tiny_model(1, family, torch.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = save_tiny(Path(name), model)
-        names = list(list_tensors(folder))
-        homes = [f"model-{rng.randrange(count):05}.safetensors" for _ in names]
-        shard(folder, {file: [n for n, home in zip(names, homes) if home == file]
-                       for file in sorted(set(homes))})
-        assert tensor_files(folder) == [folder / file for file in sorted(set(homes))]
+        (folder / "sub" / "deep").mkdir(parents=True)
+        spelt = {tensor: rng.choice(SHARDS[:count]) for tensor in list_tensors(folder)}
+        shards = {}
+        for tensor, file in spelt.items():
+            shards.setdefault(os.path.normpath(file), []).append(tensor)
+        shard(folder, shards)
+        edit_json(folder / "model.safetensors.index.json", weight_map=spelt)
+        assert tensor_files(folder) == [folder / file for file in sorted(shards)]
         assert torch.equal(load_model(folder)(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("names", [
-    ("sub/a.safetensors", "b.safetensors"), ("./a.safetensors", "a.safetensors"),
-    ("sub/../a.safetensors", "sub/deep/b.safetensors")])
-def test_a_shard_may_be_anywhere_inside_the_folder(names, folder):
-    """Catches a legal folder refused, and a shard read twice under two spellings."""
-    wanted = load_model(folder)(TOKENS)
-    tensors = list(list_tensors(folder))
-    homes = {name: os.path.normpath(name) for name in names}
-    for name in homes.values():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    contents = {name: tensors[n::2] for n, name in enumerate(names)}
-    shard(folder, {home: [t for name in names if homes[name] == home for t in contents[name]]
-                   for home in homes.values()})
-    edit_json(folder / "model.safetensors.index.json",
-              weight_map={t: name for name in names for t in contents[name]})
-    assert torch.equal(load_model(folder)(TOKENS), wanted)
+OUTSIDE = ["../a.safetensors", "/tmp/a.safetensors", "sub/../../a", "..", "", 7, None, ["a"]]
 
 
-@pytest.mark.parametrize("name", ["../a.safetensors", "/tmp/a.safetensors", "sub/../../a", "..",
-                                  "", 7, None, ["a.safetensors"]])
-def test_a_shard_outside_the_folder_is_refused(name, folder):
-    """Catches a folder that reads another one's files."""
-    edit_json(folder / "model.safetensors.index.json", weight_map={"model.norm.weight": name})
+@pytest.mark.parametrize("weight_map, word", [
+    ({}, "no weight_map"), (["a.safetensors"], "no weight_map"),
+    *(({"model.norm.weight": name}, repr(name)) for name in OUTSIDE)])
+def test_an_index_of_no_files_of_the_folder_is_refused(weight_map, word, folder):
+    """Catches a folder that reads another one's files, and an index that names nothing."""
+    edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
     (folder / "model.safetensors").unlink()
-    refused(lambda: list_tensors(folder), "model.safetensors.index.json", repr(name))
+    refused(lambda: list_tensors(folder), "model.safetensors.index.json", word)
+
+
+def test_a_tensor_in_two_shards_is_refused(folder):
+    """Catches one of two tensors of one name that is taken without a word."""
+    shard(folder, {"a.safetensors": [*list_tensors(folder)],
+                   "b.safetensors": ["model.norm.weight"]})
+    refused(lambda: list_tensors(folder), "b.safetensors: model.norm.weight", "a.safetensors")
 
 
 def test_a_shard_may_be_a_link_as_in_the_cache_of_a_hub(folder, tmp_path):
@@ -130,24 +132,10 @@ def test_a_shard_may_be_a_link_as_in_the_cache_of_a_hub(folder, tmp_path):
 def test_loading_holds_one_tensor_of_a_file_at_a_time(folder, monkeypatch):
     """Catches a file that stays mapped while all its tensors are read: every page of it then
     counts as memory, a second copy of the weights (tests/peak_memory.py measures it)."""
-    reads, plain = [], weights.open_tensors
-
-    @contextlib.contextmanager
-    def counted(file):
-        with plain(file) as tensors:
-            get, reads[len(reads):] = tensors.get_tensor, [0]
-
-            class Counted:
-                keys, get_slice = tensors.keys, tensors.get_slice
-
-                def get_tensor(self, name):
-                    reads[-1] += 1
-                    return get(name)
-            yield Counted()
-    monkeypatch.setattr(weights, "open_tensors", counted)
+    opened, plain, number = [], weights.open_tensors, len(list_tensors(folder))
+    monkeypatch.setattr(weights, "open_tensors", lambda file: opened.append(file) or plain(file))
     weights_of(folder)
-    reads = reads[1:]
-    assert sum(reads) == len(list_tensors(folder)) and max(reads) == 1
+    assert len(opened) == 2 + number  # twice for the list of tensors, then for each of them
 
 
 def weights_of(folder):
@@ -174,8 +162,7 @@ def test_a_file_that_changes_later_does_not_change_the_model(folder):
     ({"norm__weight": torch.ones(16)}, "1 unexpected ['norm.weight']"),
     ({"model__norm__weight": torch.ones(17)}, "norm.weight has shape (17,); config.json says (16"),
     ({"model__norm__weight": torch.ones(16).int()}, "model.norm.weight has dtype I32")])
-def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, word, folder,
-                                                                    monkeypatch):
+def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, word, folder):
     """Catches gigabytes that are read before a wrong header is noticed. The first tensor of the
     file would be refused, too, once it is read."""
     config = read_config(folder)
@@ -183,10 +170,6 @@ def test_names_shapes_and_dtypes_are_checked_before_a_tensor_is_read(changes, wo
     shapes = {name.removeprefix("model."): tuple(tensors[name].shape) for name in tensors}
     edit_tensors(folder, lm_head__weight=tensors["lm_head.weight"] * torch.nan, **changes)
     refused(lambda: read_weights(folder, config, shapes, "cpu", torch.float32), folder, word)
-    edit_tensors(folder, **{name.replace(".", "__"): tensors.get(name, ABSENT) for name in
-                            {*tensors, *(key.replace("__", ".") for key in changes)}})
-    assert {name: tuple(value.shape) for name, value in read_weights(
-        folder, config, shapes, "cpu", torch.bfloat16).items()} == shapes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -205,8 +188,6 @@ def test_a_bfloat16_checkpoint_is_float32_on_a_cpu(folder):
     model = load_model(folder)
     assert model.norm.weight.dtype == torch.float32
     assert torch.equal(model.norm.weight, tensors["model.norm.weight"].bfloat16().float())
-    assert torch.equal(load_model(folder, dtype=torch.bfloat16).norm.weight.float(),
-                       model.norm.weight)
 
 
 def tied(tmp_path, **tensors):
@@ -215,23 +196,17 @@ def tied(tmp_path, **tensors):
     return folder
 
 
-def test_a_tied_folder_may_store_only_the_head(tmp_path):
-    """Catches an embedding left unfilled: some exports keep lm_head.weight and drop the other."""
-    folder = tied(tmp_path)
-    wanted = load_model(folder)(TOKENS)
-    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    edit_tensors(folder, lm_head__weight=embedding, model__embed_tokens__weight=ABSENT)
-    assert torch.equal(load_model(folder)(TOKENS), wanted)
-
-
-def test_a_tied_folder_may_store_the_same_head_twice(tmp_path):
-    """Catches a refusal of, or a second copy for, a head that equals the embedding."""
+def test_a_tied_folder_may_store_the_head_too_or_alone(tmp_path):
+    """Catches a refusal of, or a second copy for, a head that equals the embedding, and an
+    embedding left unfilled: some exports keep lm_head.weight and drop the other."""
     folder = tied(tmp_path)
     wanted = load_model(folder)
     edit_tensors(folder, lm_head__weight=wanted.embed_tokens.weight.clone())
-    model = load_model(folder)
-    assert model.lm_head.weight is model.embed_tokens.weight
-    assert model.fingerprint() == wanted.fingerprint()
+    for tensors in ({}, {"model__embed_tokens__weight": ABSENT}):
+        edit_tensors(folder, **tensors)
+        model = load_model(folder)
+        assert model.lm_head.weight is model.embed_tokens.weight
+        assert model.fingerprint() == wanted.fingerprint()
 
 
 @pytest.mark.parametrize("files", [
@@ -261,12 +236,8 @@ def test_a_stored_rotary_constant_is_ignored(folder):
 
 def test_a_separate_head_must_be_finite_too(tmp_path):
     """Catches the one tensor of a tied folder that takes another way in."""
-    folder = tied(tmp_path)
-    edit_tensors(folder, lm_head__weight=torch.full((40, 16), float("nan")))
-    names = list(list_tensors(folder))
-    shard(folder, {"a.safetensors": [n for n in names if n != "lm_head.weight"],
-                   "b.safetensors": ["lm_head.weight"]})
-    refused(lambda: load_model(folder), "b.safetensors", "lm_head.weight", "NaN")
+    folder = tied(tmp_path, lm_head__weight=torch.full((40, 16), float("nan")))
+    refused(lambda: load_model(folder), "model.safetensors", "lm_head.weight", "NaN")
 
 
 @given(st.integers(0, 10**6), st.integers(0, 255))
@@ -292,7 +263,6 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
 
 
 @pytest.mark.parametrize("changes, word", [
-    ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
     ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ({"architectures": "LlamaForCausalLM", "model_type": "mamba"}, "mamba"),
     ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
@@ -301,10 +271,8 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
     ({"text_config": {"hidden_size": 8}}, "text_config"),
-    ({"num_experts": 8}, "num_experts"), ({"num_local_experts": 8}, "num_local_experts"),
     ({"hidden_act": "gelu"}, "gelu"), ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-    *(({"rope_scaling": {"rope_type": kind, "factor": 2.0}}, kind)
-      for kind in ("linear", "yarn", "dynamic", "longrope")),
+    ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "yarn"),
     ({"rope_parameters": NESTED}, "rope_parameters: full_attention {"),
@@ -317,23 +285,21 @@ NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
     ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor must be a number, got '8'"),
     ({"rope_theta": True}, "rope_theta must be a number, got True"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a number"),
-    ({"is_causal": False}, "is_causal False"),
     *(({key: False}, f"{key} False")
-      for key in ("causal", "use_causal_mask", "unidirectional", "use_rope")),
+      for key in ("is_causal", "causal", "use_causal_mask", "unidirectional", "use_rope")),
     *(({key: value}, f"{key} {value!r}") for key, value in [
         ("logits_scaling", 8.0), ("logit_scale", 0.0625), ("residual_multiplier", 0.22),
-        ("embedding_multiplier", 12.0), ("attention_multiplier", 1.0), ("scale_emb", 12),
-        ("mlp_multipliers", [0.9, 0.5]), ("scale_embedding", True), ("scale_depth", 1.4),
-        ("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 1.0), ("clip_qkv", 8.0),
+        ("attention_multiplier", 1.0), ("mlp_multipliers", [0.9, 0.5]), ("scale_embedding", True),
+        ("scale_emb", 12), ("final_logit_softcapping", 30.0), ("clip_qkv", 8.0),
         ("query_pre_attn_scalar", 256), ("no_rope_layers", [1, 0, 1]), ("use_qk_norm", True),
         ("qk_layernorm", True), ("alibi", True), ("use_parallel_residual", True),
         ("parallel_attn", True), ("attention_chunk_size", 8), ("sliding_window_pattern", 4),
         ("use_bidirectional_attention", True), ("num_kv_shared_layers", 2), ("use_mrope", True),
         ("per_layer_config", {"0": {"head_dim": 8}}), ("hidden_activation", "gelu_pytorch_tanh"),
-        ("kv_lora_rank", 512), ("moe_intermediate_size", 8), ("num_experts_per_tok", 2),
+        ("kv_lora_rank", 512), ("moe_intermediate_size", 8), ("num_local_experts", 8),
         ("use_dynamic_ntk", True), ("use_logn_attn", True), ("rotary_pct", 0.25),
         ("position_embedding_type", "alibi"), ("rope_interleave", True), ("swiglu_limit", 7.0),
-        ("vision_config", {"depth": 2}), ("quantization", {"bits": 4}), ("loop_num_passes", 2)]),
+        ("vision_config", {"depth": 2}), ("loop_num_passes", 2)]),
     ({"attention_bias": "false"}, "attention_bias must be true or false, got 'false'"),
     ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
     ({"mlp_bias": [0]}, "mlp_bias must be true or false"),
@@ -463,7 +429,6 @@ def test_a_new_family_is_what_its_record_says_and_nothing_of_the_others(folder, 
     ({"model_type": "qwen2", "num_key_value_heads": ABSENT, "num_attention_heads": 64,
       "hidden_size": 128}, {"num_kv_heads": 32}),
     ({"head_dim": None}, {"head_dim": 4}), ({"head_dim": ABSENT}, {"head_dim": 4}),
-    ({"head_dim": 6}, {"head_dim": 6}),
     ({"model_type": "qwen2", "head_dim": ABSENT}, {"head_dim": 4}),
     ({"model_type": "qwen3", "head_dim": ABSENT}, {"head_dim": 128, "qk_norm": True}),
     ({"attention_bias": True}, {"qkv_bias": True, "o_bias": True}),
@@ -476,8 +441,6 @@ def test_a_new_family_is_what_its_record_says_and_nothing_of_the_others(folder, 
     ({"rope_theta": ABSENT, "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}},
      {"rope_theta": 7.0, "rope_scaling": None}),
     ({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 7.0}}, {"rope_theta": 7.0}),
-    ({"rope_scaling": None}, {"rope_scaling": None}),
-    ({"rope_scaling": LLAMA3}, {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16)}),
     ({"rope_parameters": {**LLAMA3, "rope_theta": 7.0}},
      {"rope_scaling": Llama3Rope(8.0, 1.0, 4.0, 16), "rope_theta": 7.0}),
     ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default"}},
@@ -491,10 +454,6 @@ def test_a_new_family_is_what_its_record_says_and_nothing_of_the_others(folder, 
     ({"torch_dtype": ABSENT, "dtype": "bfloat16"}, {"dtype": torch.bfloat16}),
     ({"torch_dtype": ABSENT}, {"dtype": torch.float32}),
     ({"tie_word_embeddings": ABSENT}, {"tie_embeddings": False}),
-    ({"partial_rotary_factor": 1.0}, {}), ({"layer_types": ["full_attention"] * 3}, {}),
-    ({"sliding_window": 8}, {}), ({"sliding_window": 8, "use_sliding_window": False}, {}),
-    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, {}),
-    ({"quantization_config": None}, {}), ({"architectures": ABSENT}, {}),
 ], ids=lambda value: str(value)[:70])
 def test_config_defaults_resolve_as_in_the_library_of_origin(changes, wanted, folder):
     """Catches a default taken from the wrong family, and a new spelling that is not read."""
@@ -550,14 +509,6 @@ def test_stop_ids_come_from_every_place_that_names_them(generation, config, want
     edit_json(folder / "config.json", eos_token_id=config)
     stop_ids = load_tokenizer(folder).stop_ids
     assert set(stop_ids) == wanted and len(stop_ids) == len(wanted)
-
-
-@pytest.mark.parametrize("eos", ["<eos>", {"content": "<eos>", "special": True}])
-def test_special_tokens_may_be_spelt_as_objects(eos, folder):
-    """Catches a template that prints {'content': ...} in place of the token."""
-    edit_json(folder / "tokenizer_config.json", eos_token=eos, chat_template="{{ eos_token }} 3")
-    tokenizer = load_tokenizer(folder)
-    assert 1 in tokenizer.stop_ids and tokenizer.chat(HI) == [1, 5]
 
 
 def test_decoding_leaves_out_special_and_unknown_ids(folder):
@@ -633,11 +584,9 @@ def test_bos_is_not_doubled(folder):
 
 
 @pytest.mark.parametrize("condition", [
-    "add_generation_prompt", "enable_thinking is false",
-    f"strftime_now('%d %b %Y') == '{FIXED_DATE}'",
-    "strftime_now('%Y-%m-%d') == '2024-07-26'", "date_string is not defined",
-    "bos_token is not defined", "messages[0].role == 'user'", "tools is defined and tools is none",
-    "documents is defined and documents is none", "unk_token is not defined"])
+    "add_generation_prompt", "enable_thinking is false", "date_string is not defined",
+    "strftime_now('%Y-%m-%d') == '2024-07-26'", "messages[0].role == 'user'",
+    "tools is defined and tools is none", "documents is defined and documents is none"])
 def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):
     """Catches a conversation that waits for nobody, a chain of thought, and today's date."""
     edit_json(folder / "tokenizer_config.json",
@@ -655,12 +604,9 @@ def test_chat_asks_for_an_answer_at_once_on_a_fixed_day(condition, folder):
     ("{%- generation -%} a {%- endgeneration -%} b", "ab"),
     ("{% set y = 1 %}{% generation %}{% set y = 2 %}{{ y }}{% endgeneration %}{{ y }}", "21"),
     ("{% for i in 'ab' %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}", "12"),
-    ("{{ dict(a=1).a }}{{ dict.fromkeys('ab', 2).b }}", "12"),
     ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
-    ("{% set ns = namespace(n=1) %}{% set ns.n = ns.n * 3 %}{{ ns.n }}", "3"),
-    ("{{ 'a b c' | wordwrap(3) }}", "a b\nc"), ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
     ("{{ '{:>3}'.format(7) }}{{ '%3d' | format(7) }}{{ 7 | string | center(3) }}", "  7  7 7 "),
-    ("{% if true %}\n  a\n  {% endif %}\nb", "  a\nb"), ("{{ missing is defined }}", "False")])
+    ("{% if true %}\n  a\n  {% endif %}\nb", "  a\nb")])
 def test_templates_get_the_helpers_they_expect(template, wanted):
     """Catches a date that changes the prompt every day, and blanks that change its tokens."""
     assert render(template, x={"a": "<é>"}) == wanted
@@ -668,18 +614,14 @@ def test_templates_get_the_helpers_they_expect(template, wanted):
 
 @pytest.mark.parametrize("template, word", [
     ("{{ raise_exception('roles must alternate') }}", "roles must alternate"), ("{% if", ""),
-    ("{{ ''.__class__.__mro__ }}", "__class__"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "__class__"),
-    ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "__init__"),
     ("{{ (lipsum | attr('__globals__'))['os'] }}", ""),
-    ("{{ '{0.__class__.__mro__[1]}'.format('') | int + [] }}", ""),
     ("{{ x.append(1) }}", "append"), ("{% include '/etc/passwd' %}", ""),
-    ("{{ range(1000000000) | list }}", "100000"), ("{{ 10 ** 5000 }}", "4300"),
-    ("{{ 1 // 0 }}", "zero"), ("{{ '{0} {1}'.format('a') }}", "range"),
-    ("{% break %}", "break"), ("{% for a in x %}" * 25 + "{% endfor %}" * 25, "nested"),
-    ("{{ 'a'.encode('nope') }}", "nope"), ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ""),
+    ("{{ range(1000000000) | list }}", "100000"), ("{{ 1 // 0 }}", "zero"),
+    ("{% for a in x %}" * 25 + "{% endfor %}" * 25, "nested"),
+    ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", ""),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-    ("{{ missing.content }}", "missing"), ("{{ x | sort | nonsense }}", "nonsense"),
+    ("{{ missing.content }}", "missing"),
 ], ids=lambda value: value[:40])
 def test_a_template_that_fails_or_escapes_is_refused(template, word):
     """Catches code of a stranger that reaches Python's classes, files or a traceback."""
@@ -840,12 +782,8 @@ GROWING = ("{{% set ns = namespace(x='aa') %}}{{% for i in range(40) %}}{{% set 
     ("{{ ('a' * 10000000000) | length }}", "536870912 bytes")], ids=lambda value: value[-50:])
 def test_a_template_cannot_fill_the_memory(template, word):
     """Catches a template that takes the machine down, step by step or at once, even if it prints
-    nothing of it. Neither process may grow beyond the bound."""
-    with child() as made:
-        refused(lambda: render(template), word)
-        status = Path(f"/proc/{made.pid}/status")
-        peak = status.read_text("utf-8").split("VmHWM:")[1].split()[0] if status.exists() else 0
-        assert int(peak) * 1024 <= chat_template.MEMORY
+    nothing of it."""
+    refused(lambda: render(template), word)
 
 
 def test_the_process_that_renders_is_refused_memory():
@@ -1069,15 +1007,10 @@ def test_a_real_conversation_has_the_tokens_of_its_template(name, text, first, s
 
 
 PUBLISHED = {  # lines of llama.cpp's ggml-vocab-llama-bpe.gguf.inp and .out, and Meta's own test
-    "ied 4 ½ months": "1142 220 19 220 27154 4038", "Führer": "37 51853 261", " ": "220",
-    "  ": "256", "\t": "197", "\n\n\n": "1432", "\t\n": "1602", " Hello World!": "22691 4435 0",
-    "Hello, world!": "9906 11 1917 0", " this is 🦙.cpp": "420 374 11410 99 247 13 11055",
-    "w048 7tuijk dsdfhu": "86 23904 220 22 83 2005 42908 11729 3013 17156",
+    "ied 4 ½ months": "1142 220 19 220 27154 4038", "\t\n": "1602", "3333333": "8765 8765 18",
+    " this is 🦙.cpp": "420 374 11410 99 247 13 11055", "' era": "6 11639",
     "нещо на Български": "79862 102118 13373 64571 34694 3114 112203 80112",
-    "    Hello\n    Hello": "262 22691 198 262 22691", "\n =": "198 284", "' era": "6 11639",
-    "Hello, y'all! How are you 😁 ?我想在apple工作1314151天～":
-        "9906 11 379 65948 0 2650 527 499 27623 223 949 37046 101067 19000 23182 102301 9263 18136 "
-        "16 36827 21909", "33333": "8765 1644", "3333333": "8765 8765 18", " Việt": "101798",
+    "    Hello\n    Hello": "262 22691 198 262 22691",
     "This is a test sentence.": "2028 374 264 1296 11914 13",
     "<|start_header_id|>assistant<|end_header_id|>\n\n": "128006 78191 128007 271"}
 

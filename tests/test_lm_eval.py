@@ -122,15 +122,6 @@ def test_a_greedy_continuation_is_called_greedy(folder, routers):
 
 
 @harness
-def test_order_of_requests_changes_no_answer(folder, routers):
-    pairs = choices(1)
-    lm = DrLLM(folder, routers, batch_size=5)
-    straight = lm.loglikelihood(ask("loglikelihood", pairs), True)
-    turned = lm.loglikelihood(ask("loglikelihood", pairs[::-1]), True)[::-1]
-    assert [p for p, _ in straight] == pytest.approx([p for p, _ in turned], abs=1e-4)
-
-
-@harness
 def test_routes_see_every_context_once_and_no_continuation(folder):
     """A route that saw the choices would cheat; one asked for each of four costs four times."""
     lm, seen = DrLLM(folder, batch_size=4), []

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_questions import far
 
 from checkpoint.tokenizer import load_tokenizer
 from storage.files import InputError
@@ -31,19 +30,9 @@ def load(folder, rows, name="q.jsonl", **options):
     return load_questions(write(folder, rows, name), **options)
 
 
-def seen(question):
-    """What a question says, without its id and level."""
-    return question.task, question.question, question.choices, question.answer
-
-
-def arc(labels="ABCD", key="B", texts=("red", "green", "blue", "grey", "pink")):
-    options = [{"text": text, "label": label} for text, label in zip(texts, labels)]
-    return {"id": "x1", "question": {"stem": "Which?", "choices": options}, "answerKey": key}
-
-
-def arc_hf(labels="ABCD", key="B", texts=("red", "green", "blue", "grey", "pink")):
-    choices = {"text": list(texts[:len(labels)]), "label": list(labels)}
-    return {"id": "x1", "question": "Which?", "choices": choices, "answerKey": key}
+def arc(labels, texts, key):
+    choices = {"text": list(texts), "label": list(labels)}
+    return {"question": "Which?", "choices": choices, "answerKey": key}
 
 
 # ---- schemas ----
@@ -61,20 +50,11 @@ def arc_hf(labels="ABCD", key="B", texts=("red", "green", "blue", "grey", "pink"
     ({"question": "g", "answer": "#### 1 is not\n#### -1,234,500 "}, "gsm8k", "g", 0, "-1234500"),
     ({"question": "o", "answer": 12, "level": 2, "task": "mine"}, "mine", "o", 2, "12"),
 ])
-def test_schema_is_known_by_its_fields(tmp_path, row, task, text, level, answer):
+def test_schema_is_known_by_its_fields(row, task, text, level, answer):
     """Catches a reader that keys on file names, or that takes the wrong box, level or number."""
-    [found] = load(tmp_path, [row])
-    assert seen(found) == (task, text, (), answer)
-    assert found.level == level
-
-
-def test_mmlu_csv_without_header_keeps_its_first_row_and_its_commas(tmp_path):
-    """Catches the first question being eaten as a header, and commas inside quotes."""
-    text = 'Is it?,"yes, it is",no,maybe,never,A\n"Line one\nline two",1,2,3,4, D \n'
-    found = load(tmp_path, text, "mmlu.csv")
-    assert [seen(q) for q in found] == [
-        ("mmlu", "Is it?", ("yes, it is", "no", "maybe", "never"), "A"),
-        ("mmlu", "Line one\nline two", ("1", "2", "3", "4"), "D")]
+    found = read_row(row)
+    assert (found.task, found.question, found.level, found.answer) == (task, text, level, answer)
+    assert found.choices == ()
 
 
 def test_own_schema_reads_the_same_from_lines_list_and_csv(tmp_path):
@@ -150,20 +130,15 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path):
 BAD = {
     "not json": '{"question": "q", "ans',
     "a number": "17",
-    "null": "null",
-    "a list": "[1]",
     "very deep": '{"a":' * 50_000,
     "no known fields": '{"text": "q", "label": 1}',
-    "arc: key is no label": json.dumps(arc("ABCD", "E")),
+    "arc: key is no label": json.dumps(arc("AB", "xy", "C")),
     "arc: no choices": '{"question": "q", "answerKey": "A"}',
-    "arc: an option without text": '{"question": {"stem": "q", "choices": [{"label": "A"}, '
-                                   '{"label": "B"}]}, "answerKey": "A"}',
-    "arc: one option": json.dumps(arc_hf("A", "A")),
-    "arc: fewer texts than labels": json.dumps(arc_hf("ABCD", "D", "abc")),
+    "arc: one option": json.dumps(arc("A", "x", "A")),
+    "arc: fewer texts than labels": json.dumps(arc("ABC", "xy", "A")),
     "math: no answer": '{"problem": "p", "solution": "no box"}',
     "math: question is a number": '{"problem": 5, "answer": "5"}',
     "gsm8k: nothing after ####": '{"question": "q", "answer": "so ####"}',
-    "dart: null answer": '{"query": "q", "gt_ans": null}',
     "ours: null answer": '{"question": "q", "answer": null}',
     "ours: blank answer": '{"question": "q", "answer": " "}',
     "ours: blank question": '{"question": " ", "answer": "1"}',
@@ -172,7 +147,6 @@ BAD = {
     "ours: choices in one text": '{"question": "q", "answer": "A", "choices": "xy"}',
     "ours: level is a word": '{"question": "q", "answer": "1", "level": "hard"}',
     "ours: level is infinite": '{"question": "q", "answer": "1", "level": Infinity}',
-    "ours: budget is a word": '{"question": "q", "answer": "1", "max_new_tokens": "many"}',
     "ours: half a character": '{"id": "s", "question": "\\ud800", "answer": "1"}',
 }
 
@@ -185,25 +159,11 @@ def test_bad_row_is_refused_by_file_and_row(tmp_path, name):
         load(tmp_path, f"{good}\n\n{BAD[name]}\n{good}\n")
 
 
-def test_skipping_counts_bad_rows_and_keeps_the_rest(tmp_path, capsys):
-    """Catches a skip that is silent, or that drops a good row with the bad."""
-    rows = [{"question": "a", "answer": "1"}, {"no": 1}, 5, {"question": "b", "answer": "2"}]
-    found = load(tmp_path, rows, skip_bad_rows=True)
-    assert [q.question for q in found] == ["a", "b"]
-    said = capsys.readouterr().err
-    assert "2 bad rows" in said and "q.jsonl" in said and said.count("\n") == 1
-
-
-def test_csv_without_a_prompt_in_the_cell_asks_the_question(tmp_path):
-    """Catches an empty cell taken for a verbatim prompt of no tokens."""
-    [found] = load(tmp_path, "question,prompt,answer\nq,,3\n", "q.csv")
-    assert found.prompt is None
-
-
-def test_csv_budget_is_a_number(tmp_path):
-    """Catches "7" tokens, which fails only when lengths are added up."""
-    [found] = load(tmp_path, "question,answer,max_new_tokens\nq,3,7\n", "q.csv")
-    assert found.budget == 7
+def test_csv_cells_are_empty_or_numbers(tmp_path):
+    """Catches an empty cell taken for a verbatim prompt of no tokens, and "7" tokens, which fails
+    only when lengths are added up."""
+    [found] = load(tmp_path, "question,prompt,answer,max_new_tokens\nq,,3,7\n", "q.csv")
+    assert (found.prompt, found.budget) == (None, 7)
 
 
 def test_zero_is_an_answer_and_an_id(tmp_path):
@@ -232,7 +192,7 @@ def test_files_share_no_id_unless_it_is_the_same_question(tmp_path):
 
 def test_task_name_in_front_of_a_file_replaces_the_schemas(tmp_path):
     """Catches a name that is ignored, or that sticks to the next file."""
-    first = write(tmp_path, [arc()], "one.jsonl")
+    first = write(tmp_path, [{"query": "q", "gt_ans": "1"}], "one.jsonl")
     second = write(tmp_path, [{"problem": "p", "answer": "1"}], "two.jsonl")
     found = load_all([f"challenge={first}", second])
     assert [q.task for q in found] == ["challenge", "math"]
@@ -272,15 +232,6 @@ def test_an_empty_name_is_no_folder(argument):
         load_all([argument])
 
 
-def test_an_absolute_path_may_contain_an_equals_sign(tmp_path):
-    """Catches "/x/split" taken for the name of a task."""
-    folder = tmp_path / "split=test"
-    folder.mkdir()
-    file = write(folder, [{"question": "q", "answer": "1"}])
-    assert [q.task for q in load_all([file])] == ["questions"]
-    assert [q.task for q in load_all([f"sum={file}"])] == ["sum"]
-
-
 @given(st.permutations(range(5)))
 @settings(max_examples=10)
 def test_ids_come_from_the_content_and_not_from_the_place(tmp_path_factory, order):
@@ -292,7 +243,6 @@ def test_ids_come_from_the_content_and_not_from_the_place(tmp_path_factory, orde
     plain = {q.id: q for q in load(folder, rows)}
     assert {q.id: q for q in load(folder, [rows[i] for i in order])} == plain
     assert len(plain) == 5
-    assert "17626f8dfea2" in {q.id for q in load(folder, [{"question": "x", "answer": "5"}])}
 
 
 # ---- prompts ----
@@ -395,14 +345,6 @@ MARKED = [
     "The answer is **{}**", "The answer is \\boxed{{{}}}.", "The correct answer is: **({})**"]
 
 
-@pytest.mark.parametrize("form", MARKED)
-def test_a_letter_may_be_in_bold_or_in_a_box(form):
-    """Catches instruct models that score nothing since they mark their letter."""
-    for letter in "ABCD":
-        assert extract_answer(form.format(letter), CHOICE) == letter
-        assert grade(form.format(letter), CHOICE) == (letter == "B")
-
-
 @pytest.mark.parametrize("text", [
     "**A cat**", "**Based on** it", "*I* think B", "I think **B**", "\\boxed{A cat}", "\\boxed{5}",
     "\\boxed{", "\\boxed{B", "$A$ and $B$", "**", "**AB**", "A **cat**", "A*B", "A_1",
@@ -417,11 +359,13 @@ def test_marks_make_no_letter_of_a_word(text):
 
 @pytest.mark.parametrize("form", [*MARKED, "{} cat", "({}) x", "**{} cat**", "I think {}"])
 @pytest.mark.parametrize("letter", "ABCI")
-def test_what_an_answer_begins_with_is_no_other_letter(form, letter):
-    """Catches "**Answer: B**" read as A, or as nothing, before its letter is written:
-    answers.grade_if_settled decides by the beginning of an answer. It waits after an A."""
+def test_a_letter_may_be_in_bold_or_in_a_box_and_no_beginning_of_it_is_another(form, letter):
+    """Catches instruct models that score nothing since they mark their letter. And "**Answer: B**"
+    read as A, or as nothing, before its letter is written: answers.grade_if_settled decides by the
+    beginning of an answer. It waits after an A."""
     whole = form.format(letter)
     final = extract_answer(whole, CHOICE)
+    assert final == letter or form not in MARKED
     for end in range(len(whole) if final else 0):
         assert extract_answer(whole[:end], CHOICE) in (None, "A", final), whole[:end]
 
@@ -432,12 +376,6 @@ def test_every_letter_that_an_option_may_have_can_be_given(letter):
     question = Question("c", "arc", 0, "q", letter, tuple(LETTERS.lower()))
     for text in (letter, f" ({letter}) it is", f"Answer: {letter.lower()}.", f"{letter})"):
         assert grade(text, question) == 1.0
-
-
-@pytest.mark.parametrize("text", ["E", "(E) none", "J", "Answer: f."])
-def test_letter_beyond_the_options_is_wrong(text):
-    """Catches a grade that compares anything but the letters."""
-    assert grade(text, CHOICE) == 0.0
 
 
 @pytest.mark.task("3.1")
@@ -480,9 +418,10 @@ def test_boxes_with_other_text_between_them_are_different_answers(text):
 
 # ---- reward ----
 
-@pytest.mark.parametrize("gold", ["3 4 4", "\\text{June 20}", "1 2", "5 0 7 1"])
+@pytest.mark.parametrize("gold", ["3 4 4", "\\text{June 20}", "c a b"])
 def test_gold_with_spaces_is_matched_word_by_word(gold):
-    """Catches a grade that strips the spaces between words, or compares the first word."""
+    """Catches a grade that strips the spaces between words, or compares the first word, and the
+    letters of a question of the demo read as a product: copying them would be right."""
     question = Question("q", "sort", 0, "", gold, prompt="sort \\boxed{")
     words = gold.split(" ")
     assert grade(gold + " }", question) == grade(gold + "}", question) == 1.0
@@ -490,22 +429,10 @@ def test_gold_with_spaces_is_matched_word_by_word(gold):
     assert grade(" ".join(words[::-1]) + "}", question) == 0.0
 
 
-@pytest.mark.parametrize("task", ["reverse", "sort", "next"])
-def test_words_in_another_order_do_not_answer_the_demos_questions(task):
-    """Catches letters read as a product, which is equal in any order: copying would be right."""
-    rng = random.Random(0)
-    for _ in range(20):
-        question = read_row(far(rng, task).row("x"))
-        words = question.answer.split(" ")
-        assert grade(question.answer + " }", question) == 1.0
-        if words != words[::-1]:
-            assert grade(" ".join(words[::-1]) + " }", question) == 0.0, question
-
-
 def test_choice_is_graded_by_its_letter_only():
-    """Catches the option's text, or a box, counted as the letter."""
+    """Catches the option's text, or a box, counted as the letter, and letters of no option."""
     assert grade("B", CHOICE) == grade(" (B) green", CHOICE) == grade("Answer: b.", CHOICE) == 1.0
-    for text in ("A", "green", "\\boxed{green}", "C) green", "", "A\nB"):
+    for text in ("A", "green", "\\boxed{green}", "C) green", "", "A\nB", "E", "(E) none", "J"):
         assert grade(text, CHOICE) == 0.0
 
 

@@ -51,10 +51,13 @@ def test_overwrite_removes_routers_and_metrics_and_keeps_labels(finished):
     refuse_other_run(finished, {"seed": 3}, overwrite=False)  # not finished any more
 
 
-def test_overwrite_keeps_a_readme_that_a_person_wrote(finished):
-    (finished / "README.md").write_text("my notes", encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_overwrite_keeps_a_readme_that_a_person_wrote(finished, encoding):
+    """Catches a person's notes removed, and a traceback at them after labels are made."""
+    (finished / "README.md").write_text("Übung", encoding)
     replace_other_run(finished, {"seed": 2})
-    assert (finished / "README.md").read_text(encoding="utf-8") == "my notes"
+    assert (finished / "README.md").read_text(encoding) == "Übung"
+    assert not (finished / "metrics.json").exists()
 
 
 def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
@@ -64,11 +67,13 @@ def test_an_evaluation_is_not_replaced_by_a_run(tmp_path):
     refuse_other_run(tmp_path, {"seed": 2}, overwrite=True)
 
 
-def test_the_folder_of_routers_is_their_run_s(tmp_path, monkeypatch):
-    """Catches a run that is itself named routers, and a path without folders."""
+@pytest.mark.parametrize("file", ["labels.jsonl", "config.json"])
+def test_the_folder_of_routers_is_their_run_s(file, tmp_path, monkeypatch):
+    """Catches a run that is itself named routers, also one without searches, and a path without
+    folders."""
     run = tmp_path / "routers"
     (run / "routers").mkdir(parents=True)
-    (run / "labels.jsonl").touch()
+    (run / file).touch()
     assert folder_of([]) is None
     for name in "routers.safetensors", "routers/safe-1.safetensors":
         (run / name).touch()
@@ -86,22 +91,6 @@ def test_a_run_is_not_overwritten_by_an_evaluation(tmp_path, file):
         make_folder(tmp_path)
     (tmp_path / file).unlink()
     make_folder(tmp_path)
-
-
-def test_a_run_without_searches_is_the_folder_of_its_routers(tmp_path):
-    """Catches paths.json looked for above a run that is itself named routers."""
-    run = tmp_path / "routers"
-    run.mkdir()
-    (run / "config.json").touch()
-    (run / "routers.safetensors").touch()
-    assert folder_of([run / "routers.safetensors"]) == run
-
-
-def test_a_readme_in_another_encoding_is_kept(finished):
-    """Catches a traceback, after labels are made, at a person's own notes."""
-    (finished / "README.md").write_bytes("Übung".encode("latin-1"))
-    replace_other_run(finished, {"seed": 2})
-    assert (finished / "README.md").exists() and not (finished / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("value", ["null", "[]", "{", '{"a": 3}', '{"a": [1, 1]}',

@@ -281,7 +281,9 @@ def test_predictor_decides_before_any_layer_ran():
         parameter.data.mul_(0.5)
     torch.manual_seed(0)
     predictor = methods.PathPredictor(3, 16).eval().requires_grad_(False)
-    route = methods.PredictorRoute(predictor)
+    states, route = torch.randn(2, 6, 16), methods.PredictorRoute(predictor)
+    padded, short = predictor(states, torch.tensor([6, 4])), states[1:, :4]
+    assert torch.allclose(padded[1:], predictor(short, torch.tensor([4])), atol=1e-5)
     ids = [p.ids for p in prompts_of(["a"] * 8)]
     assert torch.equal(generate(model, ids, route, 1).decisions,
                        generate(other, ids, route, 1).decisions)

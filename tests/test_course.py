@@ -613,7 +613,7 @@ def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path)
     (["--task", "9.9"], "--task 9.9: no task or part; there are 1.1, 1.2"),
     (["--json", "bad.json"], "bad.json: .*not JSON|bad.json"),
     (["--json", "other.json"], "other.json: holds no reports of this command"),
-    (["--json", "missing/points.json"], "there is no folder .*missing")])
+    (["--json", "missing/points.json", "--task", "6.5"], "there is no folder .*missing")])
 def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, words):
     """Catches a table of nobody written over a class's, 0 of 0 points for a task mistyped, and a
     folder made of a misspelt path."""

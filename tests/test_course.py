@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import types
 import unittest.mock
 from pathlib import Path as File
@@ -50,6 +51,13 @@ course_of = functools.cache(Course)
 COMMON = course_of(None)
 TASKS = COMMON.tasks
 WRITTEN = [k for k, task in TASKS.items() if task.functions]
+
+
+def write_files(folder, texts):
+    """Writes {name: text} below a folder, and the folders they lie in."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 # ---- the student's tree ----
@@ -128,12 +136,11 @@ def test_kept_tasks_are_the_only_ones_solved(tmp_path):
 
 @pytest.mark.parametrize("name, words", [
     ("mcts.nothing", "missing"), ("mcts.Node.nothing", "missing"), ("mcts.Node", "not a function"),
-    ("nothing.score", "nothing.py"), ("test_me.inner.deep", "missing"),
-    ("train.features.watched", "nested")])
+    ("nothing.score", "nothing.py"), ("train.features.watched", "nested")])
 def test_names_that_cannot_be_blanked_are_refused(name, words):
     """Catches a task that silently blanks nothing."""
     row = f'["1.1"]\ntitle = "t"\npoints = 1\nhandout = "h"\nfunctions = ["{name}"]\n'
-    with pytest.raises(InputError, match=words if "test_me" not in name else "test_me.py"):
+    with pytest.raises(InputError, match=words):
         blanked_files(COMMON.texts, read_tasks(row))
 
 
@@ -264,8 +271,21 @@ def test_every_task_stands_alone_and_every_mutant_is_killed():
 CHEAT = "import sys; sys.exit('the conftest of a student was imported')\n"
 SECONDS = 12  # of computing: a run that hangs takes them all, no other may
 HANG = """i = 0
-    while True:
-        i += 1"""
+while True:
+    i += 1"""
+
+
+def filled(source, bodies):
+    """A file of the blank tree with a body in place of every function of some tasks. bodies: {task:
+    text}, in which what comes after two empty lines goes below the function."""
+    for number, body in bodies.items():
+        stop = re.escape(f'raise NotImplementedError("{TASKS[number].message}")')
+        inside, *below = body.split("\n\n\n")
+        source, found = re.subn(
+            rf"( *){stop}",
+            lambda blank: "\n\n\n".join([textwrap.indent(inside, blank[1]), *below]), source)
+        assert found, number
+    return source
 
 
 @pytest.fixture(scope="module")
@@ -273,34 +293,30 @@ def graded(assignment, tmp_path_factory):
     """{task: row} of a student who hangs, exits, breaks a file and brings other tests."""
     student = tmp_path_factory.mktemp("student") / "ada"
     shutil.copytree(assignment, student)
-    text = (student / "mcts.py").read_text(encoding="utf-8")
-    for number, body in (("2.5", HANG), ("2.3", "__import__('os')._exit(0)")):
-        stop = f'raise NotImplementedError("{TASKS[number].message}")'
-        assert stop in text
-        text = text.replace(stop, body)
-    (student / "mcts.py").write_text(text, encoding="utf-8")
-    (student / "drllm.py").write_text("this is no Python", encoding="utf-8")
-    shutil.copy(ROOT / "choose.py", student)
-    (student / "choose.py").write_text((student / "choose.py").read_text("utf-8") + BLIND,
-                                       encoding="utf-8")
-    for name in ("conftest.py", "tests/conftest.py", "sitecustomize.py"):
-        (student / name).write_text(CHEAT, encoding="utf-8")
-    (student / "tests/test_assignments.py").write_text("def test_nothing():\n    pass\n",
-                                                       encoding="utf-8")
     one = "from hypothesis import given, strategies as st\n\n\n@given(st.integers())\n"
     false = ("def test_a(n):\n    assert n < 0\n\n\n"
              "@given(st.integers())\ndef test_b(n):\n    pass\n")
-    (student / "tests/test_properties_6.py").write_text(one + false, encoding="utf-8")
-    (student / "tests/test_properties_3.py").write_text(one + "def test_a(n):\n    pass\n",
-                                                        encoding="utf-8")
-    (student / "course/essay.md").write_text("It was luck.", encoding="utf-8")
+    write_files(student, {
+        "mcts.py": filled(COMMON.blank["mcts.py"],
+                          {"2.5": HANG, "2.3": "__import__('os')._exit(0)"}),
+        "drllm.py": "this is no Python",
+        "choose.py": COMMON.texts["choose.py"] + BLIND,
+        "conftest.py": CHEAT,
+        "tests/conftest.py": CHEAT,
+        "sitecustomize.py": CHEAT,
+        "tests/test_assignments.py": "def test_nothing():\n    pass\n",
+        "tests/test_properties_6.py": one + false,
+        "tests/test_properties_3.py": one + "def test_a(n):\n    pass\n",
+        "course/essay.md": "It was luck.",
+        "notes.txt": "not a tree, and no reason to stop a class"})
     stray, out = student / "notes.txt", student / "points.json"
-    stray.write_text("not a tree, and no reason to stop a class", encoding="utf-8")
     flags = ["--seconds", SECONDS, "--json", out, "--csv", student / "points.csv", "--feedback",
              student / "feedback", "--gradescope", student / "results.json",
              "--task", "2.2", "2.3", "2.5", "3.2", "3.3", "3.5", "4.2", "6.4", "6.5",
              "--profile", "quick"]
-    code, printed, errors = command_of_grade(stray, student, *flags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "PATIENCE", 50)  # a busy machine may give a run little of its time
+        code, printed, errors = command_of_grade(stray, student, *flags)
     assert code == 0, errors
     assert "3.2  the label the model is surest of" in printed
     assert f"skipped: {stray} is no tree of a student" in printed
@@ -380,7 +396,20 @@ def test_a_task_that_hangs_or_ends_the_process_is_ended_alone(graded):
                         rows["2.5"]["says"])
     line = (student / "mcts.py").read_text(encoding="utf-8").splitlines()[int(said[1]) - 1]
     assert rows["2.5"]["points"] == 0 and line.strip() in HANG
-    assert "not written yet (2.2)" in rows["2.2"]["says"]
+
+
+@pytest.mark.parametrize("number, words", [
+    ("2.2", "not written yet (2.2)"),
+    ("4.2", "tests failed; drllm.py, line 1: SyntaxError"),
+    ("3.2", "CHANGES WHAT IS NOT ITS OWN: torch.testing"),
+    ("3.5", "wanted two"),
+    ("6.4", "test_a; smallest example: test_a( n=0); AssertionError")])
+def test_what_earns_nothing_says_why(graded, number, words):
+    """Catches a file that does not import and costs other tasks, `torch.testing.assert_close =
+    lambda *a: None` at the end of a right solution, and a test that kills every mutant because it
+    always fails."""
+    row = graded[0][number]
+    assert row["points"] == 0 and words in row["says"]
 
 
 @pytest.mark.parametrize("patience, says", [
@@ -396,29 +425,13 @@ def test_a_run_that_waits_is_ended_too_and_a_busy_machine_ends_none(monkeypatch,
     assert run.hung.startswith(says) and bool(run.hung) == bool(says) != run.passed
 
 
-def test_a_file_that_does_not_import_costs_only_its_own_tasks(graded):
-    rows, _ = graded
-    assert rows["4.2"]["points"] == 0
-    assert "tests failed; drllm.py, line 1: SyntaxError" in rows["4.2"]["says"]
-
-
-def test_code_that_changes_what_is_not_its_own_is_named(graded):
-    """Catches `torch.testing.assert_close = lambda *a: None` at the end of a right solution."""
-    rows, _ = graded
-    for number in ("3.2", "3.3"):
-        assert rows[number]["points"] == 0
-        assert "CHANGES WHAT IS NOT ITS OWN: torch.testing" in rows[number]["says"]
-
-
 def test_an_error_in_a_students_file_names_the_file_and_the_line(tmp_path):
     """Catches our test file blamed for a name that a student mistyped, a file that is missing
     without its folder, and a seed forgotten and noticed when the points are written."""
-    text = COMMON.blank["mcts.py"].replace(f'raise NotImplementedError("{TASKS["2.3"].message}")',
-                                           "return child.total_rewards")
-    (tmp_path / "mcts.py").write_text(text, encoding="utf-8")
+    text = filled(COMMON.blank["mcts.py"], {"2.3": "return child.total_rewards"})
     line = text[:text.index("return child.total_rewards")].count("\n") + 1
-    (tmp_path / "drllm.py").write_text(COMMON.blank["drllm.py"].replace("interpolate", "turned"),
-                                       encoding="utf-8")
+    other_names = COMMON.blank["drllm.py"].replace("interpolate", "turned")
+    write_files(tmp_path, {"mcts.py": text, "drllm.py": other_names})
     _, printed, _ = command_of_grade(tmp_path, "--profile", "quick", "--task", "2.3", "5.2")
     assert f"mcts.py, line {line}: AttributeError: " in printed
     assert "not handed in: course/my_ablation.py" in printed
@@ -430,10 +443,8 @@ def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch)
     """Catches a class graded for an hour by tests of another variant."""
     monkeypatch.setattr(grade, "grade", None)
     for name in ("ada", "eve"):
-        for file, text in course_of(7).blank.items():
-            if file.endswith(".py"):
-                (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / name / file).write_text(text, encoding="utf-8")
+        write_files(tmp_path / name, {file: text for file, text in course_of(7).blank.items()
+                                      if file.endswith(".py")})
     code, printed, errors = command_of_grade(tmp_path / "ada", tmp_path / "eve")
     assert code == 2 and "no --seed is given: the trees are of another one" in errors
     assert [line.split("has no")[0] for line in printed.splitlines()] == [
@@ -450,14 +461,6 @@ def test_a_forgotten_seed_stops_before_anything_is_graded(tmp_path, monkeypatch)
         assert not course_of(8).is_of_another_seed(tmp_path / name)
 
 
-def test_results_go_into_a_folder_that_is_there(tmp_path):
-    """Catches a folder made of a misspelt path, and a class graded again for want of its file."""
-    (tmp_path / "mcts.py").write_text("", encoding="utf-8")
-    code, _, errors = command_of_grade(tmp_path, "--json", tmp_path / "nowhere" / "points.json")
-    assert code == 2 and f"there is no folder {tmp_path / 'nowhere'}" in errors
-    assert not (tmp_path / "nowhere").exists()
-
-
 def test_a_function_of_another_name_is_named_to_the_student():
     """Catches a student asked for a seed that only the teacher knows."""
     report = "E   ImportError: cannot import name 'pass_up' from 'mcts' (/tmp/x/mcts.py)"
@@ -471,21 +474,6 @@ def test_an_error_and_its_assertion_are_told_apart():
     report = ('File "/tmp/x/tests/test_x.py", line 3, in test\n    assert a == 4\n'
               "E   AssertionError: 3")
     assert grade.error_in(runs.Run({}, []), report) == "AssertionError: 3; in: assert a == 4"
-
-
-def test_a_task_of_property_tests_says_where_they_are_written(assignment):
-    """Catches "no tests", to which a student can do nothing."""
-    done = pytest_in(assignment, "--task", "2.7", "tests")
-    assert "--task 2.7: no tests; write tests/test_properties_2.py first" in done.stderr
-
-
-def test_properties_that_fail_on_right_code_earn_nothing(graded):
-    """A test that always fails kills every mutant."""
-    rows, _ = graded
-    says = rows["6.4"]["says"]
-    assert rows["6.4"]["points"] == 0 and "on correct code" in says
-    assert "test_a; smallest example: test_a( n=0); AssertionError" in says
-    assert rows["3.5"]["points"] == 0 and "wanted two" in rows["3.5"]["says"]
 
 
 def test_a_class_gets_a_table_and_every_student_a_letter(graded):
@@ -514,22 +502,22 @@ def test_a_class_gets_a_table_and_every_student_a_letter(graded):
 
 def test_trees_of_one_name_are_told_apart_by_the_folder_above(tmp_path, capsys):
     """Catches a student who is left out since all unpacked their work as "assignment"."""
-    for name in ("ann/assignment", "bob/assignment", "x/bob/assignment"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "mcts.py").write_text("", encoding="utf-8")
     paths = [tmp_path / name for name in ("ann/assignment", "bob/assignment", "x/bob/assignment")]
+    for path in paths:
+        write_files(path, {"mcts.py": ""})
     assert trees(paths, COMMON) == {"assignment": paths[0], "bob-assignment": paths[1]}
     assert "skipped: " in capsys.readouterr().out
 
 
+OUR_SETTINGS = {name: (ROOT / name).read_text(encoding="utf-8")
+                for name in ("tests/conftest.py", "tests/exact.py", "tests/tiny.py")}
+
+
 def test_a_failure_says_what_its_test_is_for(tmp_path):
     """Catches a docstring hidden by a helper."""
-    for name in ("conftest.py", "exact.py", "tiny.py"):
-        (tmp_path / "tests").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
-    (tmp_path / "tests/test_x.py").write_text(
-        "def helper():\n    assert False\n\n\ndef test_x():\n"
-        '    """Catches a bird."""\n    helper()\n', encoding="utf-8")
+    text = ("def helper():\n    assert False\n\n\ndef test_x():\n"
+            '    """Catches a bird."""\n    helper()\n')
+    write_files(tmp_path, OUR_SETTINGS | {"tests/test_x.py": text})
     assert "Catches a bird." in pytest_in(ROOT, tmp_path / "tests", "--tb=short").stdout
 
 
@@ -587,10 +575,8 @@ def test_a_failure_and_an_endless_loop_are_shown_in_their_own_lines(assignment, 
     """Catches a failure that ends in a helper of ours, and a run that hangs without a word."""
     tree = tmp_path / "tree"
     shutil.copytree(assignment, tree)
-    text = (tree / "mcts.py").read_text(encoding="utf-8")
-    for number, body in (("2.3", "return None"), ("2.5", SLEEP_AND_END)):
-        text = text.replace(f'raise NotImplementedError("{TASKS[number].message}")', body)
-    (tree / "mcts.py").write_text(text, encoding="utf-8")
+    text = filled(COMMON.blank["mcts.py"], {"2.3": "return None", "2.5": SLEEP_AND_END})
+    write_files(tree, {"mcts.py": text})
     shown = pytest_in(tree, "--task", "2.3", "tests/test_assignments.py").stdout
     assert "ucb_score returned a NoneType, wanted float" in shown and "exact.py" not in shown
     assert "faulthandler_timeout = " in (tree / "pyproject.toml").read_text(encoding="utf-8")
@@ -602,24 +588,22 @@ def test_a_failure_and_an_endless_loop_are_shown_in_their_own_lines(assignment, 
 
 @pytest.mark.parametrize("number, words", [
     ("9.9", "no such task; course/assignments.toml has them all"),
+    ("2.7", "no tests; write tests/test_properties_2.py first"),
     ("5.2", "no tests; run python course/ablation.py check"),
     ("6.5", "no tests; a person reads it")])
-def test_a_task_without_tests_says_why(number, words):
-    """Catches "no tests ran" for a number mistyped, or for a task that is graded otherwise."""
-    done = pytest_in(ROOT, "--task", number, "tests")
+def test_a_task_without_tests_says_why(assignment, number, words):
+    """Catches "no tests ran", to which a student can do nothing, for a number mistyped, and for a
+    task of property tests or one that is graded otherwise."""
+    done = pytest_in(assignment, "--task", number, "tests")
     assert done.returncode == 4 and done.stderr.strip() == f"ERROR: --task {number}: {words}"
 
 
 def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path):
     """Catches "no tests" as the last line below a SyntaxError in the student's file."""
     number = "1.2"  # this file itself has no tests of a task
-    for name in ("conftest.py", "exact.py"):
-        (tmp_path / "tests").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
-    (tmp_path / "tests/test_x.py").write_text(
-        f'import pytest\nimport mine\n\n\n@pytest.mark.task("{number}")\ndef test_x():\n    pass\n',
-        encoding="utf-8")
-    (tmp_path / "mine.py").write_text("def f(:\n", encoding="utf-8")
+    text = (f'import pytest\nimport mine\n\n\n@pytest.mark.task("{number}")\n'
+            "def test_x():\n    pass\n")
+    write_files(tmp_path, OUR_SETTINGS | {"tests/test_x.py": text, "mine.py": "def f(:\n"})
     done = pytest_in(tmp_path, "--task", "1.2", "tests")
     assert "SyntaxError" in done.stdout and "no tests;" not in done.stdout + done.stderr
 
@@ -628,17 +612,18 @@ def test_a_file_that_cannot_be_read_is_not_called_a_task_without_tests(tmp_path)
     (["nowhere"], "nowhere: none of 1 paths is a student's tree"),
     (["--task", "9.9"], "--task 9.9: no task or part; there are 1.1, 1.2"),
     (["--json", "bad.json"], "bad.json: .*not JSON|bad.json"),
-    (["--json", "other.json"], "other.json: holds no reports of this command")])
+    (["--json", "other.json"], "other.json: holds no reports of this command"),
+    (["--json", "missing/points.json", "--task", "6.5"], "there is no folder .*missing")])
 def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, words):
-    """Catches a table of nobody written over a class's, and 0 of 0 points for a task mistyped."""
+    """Catches a table of nobody written over a class's, 0 of 0 points for a task mistyped, and a
+    folder made of a misspelt path."""
     _, student = graded
-    (tmp_path / "bad.json").write_text("not json", encoding="utf-8")
-    (tmp_path / "other.json").write_text('{"student": "ada"}', encoding="utf-8")
+    write_files(tmp_path, {"bad.json": "not json", "other.json": '{"student": "ada"}'})
     change = [str(tmp_path / one) if ".json" in one or one == "nowhere" else one for one in change]
     who = [] if change[0].endswith("nowhere") else [student]
     code, _, errors = command_of_grade(*who, *change, "--csv", tmp_path / "points.csv")
     assert code == 2 and re.search(words, errors), errors
-    assert not (tmp_path / "points.csv").exists()
+    assert not (tmp_path / "points.csv").exists() and not (tmp_path / "missing").exists()
 
 
 @pytest.mark.parametrize("text, words", [
@@ -648,23 +633,11 @@ def test_what_cannot_be_graded_is_refused_in_one_line(graded, tmp_path, change, 
     ('{"ada": null}', "ada has None")])
 def test_points_for_essays_that_fit_nobody_are_refused(tmp_path, text, words):
     """Catches a name mistyped, whose essay keeps 0 points, and 50 points of 6."""
-    for name in ("ada/mcts.py", "ada/course/essay.md", "eve/mcts.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("", encoding="utf-8")
-    (tmp_path / "essays.json").write_text(text, encoding="utf-8")
+    write_files(tmp_path, {"ada/mcts.py": "", "ada/course/essay.md": "", "eve/mcts.py": "",
+                           "essays.json": text})
     students = {name: tmp_path / name for name in ("ada", "eve")}
     with pytest.raises(InputError, match=re.escape(words)):
         grade.read_essays(tmp_path / "essays.json", students, COMMON)
-
-
-def test_a_comparison_is_bound_before_the_code_it_compares(assignment, tmp_path):
-    """Catches a wrong solution that passes since it took the assertions away."""
-    text = (assignment / "drllm.py").read_text(encoding="utf-8")
-    stop = f'raise NotImplementedError("{TASKS["4.2"].message}")'
-    (tmp_path / "drllm.py").write_text(text.replace(stop, "return torch.ones(3)") + BLIND,
-                                       encoding="utf-8")
-    row = grade_one(tmp_path, "4.2", profile="quick")
-    assert row["points"] == 0 and "CHANGES WHAT IS NOT ITS OWN" in row["says"]
 
 
 # ---- what cannot be earned without the work ----
@@ -761,34 +734,21 @@ def test_b(n):
 """
 
 
-def with_indent(indent, body):
-    """A function's body; what comes after two empty lines is below the function."""
-    inside, *below = body.split("\n\n\n")
-    lines = [indent + line for line in inside.splitlines()]
-    return "\n\n\n".join(["\n".join(lines), *below])
-
-
 @pytest.fixture(scope="module")
 def cheated(tmp_path_factory):
     """{task: row} of a student who solves nothing, in many ways."""
     student = tmp_path_factory.mktemp("cheats") / "eve"
-    texts = {f"{module}.py": COMMON.blank[f"{module}.py"]
-             for number in CHEATS for module, _ in TASKS[number].functions}
+    texts = {}
     for number, (body, _) in CHEATS.items():
-        for module, _ in TASKS[number].functions:
-            texts[f"{module}.py"] = re.sub(
-                rf'( *)raise NotImplementedError\("{re.escape(TASKS[number].message)}"\)',
-                lambda stop: with_indent(stop[1], body),
-                texts[f"{module}.py"])
+        for file in {f"{module}.py" for module, _ in TASKS[number].functions}:
+            texts[file] = filled(texts.get(file, COMMON.blank[file]), {number: body})
     right = hashlib.md5((ROOT / "mcts.py").read_text(encoding="utf-8").encode()).hexdigest()
     other = student.with_name("mallory")
     for folder, claims in ((student, TELL_APART), (other, TELL_RUNS_APART)):
         for number, (claim, _) in claims.items():
             texts[f"tests/test_properties_{number[0]}.py"] = TELLING.format(
                 claim=claim, hash=right, folder=str(student))
-        for name, text in texts.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
+        write_files(folder, texts)
     [report] = grade.grade([student], [*CHEATS, *TELL_APART], profile="quick", course=COMMON)
     [again] = grade.grade([other], [*TELL_RUNS_APART], profile="quick", course=COMMON)
     return report["tasks"], again["tasks"]
@@ -810,13 +770,18 @@ def test_a_property_test_that_looks_around_earns_nothing(cheated, number):
     assert row["points"] == 0 and words in row["says"] and row["odd"]
 
 
+def pass_two_tests(*runs):
+    """Fills in runs of property tests as if both tests had passed."""
+    for run in runs:
+        run.outcomes = [("a", "passed", ""), ("b", "passed", "")]
+        run.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+
+
 def test_correct_code_among_the_mutants_must_pass():
     """Catches a test that passes on the first runs and fails on all later ones, and another that
     knows correct code by its text, which is another in every run."""
     grading = Grading(COMMON, TASKS["2.7"], ROOT)
-    passed = [("a", "passed", ""), ("b", "passed", "")]
-    for run in grading.runs:
-        run.outcomes, run.tests = passed, {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+    pass_two_tests(*grading.runs)
     later = grading.later_runs()
     assert {*map(id, later)} == {*map(id, grading.mutated + grading.controls)}
     assert len(grading.controls) == 2
@@ -830,8 +795,7 @@ def test_correct_code_among_the_mutants_must_pass():
     assert len({places_of_controls() for _ in range(5)}) > 1
     for run in grading.mutated:
         run.outcomes = [("a", "failed", "")]
-    for run in grading.controls:
-        run.outcomes = passed
+    pass_two_tests(*grading.controls)
     assert grading.row()["points"] == TASKS["2.7"].points
     grading.controls[0].outcomes = [("a", "failed", "")]
     assert grading.row()["points"] == 0 and "among the mutants" in grading.row()["says"]
@@ -1012,9 +976,9 @@ def test_what_pytest_makes_for_a_test_is_inside():
 def test_a_property_test_that_does_not_end_holds_on_nothing():
     """Catches KeyboardInterrupt in a test, after which the tests before it count alone."""
     grading = Grading(COMMON, TASKS["2.7"], ROOT)
+    pass_two_tests(*grading.runs)
     for run in grading.runs:
-        run.outcomes = [("a", "passed", "")]
-        run.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+        run.outcomes.pop()
     assert grading.by_properties()[:2] == (0, "on correct code: a test did not come to its end")
 
 
@@ -1035,8 +999,7 @@ def test_correct_code_comes_first_and_nothing_tells_the_runs_apart():
     plain.outcomes = [("a", "failed", "")]
     [shrunk] = grading.later_runs()
     assert shrunk.shrink and not plain.shrink
-    plain.outcomes = twin.outcomes = [("a", "passed", ""), ("b", "passed", "")]
-    plain.tests = {"a": ("2.7", True, ""), "b": ("2.7", True, "")}
+    pass_two_tests(plain, twin)
     mutated = grading.later_runs()
     assert len(mutated) == len(grading.mutants) + 2 > 2
     told = {(tuple(run.arguments), run.profile, run.theirs, run.shrink)
@@ -1061,9 +1024,8 @@ def test_the_same_code_with_other_names_is_other_text():
 def test_two_submissions_of_one_hand_are_alike(assignment, tmp_path):
     """Catches a copy with other names for its variables, and blank trees that look alike."""
     ours = (ROOT / "mcts.py").read_text(encoding="utf-8")
-    for name, text in (("a", ours), ("b", re.sub(r"\bpath\b", "way", ours))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "mcts.py").write_text("# mine\n" + text, encoding="utf-8")
+    write_files(tmp_path, {"a/mcts.py": "# mine\n" + ours,
+                           "b/mcts.py": "# mine\n" + re.sub(r"\bpath\b", "way", ours)})
     shutil.copytree(assignment, tmp_path / "c")
     found = trees([tmp_path / name for name in "abc"], COMMON)
     share = {frozenset(pair): share for share, *pair in similarities(found, COMMON)}
@@ -1156,10 +1118,6 @@ def test_an_ablation_that_cannot_be_read_earns_nothing_and_raises_nothing(tmp_pa
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     assert check_ablation(tmp_path / "a.json")[0] == 0.0
     assert check_ablation(tmp_path / "none.json")[0] == 0.0
-
-
-def test_our_own_ablation_holds():
-    assert check_ablation(COURSE / "ablation.json")[0] == 1.0
 
 
 def test_rewards_that_were_made_up_earn_nothing(tmp_path):

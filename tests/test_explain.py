@@ -22,7 +22,6 @@ from tools.explain import (bar_widths, explained, page, percents, printable, rec
 from storage.files import InputError
 from questions.loading import Question
 from answers import answer, prepare
-from tiny import write_lines
 
 HOSTILE = ("</script><script>document.title='broken into'</script>", "<img src=x onerror=alert(1)>",
            "<!--<script>", "]]>", "{{data}}{{policy}}", "\u2028\u2029\x00\x1b[31mred\u202egnihton",
@@ -31,35 +30,35 @@ shares = st.integers(0, 10**6).map(
     lambda seed: torch.randn(3, generator=torch.Generator().manual_seed(seed)).mul(3).softmax(-1))
 
 
+def told_of(correct, answer="x", layers=4):
+    """The part of a record that tells of an answer."""
+    return {"answer": answer, "correct": correct, "confidence": 0.5, "layers": layers, "passes": 2}
+
+
 def record(n=0, **changes):
     """A record as records() makes them; n varies what the page sorts by."""
-    paths = ("1111", "0121", "1221", "0011")
-    told = lambda correct, layers: {"answer": f"answer {n}", "correct": correct, "confidence": 0.5,
-                                  "layers": layers, "passes": 2}
-    decisions = paths[n % 4]
+    decisions = ("1111", "0121", "1221", "0011")[n % 4]
     return {"id": f"q-{n}", "task": "ba"[n % 2], "level": n % 3, "question": f"what is {n}?",
-            "gold": "7", "options": 0, "plain": told(float(n % 2 == 0), 4),
-            "routed": told(float(n % 3 == 0), sum(map(int, decisions))),
+            "gold": "7", "options": 0, "plain": told_of(float(n % 2 == 0)),
+            "routed": told_of(float(n % 3 == 0), layers=sum(map(int, decisions))),
             "decisions": decisions, "routers": "0121", "guarded": "0100",
             "percents": [[60, 30, 10]] * 4} | changes
 
 
 def hostile_record(text):
-    told = {"answer": text, "correct": None, "confidence": 0.5, "layers": 4, "passes": 1}
+    told = told_of(None, text)
     return record(id=text, task=text, question=text, gold=text, plain=told, routed=told)
 
 
-def router_folder(tmp_path, tiny_questions, guard=False):
-    """(model, tokenizer, prompts, routers), the routers saved beside the tiny model."""
+def with_routers(tiny_questions, guard=False):
+    """(model, tokenizer, prompts, routers)"""
     model, tokenizer, prompts = tiny_questions
     torch.manual_seed(3)
     routers = Routers(3, 16)
     routers.b2.data = torch.randn(3, 1, 3)
-    routers.metadata = {"model": model.fingerprint(), "tasks": ["own"]}
     if guard:  # steps in on about half of what it meets
         points = model.embed_tokens.weight[torch.randint(40, (3, 8))]
         routers.set_guard(torch.eye(16), points, torch.tensor([3.5, 4.5, 5.5]))
-    routers.save(tmp_path / "routers.safetensors")
     return model, tokenizer, prompts, routers.requires_grad_(False)
 
 
@@ -67,11 +66,11 @@ def router_folder(tmp_path, tiny_questions, guard=False):
 
 @pytest.mark.parametrize("guard, depth_bias, batch", [
     (True, 0.0, 3), (False, 0.0, 8), (True, -3.0, 1)])
-def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_questions, guard,
-                                                             depth_bias, batch):
+def test_looking_on_changes_nothing_and_names_every_decision(tiny_questions, guard, depth_bias,
+                                                             batch):
     """A wrapper that mixed up the rows of a batch, or the batches, would show one question's
     thoughts beside another's path: each row is checked against asking it alone."""
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, guard=True)
+    model, tokenizer, prompts, routers = with_routers(tiny_questions, guard=True)
     route = RouterRoute(routers, depth_bias, guard=guard)
     seen = watch(model, tokenizer, prompts, route, batch)
     direct = answer(model, tokenizer, prompts, route)
@@ -89,14 +88,17 @@ def test_looking_on_changes_nothing_and_names_every_decision(tmp_path, tiny_ques
     assert guard or not seen.guarded.any()
 
 
-def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions, guard=True)
+def test_records_say_what_the_evaluation_holds(tiny_questions):
+    """Catches figures of another question, and a reward between right and wrong that is rounded:
+    the headline is a mean of rewards, and f1 is seldom 0 or 1."""
+    model, tokenizer, prompts, routers = with_routers(tiny_questions, guard=True)
     seen = watch(model, tokenizer, prompts, routers.route)
+    seen.plain.correct[0] = 0.4
     for n, row in enumerate(records(seen)):
         assert row["id"] == prompts[n].question.id and row["gold"] == prompts[n].question.answer
         assert row["routed"]["layers"] == sum(map(int, row["decisions"]))
         assert row["plain"]["layers"] == 3
-        assert row["plain"]["correct"] == (seen.plain.correct[n] == 1)
+        assert row["plain"]["correct"] == round(seen.plain.correct[n].item(), 3)
         assert row["routed"]["answer"] == seen.routed.texts[n]
         for layer, shown in enumerate(row["percents"]):
             assert shown == pytest.approx(100 * seen.probabilities[n, layer].numpy(), abs=1.01)
@@ -104,8 +106,8 @@ def test_records_say_what_the_evaluation_holds(tmp_path, tiny_questions):
             assert row["decisions"][layer] == (row["routers"][layer] if free else "1")
 
 
-def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tmp_path, tiny_questions):
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
+def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tiny_questions):
+    model, tokenizer, prompts, routers = with_routers(tiny_questions)
     question = Question("asked", "asked", 0, "a b c", "", prompt="a b c", max_new_tokens=2)
     row, = records(watch(model, tokenizer, prepare([question], tokenizer, model)[0], routers.route))
     assert row["gold"] is row["plain"]["correct"] is row["routed"]["correct"] is None
@@ -113,9 +115,9 @@ def test_without_a_gold_answer_nothing_is_called_right_or_wrong(tmp_path, tiny_q
     assert "correct" not in text and "gold" not in text
 
 
-def test_overflowing_numbers_are_refused(tmp_path, tiny_questions):
+def test_overflowing_numbers_are_refused(tiny_questions):
     """NaN is no JSON: the page would not open."""
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
+    model, tokenizer, prompts, routers = with_routers(tiny_questions)
     routers.b2[1] = float("nan")
     with pytest.raises(InputError, match="8 of 8 questions"):
         watch(model, tokenizer, prompts, routers.route)
@@ -134,14 +136,6 @@ def test_bars_fill_their_width(probabilities, width):
     widths = bar_widths(percents(probabilities.tolist()), width)
     assert sum(widths) == width and min(widths) >= 0
     assert bar_widths([50, 25, 25], 8) == [4, 2, 2]
-
-
-def test_a_reward_between_right_and_wrong_is_kept(tmp_path, tiny_questions):
-    """The headline is a mean of rewards, as in metrics.json; f1 is seldom 0 or 1."""
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
-    seen = watch(model, tokenizer, prompts, routers.route)
-    seen.plain.correct[0] = 0.4
-    assert records(seen)[0]["plain"]["correct"] == 0.4
 
 
 # ---- the terminal ----
@@ -292,45 +286,38 @@ def test_long_texts_are_cut_in_the_middle_and_say_so():
 
 # ---- the command ----
 
-def arguments(tmp_path, *more):
-    return ["--model", str(tmp_path / "model"),
-            "--routers", str(tmp_path / "routers.safetensors"), *more]
+@pytest.fixture
+def flags(command):
+    """Flags that name a model, its questions and their routers."""
+    flags = command[1]
+    out = flags.index("--out")
+    return flags[:out] + flags[out + 2:]
 
 
-def write_questions(tmp_path, prompts):
-    rows = [{"id": p.question.id, "task": p.question.task, "level": p.question.level,
-             "prompt": p.question.prompt, "answer": p.question.answer, "max_new_tokens": 2}
-            for p in prompts]
-    write_lines(tmp_path / "q.jsonl", rows)
-    return str(tmp_path / "q.jsonl")
-
-
-def test_terminal_explains_the_question_named(tmp_path, tiny_questions, capsys):
-    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
-    file = write_questions(tmp_path, prompts)
-    explain.main(arguments(tmp_path, "--data", file, "--id", prompts[3].question.id))
+def test_terminal_explains_the_question_named(flags, tiny_questions, capsys):
+    name = tiny_questions[2][3].question.id
+    explain.main([*flags, "--id", name])
     shown = capsys.readouterr().out
-    assert shown.startswith(prompts[3].question.id) and "base model" in shown
-    assert "\x1b" not in shown and max(map(len, shown.splitlines())) <= 80
-    explain.main(arguments(tmp_path, "--question", "a b zebra Answer:", "--answer", "c"))
+    assert shown.startswith(name) and "base model" in shown
+    explain.main([*flags, "--question", "a b zebra Answer:", "--answer", "c"])
     shown = capsys.readouterr()
     assert "gold         c" in shown.out and "does not know 1 of 4 words: zebra" in shown.err
 
 
-def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, tiny_questions, capsys):
-    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
-    file = write_questions(tmp_path, prompts)
-    explain.main(arguments(tmp_path, "--data", file, "--html", str(tmp_path / "out" / "x.html")))
-    text = (tmp_path / "out" / "x.html").read_text(encoding="utf-8")
+def test_html_holds_every_question_and_no_folder_of_this_machine(tmp_path, flags, tiny_questions,
+                                                                 capsys):
+    def page_of(*more):
+        file = tmp_path / "out" / "x.html"
+        explain.main([*flags, "--html", str(file), *more])
+        return file.read_text(encoding="utf-8")
+
+    text = page_of()
     data = json.loads(Page(text).scripts[0])
-    assert [row["id"] for row in data["questions"]] == [p.question.id for p in prompts]
+    assert [row["id"] for row in data["questions"]] == [p.question.id for p in tiny_questions[2]]
     assert str(tmp_path) not in text and data["about"]["model"].endswith("model")
     assert data["known"] == ["own"]
     assert "8 questions, 0." in capsys.readouterr().out
-    explain.main(arguments(tmp_path, "--data", file, "--limit", "2", "--html",
-                           str(tmp_path / "few.html")))
-    text = (tmp_path / "few.html").read_text(encoding="utf-8")
-    assert len(json.loads(Page(text).scripts[0])["questions"]) == 2
+    assert len(json.loads(Page(page_of("--limit", "2")).scripts[0])["questions"]) == 2
 
 
 def test_demo_questions_are_asked_in_the_demos_form(tiny_questions):
@@ -352,11 +339,9 @@ def test_missing_routers_are_one_line_that_says_what_to_do(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("more, said", [(["--id", "none"], "none of the 8"),
                                         (["--question", " "], "empty")])
-def test_wrong_input_is_refused(tmp_path, tiny_questions, more, said):
-    _, _, prompts, _ = router_folder(tmp_path, tiny_questions)
-    file = write_questions(tmp_path, prompts)
+def test_wrong_input_is_refused(flags, more, said):
     with pytest.raises(InputError, match=said):
-        explain.main(arguments(tmp_path, "--data", file, *more))
+        explain.main([*flags, *more])
 
 
 # ---- in a browser, where there is one ----
@@ -443,10 +428,6 @@ def test_sorting_filtering_and_keys_in_a_browser(tmp_path, monkeypatch):
     assert result["found"] == ["q-17"] and result["bars"] == ["60%"] * 4 and result["rows"] == 1
 
 
-def told_of(correct, **more):
-    return {"answer": "x", "correct": correct, "confidence": 0.5, "layers": 4, "passes": 1} | more
-
-
 @pytest.mark.parametrize("outcomes, opened", [("both both broken corrected", 3),
                                               ("both none broken both", 2), ("both none", 0)])
 def test_the_page_opens_on_a_corrected_question_else_a_broken_one(tmp_path, monkeypatch, outcomes,
@@ -468,7 +449,7 @@ const result = { all: table(), apart: byId("apart").textContent };
 def test_the_headline_is_that_of_the_evaluation(tmp_path, monkeypatch, tiny_questions):
     """In domain and out of it; the page counts in 32 bits as metrics.json does, or 1499 right of
     2000 would be 75.0 here and 74.9 there."""
-    model, tokenizer, prompts, routers = router_folder(tmp_path, tiny_questions)
+    model, tokenizer, prompts, routers = with_routers(tiny_questions)
     prompts = [replace(prompt, question=replace(prompt.question, task="ab"[n % 3 == 0]))
                for n, prompt in enumerate(prompts)]
     seen = watch(model, tokenizer, prompts, routers.route)

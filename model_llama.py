@@ -138,28 +138,19 @@ LARGE_PRODUCT = 2 ** 20  # from this many inputs times outputs, oneDNN's extra c
 
 
 class Linear(nn.Linear):
-    """nn.Linear. On a CPU and without gradients, large float32 products run on oneDNN, and a single
-    bfloat16 token is multiplied as a vector, which takes three quarters of the time."""
+    """nn.Linear. On a CPU and without gradients, large float32 products run on oneDNN."""
 
     def forward(self, x):
         frozen = not (x.requires_grad or self.weight.requires_grad)
-        if x.is_cpu and frozen:
-            if x.dtype == torch.bfloat16 and x.numel() == self.in_features:
-                return self.multiply_vector(x.flatten()).view(*x.shape[:-1], -1)
-            if x.dtype == torch.float32 and ONEDNN_LINEAR and self.is_large(x):
-                return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
+        float32_on_cpu = x.is_cpu and x.dtype == torch.float32
+        if frozen and float32_on_cpu and ONEDNN_LINEAR and self.is_large(x):
+            return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
     def is_large(self, x):
         """Whether oneDNN's extra cost per call pays for this product."""
         return (self.weight.numel() >= LARGE_WEIGHT
                 or x.numel() * self.out_features >= LARGE_PRODUCT)
-
-    def multiply_vector(self, x):
-        """(out,) of a vector (in,)."""
-        if self.bias is None:
-            return torch.mv(self.weight, x)
-        return torch.addmv(self.bias, self.weight, x)
 
 
 # ---- the network; its parameters have the names of the checkpoint ----

@@ -73,8 +73,10 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
     """Yields (prompt, SearchResult, {decisions: confidence of correct paths}) as searches finish.
 
     At most batch_size searches are under way, fewer if the states that they share would need more
-    than `memory` bytes, by default half of what is free.
+    than `memory` bytes, by default half of what is free; InputError if they hold none.
     """
+    if not prompts:
+        return
     if memory is None:
         memory = shared_memory(model)
     at_once = searches_that_fit(model, prompts, config, batch_size, memory)
@@ -87,8 +89,7 @@ def search_all(model, tokenizer, prompts, config, seed, batch_size=256, progress
     while waiting or running:
         room = at_once - len(running)
         for _ in range(min(most_new, room, len(waiting))):
-            begun = Search(waiting.popleft(), model, config, seed, memory // at_once)
-            running.append(begun)
+            running.append(Search(waiting.popleft(), model, config, seed, memory // at_once))
         rewards, confidence = ask_one_path_each(model, tokenizer, running, batch_size)
         if progress:
             progress(len(running))

@@ -138,6 +138,12 @@ def same_of_each_task(prompts, limit):
     return [prompts[n] for n in sorted(taken)]
 
 
+def summary_of_all(outcome, table):
+    """The figures of an Outcome on all questions of its Comparison."""
+    everything = torch.ones(len(table.prompts)).bool()
+    return summarise(outcome, table.outcomes["vanilla"], everything)
+
+
 class Lab:
     """The run (a train.Run), its questions, and what the experiments share."""
 
@@ -286,8 +292,7 @@ class Lab:
         domain."""
         if table is None:
             return self.figures_of(self.table.ask("answers", routes))
-        outcome, base = table.ask("answers", routes), table.outcomes["vanilla"]
-        return summarise(outcome, base, torch.ones(len(table.prompts)).bool())
+        return summary_of_all(table.ask("answers", routes), table)
 
     def own_figures(self):
         """figures_of the run's own routers."""
@@ -296,8 +301,7 @@ class Lab:
     def figures_of(self, outcome):
         """The summary of an Outcome in domain, with its gain over the mix of fixed paths of the
         same depth."""
-        everything = torch.ones(len(self.inside)).bool()
-        row = summarise(outcome, self.table.outcomes["vanilla"], everything)
+        row = summary_of_all(outcome, self.table)
         over = outcome.correct - fixed_paths_at(row["layers"], self.fixed_points)
         return row | {"over_static": over.mean().item(), "over interval": list(interval(over))}
 

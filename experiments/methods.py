@@ -69,7 +69,8 @@ class Entrant:
     def outcome(self, table, title):
         """The Outcome of its answers to a Comparison's questions. They are not cached: the cache
         tells a view from the model by the weights alone, which are the same."""
-        with progress_bar(total=len(table.prompts) * len(self.routes), desc=title) as bar:
+        number = len(table.prompts) * len(self.routes)
+        with progress_bar(total=number, desc=title, unit="answer") as bar:
             seeds = [answer(self.model, table.tokenizer, table.prompts, route, table.batch_size,
                             bar.update) for route in self.routes]
         depth = None

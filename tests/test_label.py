@@ -290,6 +290,11 @@ def test_memory_is_what_is_free_and_processes_share_it(monkeypatch):
     assert 2 ** 20 < alone < 2 ** 50 and cli.free_memory("cpu") < alone / 100
 
 
+def test_without_questions_nothing_is_searched(world):
+    """Catches a longest question that is looked for among none."""
+    assert not list(search_all(world.model, world.tokenizer, [], CONFIG, 0))
+
+
 def test_progress_counts_every_path_asked(world):
     """Catches a progress bar that ends early."""
     steps = []

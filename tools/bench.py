@@ -30,6 +30,7 @@ from storage.files import write_json
 
 SLOW_PATHS = 16  # paths that are timed one at a time, which takes long
 SLOW = "one at a time, no cache"
+PRODUCTS = ", products alone"  # after the name of the searches that they are of
 
 
 # ---- measuring ----
@@ -124,13 +125,11 @@ def search_speed(args, tokenizer, model):
             answer_without_cache(model, prompt, path, tokenizer.stop_ids)
 
     sides = {SLOW: answer_one_at_a_time}
-    products_of = {}  # {side: the side of its matrix products}
     for size in args.together:
         if size <= len(prompts):
-            side, products = f"{size} together", f"{size} together, products alone"
+            side = f"{size} together"
             sides[side] = partial(search_together, size)
-            sides[products] = matrix_products(model, sides[side])
-            products_of[side] = products
+            sides[side + PRODUCTS] = matrix_products(model, sides[side])
     times = interleaved(sides, args.repeats, model.embed_tokens.weight.device)
 
     per_path = {}  # {side: [seconds per path, ...]}
@@ -141,8 +140,8 @@ def search_speed(args, tokenizer, model):
     for side, took in per_path.items():
         row = {"searches": side, "paths/s": f"{1 / median(took):.4g}",
                "times as fast": paired(per_path[SLOW], took), "of its products": ""}
-        if side in products_of:
-            row["of its products"] = paired(per_path[products_of[side]], took)
+        if side + PRODUCTS in per_path:
+            row["of its products"] = paired(per_path[side + PRODUCTS], took)
         rows.append(row)
     return rows
 

@@ -121,14 +121,13 @@ REWRITINGS = [(re.compile(pattern), new) for pattern, new in [
     (r"\\r(floor|ceil)", ")"),
     (r"√|\\sqrt|(?<![A-Za-z\\])sqrt", r"\\sqrt"),
     (r"\\sqrt ?\[(\w+)\]", r"\\root{\1}"),
-    (r"\\sqrt ?(\d+)", r"\\root{2}{\1}"),
     (r"\\sqrt", r"\\root{2}"),
     (r"(\\|(?<![A-Za-z\\]))log(?! ?_)", r"\\log_\\ell "),
     # one \pm gives two values; several would give pairs that nobody means
     (r"\\pm(?![a-z])", "±"),
     (r"^([^±]*)±([^±]*)$", r"\1+\2,\1-\2"),
     # fractions, binomials and mixed numbers
-    (r"\{([^{}]*)\\over\b([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
     (r"(?<=\d) choose (?=\d)", r"\\choose "),
     (r"\\[dtc]?(frac|binom)", r"\\\1"),
     (r"(\\frac|\\binom) ?(\d)", r"\1{\2}"),

@@ -103,6 +103,7 @@ def plain_torch():
     torch.default_generator.manual_seed(0)  # torch.manual_seed also describes the call to CUDA
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float32)
+    torch.set_flush_denormal(False)  # a command tested before may have set it (cli.run)
 
 
 def own_answers(folder, number, seed=0):

@@ -34,6 +34,8 @@ EQUAL = r"""
 4 3/4 | 4.75
 3\frac{\sqrt{2}}{2} | \frac{3\sqrt2}{2}
 {1 \over 8} | .125
+3{1\over2} | 7/2
+\displaystyle\frac12 | \textstyle\frac{1}{2}
 0.\overline{142857} | \frac17
 2.08\overline{3} | \frac{25}{12}
 6.0e-2 | 0.06
@@ -49,6 +51,9 @@ EQUAL = r"""
 2^{-1} | 0.5
 x^10 | x^{10}
 \sqrt[3]{-8} | -2
+\sqrt 12.5 | \sqrt{12.5}
+\sqrt 1,000 | 10\sqrt{10}
+\lvert -3\rvert | 3
 (-27)^{1/3} | -3
 \sqrt{x^2} | |x|
 |x-1| | |1-x|
@@ -94,6 +99,7 @@ x \in [0,1] | [0,1]
 x\ne 2 | (-\infty,2)\cup(2,\infty)
 (-\infty,0.5)\cup[\frac12,1) | (-\infty,1)
 [0,\sqrt4) | 0 \le x < 2
+(-∞, 2) | (-\infty,2)
 x<-\sqrt2 \text{ or } x>\sqrt2 | (-\infty,-\sqrt2)\cup(\sqrt{8}/2,\infty)
 -80\leq g(x)\leq 82 | [-80,82]
 -- tuples, sets, lists
@@ -126,6 +132,7 @@ x=2 \text{ or } 3 | \{2,3\}
 12 sec | 12 seconds
 12\text{ s} | 12 sec
 20^\circ\text{C} | 20
+98^\circ F | 98 \text{ degrees Fahrenheit}
 20^\circ\text{C} | 20^\circ
 20^{\circ} C | 20 \text{ degrees Celsius}
 28 pct | 0.28

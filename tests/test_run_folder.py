@@ -5,8 +5,9 @@ import pytest
 
 from storage.files import InputError, write_json
 from storage.run_folder import (CARD, folder_of, make_folder, read_candidate_paths, read_chosen,
-                                read_config, read_fixed_paths, read_metrics, read_result,
-                                refuse_other_run, replace_other_run, write_candidate_paths)
+                                read_config, read_fixed_paths, read_kinds, read_metrics,
+                                read_result, refuse_other_run, replace_other_run,
+                                write_candidate_paths, write_kinds)
 from tiny import ABSENT, edit_json
 
 
@@ -143,6 +144,22 @@ def test_a_result_is_that_of_its_key_or_none(tmp_path):
         write_json(file, damaged)
         with pytest.raises(InputError, match=r"result\.json: "):
             read_result(file, {"a": 1}, "row")
+
+
+def test_kinds_of_arithmetic_are_those_of_the_same_model(tmp_path):
+    """Catches a model that is asked the kinds which fit another one."""
+    kinds = {"seed": 3, "shares": {"add1": 0.25, "of a newer version": 0.5}}
+    assert read_kinds(tmp_path, "a1", ["add1", "mod"]) is None
+    write_kinds(tmp_path, "a1", kinds)
+    assert read_kinds(tmp_path, "a1", ["add1", "mod"]) == {"seed": 3, "shares": {"add1": 0.25}}
+    assert read_kinds(tmp_path, "b2", ["add1"]) is None
+    for damaged in ({"seed": "?", "shares": {}}, {"seed": 3}, {"shares": {}},
+                    {"seed": 3, "shares": {"add1": None}}, {"seed": 1e999, "shares": {}}):
+        write_kinds(tmp_path, "a1", damaged)
+        with pytest.raises(InputError, match=r"kinds\.json: not what a run wrote"):
+            read_kinds(tmp_path, "a1", ["add1"])
+    write_kinds(tmp_path, "a1", None)
+    assert read_kinds(tmp_path, "a1", ["add1"]) is None
 
 
 PATHS = [(1, 1, 1), (1, 0, 2)]

@@ -496,6 +496,12 @@ def test_a_text_has_the_same_tokens_every_time(folder):
     assert [tokenizer.encode("abababab") for _ in range(20)] == [[5, 5]] * 20
 
 
+def test_a_tokenizer_json_that_the_library_refuses_is_named(folder):
+    """Catches a traceback of the library's, which raises bare Exception."""
+    edit_json(folder / "tokenizer.json", model={"type": "no such model"})
+    refused(lambda: load_tokenizer(folder), folder / "tokenizer.json")
+
+
 def test_special_tokens_in_a_text_are_split_only_where_the_folder_says_so(folder):
     """Catches a key of tokenizer_config.json that transformers obeys."""
     assert load_tokenizer(folder).encode("3<eos>4") == [5, 1, 6]
@@ -504,7 +510,7 @@ def test_special_tokens_in_a_text_are_split_only_where_the_folder_says_so(folder
 
 
 @pytest.mark.parametrize("generation, config, wanted", [
-    (5, 1, {1, 5}), ([5, 7, 5], 1, {1, 5, 7}), (None, 6, {1, 6}), (ABSENT, 6, {1, 6}),
+    (5, 1, {1, 5}), ([5, 7, 5, None], 1, {1, 5, 7}), (None, 6, {1, 6}), (ABSENT, 6, {1, 6}),
     (ABSENT, [6, 8], {1, 6, 8}), (ABSENT, None, {1}), (ABSENT, ABSENT, {1}), (0, 6, {0, 1})])
 def test_stop_ids_come_from_every_place_that_names_them(generation, config, wanted, folder):
     """Catches an answer that runs past its end: generation_config.json wins over config.json,

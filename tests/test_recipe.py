@@ -72,6 +72,15 @@ def test_training_is_the_loop_written_by_hand(N, batch, epochs, seed):
     assert difference(made, by_hand(*data, seed, config)) < 1e-5
 
 
+def test_the_defaults_are_the_papers():
+    """Nothing else notices routers that are trained at another learning rate."""
+    config = TrainConfig()
+    assert (config.epochs, config.batch, config.learning_rate) == (25, 16, 1e-3)
+    assert (config.weight_decay, config.gamma, config.beta) == (0.01, 2.0, 0.999)
+    assert (config.width, config.windows) == (128, 8)
+    assert config.warmup == 0.08 and config.guard  # the guard is ours
+
+
 def test_no_number_of_the_hand_loop_is_a_default():
     """A setting that is ignored would go unnoticed where it has its default."""
     default = vars(TrainConfig())

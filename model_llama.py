@@ -15,6 +15,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -130,11 +131,23 @@ class KVCache:
 
 # ---- nn.Linear, made faster on a CPU; you can read nn.Linear wherever Linear is written ----
 
-# oneDNN's product of float32 matrices, which PyTorch has but offers for no public call. MKL, which
-# nn.Linear uses, takes twice as long on AMD processors. The name is private and may disappear.
+# oneDNN's product of float32 matrices, which PyTorch has but offers for no public call. nn.Linear
+# uses MKL's, which is slower for several tokens, and on AMD processors also for a single one: it
+# takes twice as long. The name is private and may disappear.
 ONEDNN_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 LARGE_WEIGHT = 2 ** 18   # from this many weights, or
 LARGE_PRODUCT = 2 ** 20  # from this many inputs times outputs, oneDNN's extra cost per call pays
+
+
+def runs_on_amd():
+    """Whether the processor is AMD's, as far as Linux tells."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+ON_AMD = runs_on_amd()
 
 
 class Linear(nn.Linear):
@@ -143,12 +156,15 @@ class Linear(nn.Linear):
     def forward(self, x):
         frozen = not (x.requires_grad or self.weight.requires_grad)
         float32_on_cpu = x.is_cpu and x.dtype == torch.float32
-        if frozen and float32_on_cpu and ONEDNN_LINEAR and self.is_large(x):
+        if frozen and float32_on_cpu and ONEDNN_LINEAR and self.suits_onednn(x):
             return ONEDNN_LINEAR(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
-    def is_large(self, x):
-        """Whether oneDNN's extra cost per call pays for this product."""
+    def suits_onednn(self, x):
+        """Whether oneDNN is faster for this product, its extra cost per call included."""
+        is_single_token = x.numel() == self.in_features
+        if is_single_token and not ON_AMD:
+            return False
         return (self.weight.numel() >= LARGE_WEIGHT
                 or x.numel() * self.out_features >= LARGE_PRODUCT)
 

@@ -495,3 +495,22 @@ def test_large_float32_products_are_the_plain_ones_and_still_have_gradients(bias
     close(frozen(x), wanted.detach(), 1e-4)
     x.requires_grad_()
     assert frozen(x).requires_grad
+
+
+@pytest.mark.parametrize("on_amd", [True, False])
+def test_onednn_multiplies_several_tokens_and_a_single_one_on_amd_alone(on_amd, monkeypatch):
+    """Catches a float32 token that takes half as long again on an Intel processor."""
+    sizes = []
+
+    def multiply(x, weight, bias, *_):
+        sizes.append(x.shape[1])
+        return torch.nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(model_llama, "ONEDNN_LINEAR", multiply)
+    monkeypatch.setattr(model_llama, "ON_AMD", on_amd)
+    large, small = (Linear(512, width).requires_grad_(False) for width in (512, 128))
+    for layer in (large, small):
+        for tokens in (1, 2, 16):
+            layer(torch.randn(1, tokens, 512))
+    large.bfloat16()(torch.randn(1, 2, 512, dtype=torch.bfloat16))
+    assert sizes == ([1] if on_amd else []) + [2, 16, 16]
